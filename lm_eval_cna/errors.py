@@ -1,0 +1,58 @@
+"""The one exception family: every message says what was wrong, what was got, what is allowed and what to do.
+
+Floor 0. The command line prints such a message on one line and exits with status 2; anything else is a
+bug of ours and keeps its traceback.
+"""
+
+from __future__ import annotations
+
+
+class CNAError(Exception):
+    """Something the user can put right.
+
+    Args:
+        what: what is wrong, without a full stop.
+        got: the offending value, shown with ``repr`` and cut when long.
+        allowed: what would have been accepted.
+        do: what to do about it.
+    """
+
+    def __init__(self, what: str, *, got: object = None, allowed: str | None = None, do: str | None = None) -> None:
+        parts = [what]
+        if got is not None:
+            shown = repr(got)
+            parts.append(f"got {shown if len(shown) <= 200 else shown[:200] + '...'}")
+        if allowed is not None:
+            parts.append(f"allowed: {allowed}")
+        if do is not None:
+            parts.append(do)
+        # One line, whatever a file name or a parser's message contains.
+        super().__init__(" ".join("; ".join(parts).split()))
+
+
+class ConfigError(CNAError):
+    """An argument, option or configuration value is wrong."""
+
+
+class ContrastError(CNAError):
+    """A contrast set cannot be read or used."""
+
+
+class InterventionError(CNAError):
+    """An intervention file cannot be read, or does not fit the model it is to be applied to."""
+
+
+class ArchitectureError(CNAError):
+    """The model's layers or down-projections are not ones we know how to steer."""
+
+
+class SteeringError(CNAError):
+    """Steering cannot be applied as asked."""
+
+
+class CacheError(CNAError):
+    """A response cache belongs to another model or another setting."""
+
+
+class RunError(CNAError):
+    """A run directory cannot be used: not one, damaged, in use, or of another plan."""

@@ -1,0 +1,1 @@
+"""lm-eval models that steer."""

@@ -1,0 +1,1 @@
+"""Reports of run directories; reads results only."""

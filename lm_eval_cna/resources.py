@@ -1,0 +1,38 @@
+"""Where the files that travel with the package are: tasks, contrast sets, circuits and published figures.
+
+Floor 0. In a checkout or an editable install they stand at the repository's root; a wheel carries them
+under ``lm_eval_cna/_resources``. Nothing else in the project knows either place.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+_PACKAGE = Path(__file__).resolve().parent
+
+
+def _folder(name: str) -> Path:
+    for root in (_PACKAGE / "_resources", _PACKAGE.parent):
+        if (root / name).is_dir():
+            return root / name
+    raise FileNotFoundError(f"the installation is incomplete: no folder {name!r} beside {_PACKAGE}; reinstall lm-eval-cna")
+
+
+def tasks_dir() -> Path:
+    """The folder of lm-eval task definitions."""
+    return _folder("tasks")
+
+
+def contrasts_dir() -> Path:
+    """The folder of packaged contrast sets and of the universal filter's prompts."""
+    return _folder("contrasts")
+
+
+def circuits_dir() -> Path:
+    """The folder of packaged intervention files, one sub-folder a model."""
+    return _folder("circuits")
+
+
+def published_dir() -> Path:
+    """The folder of the paper's figures, as JSON Lines."""
+    return _folder("results/published")

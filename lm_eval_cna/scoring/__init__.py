@@ -1,0 +1,1 @@
+"""Metrics on single responses: refusal, quality, outcome. Needs neither torch nor transformers."""

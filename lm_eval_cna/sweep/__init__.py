@@ -1,0 +1,1 @@
+"""A grid of cells, evaluated with lm-eval and kept in a run directory."""
