@@ -1,0 +1,82 @@
+"""Tiny random models of every family that we claim, made from their configs; no hub."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+import transformers as tf
+
+VOCAB = 97
+SIZES: dict[str, Any] = {
+    "vocab_size": VOCAB,
+    "hidden_size": 32,
+    "intermediate_size": 48,
+    "num_hidden_layers": 3,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "max_position_embeddings": 256,
+    "pad_token_id": 0,
+    "bos_token_id": 1,
+    "eos_token_id": 2,
+}
+GEMMA = {**SIZES, "head_dim": 8, "query_pre_attn_scalar": 8, "sliding_window": 16}
+
+
+def _config(family: str) -> tf.PretrainedConfig:
+    ids = {key: SIZES[key] for key in ("vocab_size", "pad_token_id", "bos_token_id", "eos_token_id")}
+    match family:
+        case "llama":
+            return tf.LlamaConfig(**SIZES)
+        case "mistral":
+            return tf.MistralConfig(**SIZES, sliding_window=16)
+        case "qwen2":
+            return tf.Qwen2Config(**SIZES)
+        case "qwen3":
+            return tf.Qwen3Config(**SIZES, head_dim=8)
+        case "phi3":
+            return tf.Phi3Config(**SIZES)
+        case "gemma2":
+            return tf.Gemma2Config(**GEMMA)
+        case "gemma3_text":
+            return tf.Gemma3TextConfig(**GEMMA)
+        case "olmo2":
+            return tf.Olmo2Config(**SIZES)
+        case "gpt2":
+            return tf.GPT2Config(**ids, n_embd=32, n_layer=3, n_head=4, n_inner=48, n_positions=256)
+        case "gpt_neox":
+            return tf.GPTNeoXConfig(**{k: v for k, v in SIZES.items() if k != "num_key_value_heads"})
+        case "falcon":
+            return tf.FalconConfig(
+                **ids, hidden_size=32, num_hidden_layers=3, num_attention_heads=4, ffn_hidden_size=48, alibi=False
+            )
+        case "mixtral":
+            return tf.MixtralConfig(**SIZES, num_local_experts=4)
+    raise KeyError(family)
+
+
+DENSE = ("llama", "mistral", "qwen2", "qwen3", "gemma2", "gemma3_text", "phi3", "olmo2", "gpt2", "gpt_neox", "falcon")
+
+
+def tiny(family: str, *, seed: int = 0, dtype: torch.dtype = torch.float32) -> tf.PreTrainedModel:
+    """A random model of `family` in evaluation mode, with weights large enough that steering shows."""
+    with torch.random.fork_rng():
+        torch.manual_seed(seed)
+        model = tf.AutoModelForCausalLM.from_config(_config(family))
+        with torch.no_grad():
+            for name, parameter in model.named_parameters():
+                if parameter.ndim == 2:
+                    parameter.normal_(0.0, 0.15)
+                elif "norm" in name and parameter.ndim == 1 and "weight" in name:
+                    parameter.add_(torch.randn_like(parameter) * 0.1)
+    return model.to(dtype).eval()
+
+
+TINY: dict[str, Callable[[], tf.PreTrainedModel]] = {family: (lambda family=family: tiny(family)) for family in (*DENSE, "mixtral")}
+
+
+def prompts(batch: int = 3, length: int = 9, seed: int = 0) -> torch.Tensor:
+    """Token ids [batch, length] without special tokens."""
+    generator = torch.Generator().manual_seed(seed)
+    return torch.randint(3, VOCAB, (batch, length), generator=generator)
