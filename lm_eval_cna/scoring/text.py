@@ -1,0 +1,52 @@
+"""Normal forms of a text: what the classifiers look at instead of the raw string.
+
+Floor 3, no torch. A normal form throws away what does not change the meaning (case, typographic quotes,
+Markdown marks, the width of white space), so that every rule downstream is written once.
+"""
+
+from __future__ import annotations
+
+import re
+import unicodedata
+
+_QUOTES = str.maketrans(
+    {
+        "\u2018": "'",
+        "\u2019": "'",
+        "\u201a": "'",
+        "\u201b": "'",
+        "\u02bc": "'",
+        "\u2032": "'",
+        "`": "'",
+        "\u00b4": "'",
+        "\u201c": '"',
+        "\u201d": '"',
+        "\u201e": '"',
+        "\u201f": '"',
+        "\u00ab": '"',
+        "\u00bb": '"',
+        "\u2010": "-",
+        "\u2011": "-",
+        "\u2013": "-",
+        "\u2014": "-",
+    }
+)
+_MARKDOWN = re.compile(r"[*_#~|]+|^[ \t]*>+", re.MULTILINE)
+_INVISIBLE = re.compile(r"[\u00ad\u200b-\u200f\u202a-\u202e\u2060\ufeff]")
+_SPACE = re.compile(r"\s+")
+
+
+def collapse_space(text: str) -> str:
+    """The text with every run of white space as one space, and none at either end."""
+    return _SPACE.sub(" ", text).strip()
+
+
+def normalise(text: str) -> str:
+    """The form in which refusal markers are written and looked for.
+
+    Compatibility characters are folded (NFKC), case is dropped, typographic quotes, primes, backticks and dashes
+    become their plain forms, invisible characters and Markdown marks (emphasis, headings, quotation, table bars) go,
+    white space is collapsed.
+    """
+    plain = unicodedata.normalize("NFKC", _INVISIBLE.sub("", text.translate(_QUOTES)))
+    return collapse_space(_MARKDOWN.sub(" ", plain.translate(_QUOTES))).casefold()
