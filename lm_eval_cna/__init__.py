@@ -1,3 +1,58 @@
-"""Contrastive Neuron Attribution inside lm-evaluation-harness: find a circuit, steer it, measure what it does."""
+"""Contrastive Neuron Attribution inside lm-evaluation-harness: find a circuit, steer it, measure what it does.
+
+Every name of the public API is imported when it is first used: ``autoload`` imports this package whenever an
+interpreter starts, and reading results needs no torch.
+"""
+
+from __future__ import annotations
 
 __version__ = "0.1.0"
+
+TYPE_CHECKING = False  # typing's own constant would import typing
+if TYPE_CHECKING:
+    from lm_eval_cna.architecture import find_architecture
+    from lm_eval_cna.contrast import load_contrast
+    from lm_eval_cna.discovery import discover
+    from lm_eval_cna.entry import register
+    from lm_eval_cna.errors import CNAError
+    from lm_eval_cna.intervention import Circuit, Vectors, read_intervention
+    from lm_eval_cna.steering import steer
+
+__all__ = [
+    "CNAError",
+    "Circuit",
+    "Vectors",
+    "__version__",
+    "discover",
+    "find_architecture",
+    "load_contrast",
+    "read_intervention",
+    "register",
+    "steer",
+]
+
+_MODULES = {
+    "CNAError": "errors",
+    "Circuit": "intervention",
+    "Vectors": "intervention",
+    "discover": "discovery",
+    "find_architecture": "architecture",
+    "load_contrast": "contrast",
+    "read_intervention": "intervention",
+    "register": "entry",
+    "steer": "steering",
+}
+
+
+def __getattr__(name: str) -> object:
+    if name not in _MODULES:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    from importlib import import_module
+
+    value = getattr(import_module(f"{__name__}.{_MODULES[name]}"), name)
+    globals()[name] = value  # the next access does not come here
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

@@ -1,0 +1,118 @@
+"""Registers our models and tasks with lm-eval, and runs lm-eval's own command with both in place.
+
+Floor 0. Three ways lead here: ``autoload`` when lm-eval 0.4.13 is imported, :func:`register` when a Python user
+asks for it, and :func:`run_lm_eval` for ``python -m lm_eval_cna run``. lm-eval versions with a plugin system of their own
+find the models by the entry points in pyproject.toml; they find no tasks, so the tasks are always added here.
+"""
+
+from __future__ import annotations
+
+import functools
+import inspect
+import sys
+import threading
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+from lm_eval_cna.errors import CNAError
+from lm_eval_cna.resources import tasks_dir
+
+#: Name for ``--model`` -> "module:class", as the entry points of group ``lm_eval.models`` say it too.
+MODELS = {"cna-hf": "lm_eval_cna.models.hf:CNAHFLM"}
+
+_lock = threading.Lock()
+
+
+def register() -> None:
+    """Make our models and tasks known to lm-eval in this process; calling it again does nothing.
+
+    Needed from Python only where the ``.pth`` file is not at work: ``LM_EVAL_CNA_AUTOLOAD=0``, a ``pip install
+    --target`` folder, or a checkout that is not installed.
+    """
+    import lm_eval.models
+    import lm_eval.tasks.manager
+
+    add_models(lm_eval.models)
+    add_tasks(lm_eval.tasks.manager)
+
+
+def add_models(_module: ModuleType) -> None:
+    """Register a lazy placeholder for each of our models, unless this lm-eval reads the entry points itself.
+
+    Args:
+        _module: ``lm_eval.models``, executed, so that lm-eval's own models are registered already.
+    """
+    from lm_eval.api import registry
+
+    if hasattr(registry, "load_plugins"):  # upstream #4013, merged after 0.4.13
+        return
+    with _lock:
+        for name, target in MODELS.items():
+            if name not in registry.model_registry:
+                registry.model_registry.register(name, target=target)
+
+
+def add_tasks(module: ModuleType) -> None:
+    """Make every ``TaskManager`` that indexes lm-eval's own tasks index ours too.
+
+    The order is lm-eval's tasks, ours, the user's ``include_path``; a later one wins. With ``include_defaults=False``
+    the user has asked for the named folders and nothing else, so nothing is added.
+
+    Args:
+        module: ``lm_eval.tasks.manager``, executed.
+    """
+    with _lock:
+        original = module.TaskManager.__init__
+        if getattr(original, "adds_cna_tasks", False):
+            return
+        signature = inspect.signature(original)
+
+        @functools.wraps(original)
+        def init(self: Any, *args: Any, **kwargs: Any) -> None:
+            call = signature.bind(self, *args, **kwargs)
+            call.apply_defaults()
+            given = call.arguments["include_path"]
+            if call.arguments["include_defaults"]:
+                call.arguments["include_path"] = _with_our_tasks(given)
+            original(*call.args, **call.kwargs)
+            self.include_path = given  # the attribute says what the user gave
+
+        init.adds_cna_tasks = True  # type: ignore[attr-defined]
+        module.TaskManager.__init__ = init
+
+
+def _with_our_tasks(given: Any) -> list[Any]:
+    """Our folder, then what the user gave; a folder twice would make lm-eval warn of tasks overriding themselves."""
+    paths = list(given) if isinstance(given, (list, tuple)) else [given] if given else []
+    ours = tasks_dir()
+    return paths if any(Path(path).resolve() == ours for path in paths) else [ours, *paths]
+
+
+def run_lm_eval(argv: list[str]) -> int:
+    """Run lm-eval's own command with our models and tasks, whatever ``LM_EVAL_CNA_AUTOLOAD`` says.
+
+    Args:
+        argv: what would follow ``lm_eval`` on the command line.
+
+    Returns:
+        The exit status: lm-eval's own, or 2 after one line on standard error when a :class:`CNAError` was raised.
+    """
+    from lm_eval.__main__ import cli_evaluate
+
+    before = sys.argv
+    sys.argv = ["lm_eval", *argv]  # lm-eval's parser reads it and rewrites it
+    try:
+        register()
+        cli_evaluate()
+    except CNAError as error:
+        sys.stderr.write(f"error: {error}\n")
+        return 2
+    except SystemExit as stop:
+        if stop.code is None or isinstance(stop.code, int):
+            return stop.code or 0
+        sys.stderr.write(f"{stop.code}\n")
+        return 1
+    finally:
+        sys.argv = before
+    return 0
