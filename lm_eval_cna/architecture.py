@@ -9,13 +9,12 @@ a partial match would steer part of the model and report it as the whole.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import Any
+
+import torch
+from torch import nn
 
 from lm_eval_cna.errors import ArchitectureError
-
-if TYPE_CHECKING:
-    import torch
-    from torch import nn
 
 
 @dataclass(frozen=True)
@@ -78,9 +77,16 @@ class Layer:
     def projection(self) -> nn.Module:
         """The down-projection without adapter wrappers: the module that holds the weight."""
         module = self.down
-        while hasattr(module, "base_layer"):
-            module = module.base_layer
+        while isinstance(inner := getattr(module, "base_layer", None), nn.Module):
+            module = inner
         return module
+
+    @property
+    def weight(self) -> torch.Tensor:
+        """The down-projection's weight, neurons along `neuron_dim`; packed where the model is quantized."""
+        weight = self.projection.weight
+        assert isinstance(weight, torch.Tensor)
+        return weight
 
     @property
     def has_adapter(self) -> bool:
@@ -127,7 +133,8 @@ def find_architecture(model: nn.Module) -> Architecture:
         ArchitectureError: the model is of no known family, has more than one decoder stack, or has a layer
             that does not look like its family (a mixture of experts, say). The message names what was found.
     """
-    base = model.get_base_model() if hasattr(model, "get_base_model") else model  # unwraps PEFT
+    unwrap: Any = getattr(model, "get_base_model", None)  # PEFT's wrapper
+    base = unwrap() if unwrap is not None else model
     name = type(base).__name__
     stacks = [
         (path, module, family)
@@ -136,8 +143,7 @@ def find_architecture(model: nn.Module) -> Architecture:
     ]
     if not stacks:
         raise ArchitectureError(
-            f"no known decoder stack in {name} (model type {_model_type(base) or 'unknown'}"
-            f"{_experts(model)})",
+            f"no known decoder stack in {name} (model type {_model_type(base) or 'unknown'}{_experts(model)})",
             allowed="model types " + ", ".join(sorted(FAMILIES)),
             do="add a row to FAMILIES in lm_eval_cna/architecture.py",
         )
@@ -155,7 +161,9 @@ def find_architecture(model: nn.Module) -> Architecture:
         raise ArchitectureError(f"{name} has no decoder layers")
     widths = {_neurons_of(layer) for layer in layers}
     if len(widths) > 1:
-        raise ArchitectureError(f"the MLPs of {name} differ in width: {sorted(widths)}", allowed="one width for all layers")
+        raise ArchitectureError(
+            f"the MLPs of {name} differ in width: {sorted(widths)}", allowed="one width for all layers"
+        )
     config = stack.config
     hidden = config.hidden_size
     assert isinstance(hidden, int)
@@ -193,7 +201,7 @@ def _neurons_of(layer: Layer) -> int:
     """The neurons of a layer, read off the projection (quantized classes keep `in_features`)."""
     projection = layer.projection
     if type(projection).__name__ == "Conv1D":
-        return int(projection.weight.shape[0])
+        return layer.weight.shape[0]
     width = getattr(projection, "in_features", None)
     if not isinstance(width, int):
         raise ArchitectureError(
@@ -212,6 +220,6 @@ def weight_columns(layer: Layer, indices: torch.Tensor) -> torch.Tensor:
     Returns:
         [n, hidden], in the weight's dtype and on its device.
     """
-    weight = layer.projection.weight
+    weight = layer.weight
     columns = weight.detach().index_select(layer.neuron_dim, indices.to(weight.device))
     return columns if layer.neuron_dim == 0 else columns.T.contiguous()

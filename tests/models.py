@@ -73,7 +73,9 @@ def tiny(family: str, *, seed: int = 0, dtype: torch.dtype = torch.float32) -> t
     return model.to(dtype).eval()
 
 
-TINY: dict[str, Callable[[], tf.PreTrainedModel]] = {family: (lambda family=family: tiny(family)) for family in (*DENSE, "mixtral")}
+TINY: dict[str, Callable[[], tf.PreTrainedModel]] = {
+    family: (lambda family=family: tiny(family)) for family in (*DENSE, "mixtral")
+}
 
 
 def prompts(batch: int = 3, length: int = 9, seed: int = 0) -> torch.Tensor:
