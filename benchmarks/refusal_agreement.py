@@ -64,7 +64,7 @@ def main() -> int:
     parser = argparse.ArgumentParser(description="agreement of the refusal classifier with human labels")
     parser.add_argument("files", nargs="*", type=Path)
     parser.add_argument("--cases", action="store_true", help="print every disagreement")
-    parser.add_argument("--rows", choices=("all", "even", "odd"), default="all", help="half of the rows, for held-out checks")
+    parser.add_argument("--rows", choices=("all", "even", "odd"), default="all", help="for held-out checks")
     arguments = parser.parse_args()
     files = arguments.files or sorted(DEFAULT_FOLDER.glob("*.csv"))
     if not files:
