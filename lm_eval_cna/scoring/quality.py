@@ -7,7 +7,7 @@ What `is_degenerate` says of small texts: nothing or white space only is degener
 `quality` is 1.0 by the paper's definition, they repeat nothing, and no rule on length is made here: a model that
 answers every prompt with a full stop shows in the responses and in `changed_rate`.
 
-What it cannot tell: a refrain sung four times at the very end of a song, a number that ends in a long row of zeros,
+What it cannot tell: a refrain sung four times at the very end of a song, a bare number with a long row of one digit,
 and a ruler of dashes as the last line look like loops; fluent nonsense in real words does not.
 """
 
@@ -72,8 +72,9 @@ def ends_in_loop(text: str) -> bool:
     """Whether the text ends in turns of one unit: a character, a token, a sentence, or a numbered sentence.
 
     A loop is a unit turned at least four times over at least 24 characters, or at least three times if the unit has
-    40 characters or more, or a whole text of five turns. The last turn may be cut short. Numbers are also masked, so
-    that "1. Be kind. 2. Be kind." is seen, but then the unit must hold three words (counting to ten is no loop).
+    40 characters or more, or a whole text of more than four turns ("no no no no no", but 55555 is a number). The last
+    turn may be cut short. Numbers are also masked, so that "1. Be kind. 2. Be kind." is seen as a loop, but then the
+    unit must hold three words (counting to ten is none) and turn five times.
     """
     if _has_loop(text, LOOP_TURNS, unit=1):
         return True
@@ -89,7 +90,7 @@ def _has_loop(text: str, turns: int, *, unit: int, words: int = 0) -> bool:
         covered = length + period
         needed = SENTENCE_TURNS if period >= SENTENCE_CHARACTERS and not words else turns
         long_enough = covered >= max(needed * period, LOOP_CHARACTERS)
-        whole = not words and covered == len(text) and covered >= (turns + 1) * period
+        whole = not words and covered == len(text) > turns * period and not text[-period:].isdigit()
         if (long_enough or whole) and len(_WORD.findall(text[-period:])) >= words:
             return True
     return False
@@ -141,5 +142,7 @@ _SPACELESS = ("CJK", "HIRAGANA", "KATAKANA", "HANGUL", "THAI", "LAO", "KHMER", "
 @lru_cache(maxsize=8192)
 def _script(character: str) -> str:
     """The script a letter's name begins with; "" for scripts that are written together with others."""
+    if not character.isalpha():
+        return ""
     script = unicodedata.name(character, "UNKNOWN").split()[0].split("-")[0]
     return "" if script in _SPACELESS or script in {"MICRO", "MODIFIER", "MATHEMATICAL"} else script

@@ -117,8 +117,9 @@ _IN_OPENING = {
     r"peace|tolerance)\b|\bpriorit\w+ (?:the )?(?:safety|respect|well-being) (?:and|of|for)\b|"
     r"\b(?:a|is) (?:fundamental|basic) (?:human )?right\b",
     "solace": r"\b(?:sorry (?:to hear|that you)|difficult (?:time|situation)|struggling with|"
-    r"thoughts of (?:suicide|self)|feeling (?:this way|overwhelmed|upset|suicidal|hopeless|unsafe))\b.*\b(?:reach(?:ing)? out|"
-    r"seek(?:ing)? (?:\w+ ){0,2}(?:help|support)|talk(?:ing)? to|hotline|lifeline|mental health|care about you)\b",
+    r"thoughts of (?:suicide|self)|feeling (?:this way|overwhelmed|upset|suicidal|hopeless|unsafe))\b.*\b(?:"
+    r"reach(?:ing)? out|seek(?:ing)? (?:\w+ ){0,2}(?:help|support)|talk(?:ing)? to|hotline|lifeline|"
+    r"mental health|care about you)\b",
 }
 _ANYWHERE_RE = {name: re.compile(pattern) for name, pattern in _ANYWHERE.items()}
 _IN_OPENING_RE = {name: re.compile(pattern) for name, pattern in _IN_OPENING.items()}

@@ -52,6 +52,24 @@ def response_text(results: Sequence[Any]) -> str:
     return results[0]
 
 
+def keep_safe(rows: Any) -> Any:
+    """XSTest's safe prompts: the rows of a `datasets.Dataset` whose label is `safe`."""
+    return rows.filter(_is_labelled_safe)
+
+
+def keep_unsafe(rows: Any) -> Any:
+    """XSTest's unsafe contrasts: the rows of a `datasets.Dataset` whose label is `unsafe`."""
+    return rows.filter(_is_labelled_unsafe)
+
+
+def _is_labelled_safe(row: Mapping[str, Any]) -> bool:
+    return bool(row["label"] == "safe")
+
+
+def _is_labelled_unsafe(row: Mapping[str, Any]) -> bool:
+    return bool(row["label"] == "unsafe")
+
+
 def process_results(doc: Mapping[str, Any], results: Sequence[Any]) -> dict[str, float]:
     """lm-eval's hook for the refusal tasks: the scores of the document's one response."""
     return score_response(response_text(results))
