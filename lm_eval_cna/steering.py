@@ -1,0 +1,250 @@
+"""An intervention at a multiplier on a model: fold, hook or rows, and undo.
+
+Floor 2. Because (W[:, j] * m) * x_j = W[:, j] * (m * x_j), scaling neuron j at all positions is the same as scaling
+column j of the down-projection (DESIGN section 1):
+
+- fold scales the columns in memory and puts the saved columns back afterwards, bit for bit; no cost per token;
+- hook scales the projection's input, for weights that cannot be edited;
+- rows is a hook with one setting per batch row (`steering_rows`).
+
+Vectors v are added as (m - 1) * scale * v with a hook on what the MLP writes (CAA) or on the residual stream behind
+a layer (single-layer CAA). Every hook returns a new tensor: Falcon adds attention into the MLP's output in place, and
+a hook that edited its input would change what others have recorded.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any, Literal
+from weakref import WeakSet
+
+import torch
+from torch import nn
+
+from lm_eval_cna.architecture import Architecture, Layer, find_architecture
+from lm_eval_cna.errors import SteeringError
+from lm_eval_cna.fit import check_fit, is_plain
+from lm_eval_cna.intervention import Circuit, Vectors
+
+Mode = Literal["auto", "fold", "hook"]
+MODES: tuple[Mode, ...] = ("auto", "fold", "hook")
+
+# Decoder stacks that are being steered; steering one a second time would fold saved columns into saved columns.
+_steered: WeakSet[nn.Module] = WeakSet()
+
+
+@dataclass(frozen=True)
+class Setting:
+    """One point of the axis that all methods share.
+
+    Attributes:
+        intervention: circuit or vectors; None is the baseline.
+        multiplier: 0 suppresses, 1 is the untouched model, 2 amplifies.
+        scale: factor of vectors, 1 for the published ones.
+    """
+
+    intervention: Circuit | Vectors | None = None
+    multiplier: float = 1.0
+    scale: float = 1.0
+
+    def __post_init__(self) -> None:
+        if not (math.isfinite(self.multiplier) and math.isfinite(self.scale)):
+            raise SteeringError("multiplier and scale", got=(self.multiplier, self.scale), allowed="finite numbers")
+
+    @property
+    def is_baseline(self) -> bool:
+        """Whether this setting leaves the model untouched: m = 1 does, for every method."""
+        return self.intervention is None or self.multiplier == 1.0
+
+    @property
+    def strength(self) -> float:
+        """What vectors are multiplied with before they are added: (m - 1) * scale."""
+        return (self.multiplier - 1.0) * self.scale
+
+
+class Steering:
+    """A steered model; `undo` puts it back. Made by `apply`; `steer` is its context manager.
+
+    Attributes:
+        mode: "fold" or "hook", or "none" where the setting is the baseline.
+        layers: the layers that are touched.
+    """
+
+    def __init__(self, mode: str, layers: tuple[int, ...], architecture: Architecture | None = None) -> None:
+        self.mode = mode
+        self.layers = layers
+        self._architecture = architecture
+        self._undo: list[Callable[[], Any]] = []
+
+    def undo(self) -> None:
+        """Put the model back, bit for bit. Safe to call twice."""
+        while self._undo:
+            self._undo.pop()()
+        if self._architecture is not None:
+            unmark_steered(self._architecture)
+
+
+def apply(
+    model: nn.Module, setting: Setting, *, mode: Mode = "auto", architecture: Architecture | None = None
+) -> Steering:
+    """Steer `model` until the returned handle's `undo` is called.
+
+    Args:
+        model: a transformers model.
+        setting: what to do. The baseline (m = 1, or no intervention) touches nothing at all.
+        mode: "auto" folds where all touched weights can be edited and hooks otherwise; vectors always hook.
+        architecture: of `model`, where it is known already.
+
+    Raises:
+        InterventionError: the intervention does not fit the model.
+        SteeringError: the model is steered already, or fold is asked for where it is not exact or possible.
+        ArchitectureError: the model is not of a known family.
+    """
+    if mode not in MODES:
+        raise SteeringError("mode", got=mode, allowed=", ".join(MODES))
+    if setting.intervention is None:
+        return Steering("none", ())
+    architecture = architecture or find_architecture(model)
+    check_fit(setting.intervention, architecture)
+    touched = [architecture.layers[index] for index in setting.intervention.layers]
+    mode = resolve_mode(setting.intervention, touched, model, mode)
+    refuse_nesting(architecture)
+    if setting.is_baseline:
+        return Steering("none", ())
+    steering = Steering(mode, setting.intervention.layers, architecture)
+    mark_steered(architecture)
+    try:
+        for layer in touched:
+            steering._undo.append(_touch(layer, setting, mode))
+    except BaseException:
+        steering.undo()
+        raise
+    return steering
+
+
+@contextmanager
+def steer(
+    model: nn.Module, setting: Setting, *, mode: Mode = "auto", architecture: Architecture | None = None
+) -> Iterator[Steering]:
+    """`apply` for the length of a `with` block; the model is put back also after an exception."""
+    steering = apply(model, setting, mode=mode, architecture=architecture)
+    try:
+        yield steering
+    finally:
+        steering.undo()
+
+
+def refuse_nesting(architecture: Architecture) -> None:
+    """Raise SteeringError if the model is steered already."""
+    if architecture.stack in _steered:
+        raise SteeringError("the model is steered already", do="undo the other steering first; settings do not nest")
+
+
+def mark_steered(architecture: Architecture) -> None:
+    """Note that the model is steered, so that a second steering is refused."""
+    _steered.add(architecture.stack)
+
+
+def unmark_steered(architecture: Architecture) -> None:
+    """Note that the model is as it was."""
+    _steered.discard(architecture.stack)
+
+
+def resolve_mode(intervention: Circuit | Vectors, touched: list[Layer], model: nn.Module, mode: Mode) -> Mode:
+    """Decide between fold and hook, one mode for all layers.
+
+    Raises:
+        SteeringError: fold is asked for and some layer cannot be folded; the message gives the reason.
+    """
+    if isinstance(intervention, Vectors):
+        if mode == "fold":
+            raise SteeringError("vectors cannot be folded", got=mode, allowed="auto, hook")
+        return "hook"
+    if mode == "hook":
+        return "hook"
+    shared = _shared_storages(model)
+    reason = next((reason for layer in touched if (reason := _why_not_fold(layer, shared))), None)
+    if reason is None:
+        return "fold"
+    if mode == "fold":
+        raise SteeringError(f"cannot fold: {reason}", got=mode, allowed="auto, hook")
+    return "hook"
+
+
+def _touch(layer: Layer, setting: Setting, mode: Mode) -> Callable[[], Any]:
+    """Steer one layer; returns what undoes it."""
+    if isinstance(setting.intervention, Vectors):
+        vector = setting.intervention.tensors[layer.index] * setting.strength
+        module = layer.write if setting.intervention.place == "write" else layer.block
+        return module.register_forward_hook(_adder(vector)).remove
+    assert setting.intervention is not None
+    indices = torch.tensor(setting.intervention.by_layer()[layer.index])
+    if mode == "fold":
+        return _fold(layer, indices, setting.multiplier)
+    return layer.down.register_forward_pre_hook(_scaler(indices, setting.multiplier), with_kwargs=True).remove
+
+
+def _fold(layer: Layer, indices: torch.Tensor, multiplier: float) -> Callable[[], Any]:
+    weight, dim = layer.weight.data, layer.neuron_dim
+    indices = indices.to(weight.device)
+    saved = weight.index_select(dim, indices)
+    # Not multiplied in place: at m = 0 a product would keep the sign of zero and turn an infinite weight into NaN.
+    weight.index_copy_(dim, indices, saved * multiplier if multiplier else torch.zeros_like(saved))
+    return lambda: weight.index_copy_(dim, indices, saved)
+
+
+def _scaler(indices: torch.Tensor, multiplier: float) -> Callable[..., Any]:
+    """A pre-hook of the down-projection that scales the chosen channels of its input."""
+    placed: dict[torch.device, torch.Tensor] = {}
+
+    def scale(
+        module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]
+    ) -> tuple[tuple[Any, ...], dict[str, Any]]:
+        x = args[0]
+        # An offloaded or sharded model may call a layer on another device than the one its weight was loaded to.
+        chosen = placed.setdefault(x.device, indices.to(x.device))
+        return (x.index_copy(-1, chosen, x.index_select(-1, chosen) * multiplier), *args[1:]), kwargs
+
+    return scale
+
+
+def _adder(vector: torch.Tensor) -> Callable[..., Any]:
+    """A forward hook that adds a vector to a module's output, the first one where there are several."""
+    placed: dict[tuple[torch.device, torch.dtype], torch.Tensor] = {}
+
+    def add(module: nn.Module, args: tuple[Any, ...], output: Any) -> Any:
+        hidden = output[0] if isinstance(output, tuple) else output
+        key = (hidden.device, hidden.dtype)
+        if key not in placed:
+            placed[key] = vector.to(device=hidden.device, dtype=hidden.dtype)
+        steered = hidden + placed[key]
+        return (steered, *output[1:]) if isinstance(output, tuple) else steered
+
+    return add
+
+
+def _why_not_fold(layer: Layer, shared: set[int]) -> str | None:
+    """The reason why a layer's weight cannot be edited in place, or None."""
+    weight = layer.weight
+    if layer.has_adapter:
+        return f"{layer.down_name} carries an adapter, which a folded weight would not scale"
+    if not is_plain(weight):
+        return f"{layer.down_name} holds a {type(weight).__name__} of {weight.dtype} on {weight.device.type}"
+    if getattr(getattr(layer.projection, "_hf_hook", None), "offload", False):
+        return f"{layer.down_name} is offloaded and loaded again at every call"
+    if weight.untyped_storage().data_ptr() in shared:
+        return f"{layer.down_name} shares its storage with another parameter"
+    return None
+
+
+def _shared_storages(model: nn.Module) -> set[int]:
+    """Addresses of storages that more than one parameter of the model lives in."""
+    seen: dict[int, int] = {}
+    for _, parameter in model.named_parameters(remove_duplicate=False):
+        if is_plain(parameter):
+            address = parameter.untyped_storage().data_ptr()
+            seen[address] = seen.get(address, 0) + 1
+    return {address for address, count in seen.items() if count > 1}

@@ -1,0 +1,28 @@
+"""Small circuits and vectors for tiny models."""
+
+from __future__ import annotations
+
+import torch
+
+from lm_eval_cna.architecture import Architecture
+from lm_eval_cna.intervention import Circuit, Neuron, Vectors
+
+
+def circuit(architecture: Architecture, *, per_layer: int = 4, seed: int = 0, name: str = "test") -> Circuit:
+    """A circuit with `per_layer` random neurons in every layer."""
+    generator = torch.Generator().manual_seed(seed)
+    pairs = [
+        (layer.index, int(index))
+        for layer in architecture.layers
+        for index in torch.randperm(architecture.width, generator=generator)[:per_layer]
+    ]
+    return Circuit(method="cna", name=name, neurons=tuple(Neuron(layer, index, 1.0) for layer, index in pairs))
+
+
+def vectors(architecture: Architecture, *, place: str = "write", seed: int = 0) -> Vectors:
+    """Random vectors for every layer, or for the middle one where they go behind the block."""
+    generator = torch.Generator().manual_seed(seed)
+    layers = range(len(architecture.layers)) if place == "write" else [len(architecture.layers) // 2]
+    tensors = {layer: torch.randn(architecture.hidden, generator=generator) for layer in layers}
+    method = "caa" if place == "write" else "caa-residual"
+    return Vectors(method=method, name="test", place=place, tensors=tensors)
