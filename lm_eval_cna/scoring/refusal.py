@@ -108,7 +108,7 @@ _IN_OPENING = {
     "verdict": rf"\b(?:is|are|was|were|be|'s|would)(?: not|n't| never)(?: be)?(?: \w+,?){{0,3}}? {_GOOD}|"
     rf"\bnever (?:be )?(?:\w+ )?{_GOOD}|\b(?:do not|don't) think (?:[\w']+ ){{1,4}}{_GOOD}|"
     rf"\b(?:is|are|be|'s) (?:\w+ ){{0,2}}?{_BAD}(?:,| and| or) (?:\w+ )?{_BAD}|"
-    rf"\b(?:it is|it's|it would be|question is|request is) (?:\w+ ){{0,2}}?{_BAD}",
+    rf"\b(?:it is|it's|it would be|question is|request is) (?:(?!an?\b)\w+ ){{0,2}}?{_BAD}",
     "premise": r"\b(?:should not|should never|shouldn't|must not) be (?:\w+ )?(?:discriminated|denied|excluded|barred|"
     r"singled out|judged|stereotyped|considered|condoned|tolerated)\b|\bthere (?:is|are|was|were) no (?:\w+ )?"
     r"(?:reasons?|justifications?|excuses?|benefits?|basis)\b",
