@@ -1,0 +1,67 @@
+# What a clone can do with make and a Python: `make demo`, `make test`, `make lint`, `make bench`, `make clean`.
+#
+# PYTHON=python3.12 picks an interpreter, VENV=DIR an environment, JOBS=N the test processes. Package sources are pip's
+# own settings; on a machine without a GPU, PIP_EXTRA_INDEX_URL with an index of CPU builds of torch saves gigabytes.
+
+SHELL := /bin/bash
+.SHELLFLAGS := -euo pipefail -c
+.DEFAULT_GOAL := help
+.DELETE_ON_ERROR:
+
+VENV ?= .venv
+JOBS ?= 2
+BIN := $(VENV)/bin
+# Byte code is left to the first import, since most of what is installed is never imported; so it must be kept.
+unexport PYTHONDONTWRITEBYTECODE
+PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check --no-compile --prefer-binary -c constraints.txt
+SUITABLE := import ensurepip, sys, venv; sys.exit(not (3, 11) <= sys.version_info[:2] <= (3, 14))
+OFFLINE := HF_HUB_OFFLINE=1 HF_DATASETS_OFFLINE=1 TRANSFORMERS_OFFLINE=1
+
+.PHONY: help demo test lint bench clean
+
+help:
+	@echo "make demo    train the small models, steer them, write results/runs/demo (nothing is downloaded but packages)"
+	@echo "make test    unit, reference and integration tests, with coverage"
+	@echo "make lint    ruff and mypy"
+	@echo "make bench   side-by-side speed figures"
+	@echo "make clean   remove $(VENV), caches and built packages; results stay"
+
+demo: $(VENV)/.runtime
+	$(OFFLINE) $(BIN)/lm-eval-cna demo --output results/runs/demo
+
+# One thread a process: JOBS processes share the cores, and float sums do not depend on the number of cores.
+# The plugin is loaded by tests/conftest.py, once coverage is measured, and not when the interpreter starts.
+test: $(VENV)/.dev
+	$(OFFLINE) OMP_NUM_THREADS=1 TOKENIZERS_PARALLELISM=false LM_EVAL_CNA_AUTOLOAD=0 MPLBACKEND=Agg \
+		$(BIN)/python -m pytest -n $(JOBS) --dist loadfile --durations 15 --cov --cov-report term --cov-report xml
+
+lint: $(VENV)/.dev
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+bench: $(VENV)/.runtime
+	for file in benchmarks/*.py; do echo "== $$file"; $(OFFLINE) $(BIN)/python "$$file"; done
+
+clean:
+	rm -rf $(VENV) build dist .mypy_cache .pytest_cache .ruff_cache .hypothesis .coverage coverage.xml htmlcov
+	find . -name __pycache__ -type d -not -path './.git/*' -prune -exec rm -rf {} +
+
+# The interpreter: PYTHON if given, else python3, else the newest python3.x that the pinned torch has builds for.
+$(VENV)/.runtime: pyproject.toml constraints.txt lm_eval_cna/autoload.pth
+	@for python in $(or $(PYTHON),python3 python3.14 python3.13 python3.12 python3.11); do \
+		if "$$python" -c '$(SUITABLE)' 2>/dev/null; then found=$$python; break; fi; \
+	done; \
+	if [ -z "$${found:-}" ]; then \
+		echo "error: no Python 3.11 to 3.14 with the venv module found (looked for: $(or $(PYTHON),python3, python3.11 to python3.14)); install one or give PYTHON=/path/to/python" >&2; \
+		exit 2; \
+	fi; \
+	echo "setting up $(VENV) with $$("$$found" --version)"; \
+	"$$found" -m venv $(VENV)
+	$(PIP) 'pip>=25.1'  # the pip of an older Python takes twice as long to choose versions
+	$(PIP) -e .
+	@touch $@
+
+$(VENV)/.dev: $(VENV)/.runtime
+	$(PIP) -e '.[dev]'
+	@touch $@

@@ -1,0 +1,137 @@
+"""DESIGN section 3: a module imports from its own floor or below, and some modules must not know others at all."""
+
+from __future__ import annotations
+
+import ast
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+#: Module, or sub-package with everything in it -> floor. A new module needs a line here: choose its floor on purpose.
+FLOORS = {
+    "errors": 0,
+    "resources": 0,
+    "entry": 0,
+    "autoload": 0,
+    "architecture": 1,
+    "contrast": 1,
+    "intervention": 1,
+    "fit": 1,
+    "prompts": 1,
+    "provenance": 1,
+    "activations": 2,
+    "discovery": 2,
+    "steering": 2,
+    "steering_rows": 2,
+    "models": 3,
+    "scoring": 3,
+    "judging": 3,
+    "sweep": 4,
+    "organism": 4,
+    "analysis": 5,
+    "report": 5,
+    "cli": 6,
+    "demo": 6,
+    "__main__": 6,
+    "__init__": 7,  # the public API, imported lazily
+}
+
+#: Module -> what it must not import, whatever the floors say. They meet in the intervention file.
+STRANGERS = {"discovery": {"steering", "steering_rows"}, "steering": {"discovery"}, "steering_rows": {"discovery"}}
+
+#: Sub-packages that read results only, and the libraries that would make that slow.
+LIGHT = ("scoring", "analysis")
+HEAVY = {"torch", "transformers"}
+
+PACKAGE = Path(__file__).resolve().parents[2] / "lm_eval_cna"
+
+
+def modules() -> dict[str, Path]:
+    """Dotted name inside the package (``scoring.refusal``, ``__init__``) -> file."""
+    found = {}
+    for path in sorted(PACKAGE.rglob("*.py")):
+        parts = path.relative_to(PACKAGE).with_suffix("").parts
+        if parts[0] != "_resources":
+            found[".".join(parts[:-1] if len(parts) > 1 and parts[-1] == "__init__" else parts)] = path
+    return found
+
+
+def imported(source: str) -> Iterator[str]:
+    """Every absolute name that the source imports, at module level, inside functions or for types only."""
+    for node in ast.walk(ast.parse(source)):
+        if isinstance(node, ast.Import):
+            yield from (alias.name for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, "imports are absolute"
+            assert node.module is not None
+            yield from (f"{node.module}.{alias.name}" for alias in node.names)
+
+
+def inside(names: Iterator[str]) -> set[str]:
+    """The modules or sub-packages of ours among the names, as keys of ``FLOORS``."""
+    return {
+        parts[1] if len(parts) > 1 and parts[1] in FLOORS else "__init__"
+        for parts in (name.split(".") for name in names)
+        if parts[0] == "lm_eval_cna"
+    }
+
+
+def faults(module: str, source: str) -> list[str]:
+    """What the source of a module breaks of the floor rule, in words."""
+    key = module.split(".")[0]
+    if key not in FLOORS:
+        return [f"lm_eval_cna.{module} stands on no floor: give {key!r} one in FLOORS of tests/unit/test_floors.py"]
+    if key == "__init__":
+        return []
+    found = [
+        f"lm_eval_cna.{module} (floor {FLOORS[key]}) imports {other!r} (floor {FLOORS[other]})"
+        for other in sorted(inside(imported(source)))
+        if FLOORS[other] > FLOORS[key]
+    ]
+    found += [
+        f"lm_eval_cna.{module} must not know {other!r}"
+        for other in sorted(inside(imported(source)) & STRANGERS.get(key, set()))
+    ]
+    if key in LIGHT:
+        found += [
+            f"lm_eval_cna.{module} imports {name}: {key} runs without {name.split('.')[0]}"
+            for name in imported(source)
+            if name.split(".")[0] in HEAVY
+        ]
+    return found
+
+
+@pytest.mark.parametrize("module", modules())
+def test_imports_go_down(module: str) -> None:
+    assert not faults(module, modules()[module].read_text(encoding="utf-8"))
+
+
+@pytest.mark.parametrize(
+    ("module", "source", "word"),
+    [
+        ("errors", "from lm_eval_cna import contrast", "imports 'contrast'"),
+        ("scoring.text", "def f():\n    import lm_eval_cna.cli", "imports 'cli'"),
+        ("contrast", "from lm_eval_cna import CNAError", "imports '__init__'"),
+        ("discovery", "from lm_eval_cna.steering import steer", "must not know 'steering'"),
+        ("steering", "if TYPE_CHECKING:\n    from lm_eval_cna.discovery import discover", "must not know 'discovery'"),
+        ("analysis.tables", "import torch.nn", "runs without torch"),
+        ("scoring.refusal", "from transformers import AutoTokenizer", "runs without transformers"),
+        ("novelty", "", "stands on no floor"),
+    ],
+)
+def test_a_fault_is_found(module: str, source: str, word: str) -> None:
+    (fault,) = faults(module, source)
+    assert word in fault
+
+
+@pytest.mark.parametrize("package", [name for name in LIGHT if (PACKAGE / name).is_dir()])
+def test_light_packages_load_without_heavy_libraries(package: str) -> None:
+    names = [f"lm_eval_cna.{name}" for name in modules() if name.split(".")[0] == package]
+    assert names
+    code = f"import {', '.join(names)}, sys; print(*({HEAVY!r} & set(sys.modules)))"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=PACKAGE.parent, check=False)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.strip() == ""
