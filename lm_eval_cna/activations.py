@@ -1,0 +1,275 @@
+"""Last-token activations of prompts, as streaming statistics.
+
+Floor 2. Forward passes of the decoder stack only: no logits, no cache, no gradient. What a hook sees is added to
+running float64 sums on the device at once, so memory beyond the model is 16 bytes a neuron for two classes, whatever
+the number of prompts, and no activation is copied to the host.
+"""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any, Literal, get_args
+
+import torch
+from torch import nn
+
+from lm_eval_cna.architecture import Architecture, Layer
+from lm_eval_cna.errors import CNAError, ConfigError, ContrastError
+from lm_eval_cna.prompts import pad_left
+
+Read = Literal["neurons", "magnitudes", "writes", "blocks"]
+Progress = Callable[[int, int], None]
+_Observer = Callable[[int, torch.Tensor], None]
+Rows = Sequence[Sequence[int]]
+_FINITE_ADVICE = "load the model in bfloat16 or float32, and check its weights"
+
+
+@dataclass(frozen=True)
+class Means:
+    """Means over prompts of what was read at their last token, float64 on the host.
+
+    Attributes:
+        counts: number of prompts in each group.
+        neurons: activations, the input of every down-projection: [groups, layers, width].
+        magnitudes: absolute activations over all prompts, groups together: [layers, width].
+        writes: what every MLP adds to the residual stream: [groups, layers, hidden].
+        blocks: the residual stream behind every layer: [groups, layers, hidden].
+    """
+
+    counts: tuple[int, ...]
+    neurons: torch.Tensor | None = None
+    magnitudes: torch.Tensor | None = None
+    writes: torch.Tensor | None = None
+    blocks: torch.Tensor | None = None
+
+
+class RunningSums:
+    """Sums over prompts, one row a group, for every layer; kept on the layer's device.
+
+    Args:
+        groups: the number of groups.
+        layers: the number of layers.
+    """
+
+    def __init__(self, groups: int, layers: int) -> None:
+        self._groups = groups
+        self._sums: list[torch.Tensor | None] = [None] * layers
+
+    def add(self, layer: int, members: torch.Tensor, values: torch.Tensor) -> None:
+        """Add `values` [batch, size] of one layer to the rows of their groups.
+
+        Args:
+            layer: the layer.
+            members: one-hot membership [groups, batch], on any device.
+            values: [batch, size].
+        """
+        # MPS has no float64; means in float32 or better is what the definition asks for.
+        dtype = torch.float32 if values.device.type == "mps" else torch.float64
+        total = self._sums[layer]
+        if total is None:
+            total = values.new_zeros((self._groups, values.shape[1]), dtype=dtype)
+            self._sums[layer] = total
+        total.addmm_(members.to(values.device, dtype), values.to(dtype))
+
+    @property
+    def nbytes(self) -> int:
+        """Memory that the sums take, in bytes."""
+        return sum(total.nbytes for total in self._sums if total is not None)
+
+    def means(self, counts: Sequence[int], what: str) -> torch.Tensor:
+        """Divide by the groups' sizes: [groups, layers, size], float64 on the host. The sums are used up.
+
+        Raises:
+            CNAError: a sum is not finite, or a layer was never called.
+        """
+        divisor = torch.tensor(counts, dtype=torch.float64).unsqueeze(1)
+        result: torch.Tensor | None = None
+        for layer in range(len(self._sums)):
+            total, self._sums[layer] = self._sums[layer], None  # one layer at a time is in memory twice
+            if total is None:
+                raise CNAError(f"layer {layer} was never called in the forward pass")
+            total = total.cpu().to(torch.float64)
+            if not bool(torch.isfinite(total).all()):
+                raise CNAError(
+                    f"{what} of layer {layer} are not finite (NaN or infinity)",
+                    do=_FINITE_ADVICE,
+                )
+            if result is None:
+                result = torch.empty((self._groups, len(self._sums), total.shape[1]), dtype=torch.float64)
+            torch.div(total, divisor, out=result[:, layer])
+        assert result is not None
+        return result
+
+
+def mean_activations(
+    architecture: Architecture,
+    rows: Rows,
+    groups: Sequence[int],
+    *,
+    read: Sequence[Read] = ("neurons",),
+    batch_size: int = 16,
+    pad: int = 0,
+    progress: Progress | None = None,
+) -> Means:
+    """Run the prompts through the model and average what their last tokens show, group by group.
+
+    Args:
+        architecture: the model.
+        rows: token ids of the prompts.
+        groups: the group of each prompt, 0 to n - 1, none empty (0 positive and 1 negative, or finer for folds).
+        read: what to read; see `Means`.
+        batch_size: prompts per forward pass; batches are sorted by length and padded on the left.
+        pad: token id to pad with; it is masked.
+        progress: called with (prompts done, prompts in all) after each batch.
+
+    Raises:
+        ConfigError: an argument is out of range.
+        CNAError: activations are not finite; the message names the first such layer.
+    """
+    unknown = set(read) - set(get_args(Read))
+    if unknown or not read:
+        raise ConfigError("what to read", got=sorted(unknown), allowed=", ".join(get_args(Read)))
+    assert len(rows) == len(groups)
+    number = max(groups) + 1
+    counts = tuple(groups.count(group) for group in range(number))
+    assert all(counts), "every group needs a prompt"
+    sums = {what: RunningSums(1 if what == "magnitudes" else number, len(architecture.layers)) for what in read}
+    members = torch.empty(0)
+
+    def observe(what: Read) -> _Observer:
+        if what == "magnitudes":
+            return lambda layer, last: sums[what].add(layer, torch.ones(1, len(last)), last.abs())
+        return lambda layer, last: sums[what].add(layer, members, last)
+
+    with _watch(architecture, {what: observe(what) for what in read}):
+        for batch in _batches(rows, batch_size, progress):
+            members = nn.functional.one_hot(torch.tensor([groups[i] for i in batch]), number).T
+            _forward(architecture, [rows[i] for i in batch], pad)
+    names = {
+        "neurons": "activations",
+        "magnitudes": "activations",
+        "writes": "MLP outputs",
+        "blocks": "residual values",
+    }
+    means = {what: sums[what].means([len(rows)] if what == "magnitudes" else counts, names[what]) for what in read}
+    magnitudes = means.pop("magnitudes", None)
+    return Means(counts, magnitudes=None if magnitudes is None else magnitudes[0], **means)
+
+
+def count_in_top(
+    architecture: Architecture,
+    rows: Rows,
+    k: int,
+    *,
+    batch_size: int = 16,
+    pad: int = 0,
+    progress: Progress | None = None,
+) -> torch.Tensor:
+    """Count for every neuron the prompts on which it is among the model's k largest by |activation| at the last token.
+
+    The k largest are carried from layer to layer, so that no prompt's activations are ever held for the whole model.
+    Equal values are ranked by (layer, index).
+
+    Args:
+        architecture: the model.
+        rows: token ids of the prompts.
+        k: how many neurons of the whole model are a prompt's top.
+        batch_size: prompts per forward pass.
+        pad: token id to pad with.
+        progress: called with (prompts done, prompts in all) after each batch.
+
+    Returns:
+        int32 [layers, width] on the host.
+
+    Raises:
+        CNAError: activations are not finite; the message names the first such layer.
+    """
+    width = architecture.width
+    counts = torch.zeros(len(architecture.layers) * width, dtype=torch.int32)
+    finite: dict[int, torch.Tensor] = {}
+    top_values = top_ids = torch.empty(0)
+
+    def merge(layer: int, last: torch.Tensor) -> None:
+        nonlocal top_values, top_ids
+        finite[layer] = torch.isfinite(last).all() & finite.get(layer, True)
+        ids = torch.arange(layer * width, (layer + 1) * width, device=last.device).expand(len(last), -1)
+        # Earlier layers stand first, so a stable sort breaks ties by (layer, index).
+        values = torch.cat((top_values.to(last.device), last.abs().float()), dim=1)
+        ids = torch.cat((top_ids.to(last.device), ids), dim=1)
+        values, order = values.sort(dim=1, descending=True, stable=True)
+        top_values, top_ids = values[:, :k], ids.gather(1, order[:, :k])
+
+    with _watch(architecture, {"neurons": merge}):
+        for batch in _batches(rows, batch_size, progress):
+            top_values = torch.empty((len(batch), 0))
+            top_ids = torch.empty((len(batch), 0), dtype=torch.int64)
+            _forward(architecture, [rows[i] for i in batch], pad)
+            chosen = top_ids.flatten()
+            counts = counts.to(chosen.device).scatter_add_(0, chosen, torch.ones_like(chosen, dtype=torch.int32))
+    for layer, flag in finite.items():
+        if not bool(flag):
+            raise CNAError(f"activations of layer {layer} are not finite (NaN or infinity)", do=_FINITE_ADVICE)
+    return counts.view(-1, width).cpu()
+
+
+def _batches(rows: Rows, batch_size: int, progress: Progress | None) -> Iterator[list[int]]:
+    """Positions of the prompts of each batch, longest first: little padding, and memory runs out at once or never."""
+    if batch_size < 1:
+        raise ConfigError("batch size", got=batch_size, allowed="1 or more")
+    if not rows:
+        raise ContrastError("there is no prompt to run")
+    order = sorted(range(len(rows)), key=lambda i: -len(rows[i]))
+    for start in range(0, len(order), batch_size):
+        batch = order[start : start + batch_size]
+        yield batch
+        if progress is not None:
+            progress(start + len(batch), len(order))
+
+
+@torch.inference_mode()
+def _forward(architecture: Architecture, rows: Rows, pad: int) -> None:
+    """One forward pass of the decoder stack, for what the hooks see of it."""
+    stack = architecture.stack
+    ids, mask = pad_left(rows, pad)
+    device = next((p.device for p in stack.parameters() if p.device.type != "meta"), torch.device("cpu"))
+    inputs = {"input_ids": ids.to(device), "attention_mask": mask.to(device)}
+    if "position_ids" in inspect.signature(stack.forward).parameters:
+        # Counted from the first real token, as `generate` does: learned positions (GPT-2) depend on it.
+        inputs["position_ids"] = (mask.cumsum(-1) - 1).clamp(min=0).to(device)
+    stack(**inputs, use_cache=False)
+
+
+@contextmanager
+def _watch(architecture: Architecture, observers: dict[Read, _Observer]) -> Iterator[None]:
+    """Call observers with (layer, values at the last token [batch, size]) in every forward pass inside the context.
+
+    Values are read while the hook runs and not kept: Falcon adds attention into the MLP's output in place afterwards.
+    """
+    handles = []
+    training = [module for module in architecture.stack.modules() if module.training]
+    try:
+        for module in training:
+            module.training = False  # dropout would make a circuit of chance
+        for layer in architecture.layers:
+            handles += [_hook(layer, what, observer) for what, observer in observers.items()]
+        yield
+    finally:
+        for handle in handles:
+            handle.remove()
+        for module in training:
+            module.training = True
+
+
+def _hook(layer: Layer, what: Read, observer: _Observer) -> torch.utils.hooks.RemovableHandle:
+    def before(module: nn.Module, inputs: tuple[Any, ...]) -> None:
+        observer(layer.index, inputs[0][:, -1])
+
+    def after(module: nn.Module, inputs: tuple[Any, ...], output: Any) -> None:
+        observer(layer.index, (output[0] if isinstance(output, tuple) else output)[:, -1])
+
+    if what in ("neurons", "magnitudes"):
+        return layer.down.register_forward_pre_hook(before)
+    return (layer.write if what == "writes" else layer.block).register_forward_hook(after)

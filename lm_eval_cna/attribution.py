@@ -1,0 +1,174 @@
+"""From a model and a contrast set to one intervention, controls included.
+
+Floor 3. To make several from the same prompts, `measure` once and ask the `Measurement` for each.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection
+from typing import Any, Literal
+
+from lm_eval_cna import discovery
+from lm_eval_cna.activations import Read
+from lm_eval_cna.architecture import find_architecture
+from lm_eval_cna.contrast import ContrastSet
+from lm_eval_cna.errors import ConfigError
+from lm_eval_cna.fit import check_fit, describe_model
+from lm_eval_cna.intervention import Circuit, Vectors
+from lm_eval_cna.measurement import (
+    DEFAULT_FRACTION,
+    Measurement,
+    Settings,
+    identity_of,
+    measure,
+    size_of,
+    stamp,
+)
+
+__all__ = ["METHODS", "Measurement", "Method", "Settings", "discover", "measure"]
+
+Method = Literal["cna", "caa", "caa-residual", "random", "random-vectors"]
+METHODS: tuple[Method, ...] = ("cna", "caa", "caa-residual", "random", "random-vectors")
+
+
+def discover(
+    model: Any,
+    tokenizer: Any,
+    contrast: ContrastSet | None,
+    *,
+    method: Method = "cna",
+    fraction: float | None = None,
+    top_k: int | None = None,
+    excluded_layers: Collection[int] = (),
+    universal_filter: bool = True,
+    layer: int | None = None,
+    like: Circuit | Vectors | None = None,
+    seed: int = 0,
+    match: Literal["layer", "activation"] = "layer",
+    check_leakage: bool = True,
+    settings: Settings | None = None,
+    model_id: str | None = None,
+    revision: str | None = None,
+) -> Circuit | Vectors:
+    """Make one intervention.
+
+    Args:
+        model: a transformers model of a known architecture.
+        tokenizer: its tokenizer.
+        contrast: the prompts; controls need none, except for `match="activation"`.
+        method: see DESIGN section 2.
+        fraction: size of a circuit as a share of the model's neurons; 0.001 by default. It is also the share that
+            makes a universal neuron.
+        top_k: size of a circuit in neurons, instead of `fraction`.
+        excluded_layers: layers without circuit neurons.
+        universal_filter: leave out neurons that are active on everything.
+        layer: the layer of `caa-residual`.
+        like: what a control is matched to: a circuit for `random`, vectors for `random-vectors`.
+        seed: the control's seed.
+        match: whether `random` draws uniformly in the layer or among neurons of similar mean |activation|.
+        check_leakage: as in `measure`.
+        settings: how prompts are rendered and run.
+        model_id: written into the files; by default what the model says of itself.
+        revision: likewise.
+
+    Raises:
+        ConfigError: an argument is missing, out of range, or has no meaning for the method.
+        CNAError: as in `measure`.
+    """
+    if method not in METHODS:
+        raise ConfigError("method", got=method, allowed=", ".join(METHODS))
+    if method in ("random", "random-vectors"):
+        return _control(
+            model, tokenizer, contrast, method, like, seed, match, settings, model_id=model_id, revision=revision
+        )
+    if contrast is None:
+        raise ConfigError(f"{method} needs a contrast set")
+    reads: dict[str, Read] = {"cna": "neurons", "caa": "writes", "caa-residual": "blocks"}
+    universal_fraction = DEFAULT_FRACTION
+    if method == "cna":
+        architecture = find_architecture(model)
+        k, share = size_of(architecture, fraction, top_k)
+        universal_fraction = share if share is not None else k / architecture.num_neurons
+    measurement = measure(
+        model,
+        tokenizer,
+        contrast,
+        read=(reads[method],),
+        universal_filter=universal_filter,
+        universal_fraction=universal_fraction,
+        check_leakage=check_leakage,
+        settings=settings,
+        model_id=model_id,
+        revision=revision,
+    )
+    if method == "cna":
+        return measurement.circuit(fraction=fraction, top_k=top_k, excluded_layers=excluded_layers)
+    return measurement.vectors() if method == "caa" else measurement.residual_vector(layer)
+
+
+def _control(
+    model: Any,
+    tokenizer: Any,
+    contrast: ContrastSet | None,
+    method: Method,
+    like: Circuit | Vectors | None,
+    seed: int,
+    match: str,
+    settings: Settings | None,
+    *,
+    model_id: str | None,
+    revision: str | None,
+) -> Circuit | Vectors:
+    """A random circuit or random vectors matched to `like`; no forward pass unless activations are matched."""
+    kind = Circuit if method == "random" else Vectors
+    if not isinstance(like, kind):
+        raise ConfigError(
+            f"{method} is matched to an intervention",
+            got=None if like is None else like.method,
+            allowed="a circuit" if kind is Circuit else "vectors",
+            do="give it with --like FILE",
+        )
+    if match not in ("layer", "activation"):
+        raise ConfigError("match", got=match, allowed="layer, activation")
+    architecture = find_architecture(model)
+    check_fit(like, architecture)
+    said_id, said_revision = identity_of(model)
+    identity = {"id": model_id or said_id, "revision": revision or said_revision}
+    origin = {"seed": seed, "like_sha256": like.sha256, **stamp()}
+    if isinstance(like, Vectors):
+        return Vectors(
+            method="random-vectors",
+            place=like.place,
+            name=f"{like.name}-random-{seed}",
+            model=describe_model(architecture, ((layer, 0) for layer in like.layers), **identity),
+            discovery=like.discovery.model_copy(update=origin),
+            tensors=discovery.random_vectors(like.tensors, seed=seed),
+        )
+    magnitudes = None
+    if match == "activation":
+        if contrast is None:
+            raise ConfigError("activation-matched controls need a contrast set", do="give it with --contrast")
+        magnitudes = measure(
+            model,
+            tokenizer,
+            contrast,
+            read=("magnitudes",),
+            universal_filter=False,
+            check_leakage=False,
+            settings=settings,
+        ).means.magnitudes
+    universal = like.discovery.universal_filter
+    neurons = discovery.random_neurons(
+        like.neurons,
+        architecture.width,
+        seed=seed,
+        universal=() if universal is None else universal.neurons,
+        magnitudes=magnitudes,
+    )
+    return Circuit(
+        method="random",
+        name=f"{like.name}-random-{seed}",
+        model=describe_model(architecture, ((n.layer, n.index) for n in neurons), **identity),
+        discovery=like.discovery.model_copy(update={**origin, "match": match}),
+        neurons=neurons,
+    )

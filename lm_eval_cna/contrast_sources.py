@@ -1,0 +1,207 @@
+"""Contrast sets by reference: a YAML file names public data sets, and the prompts are fetched when they are needed.
+
+Floor 1. Every source is pinned (a revision, a commit in the address, or a hash of the file), the choice of prompts is
+seeded, and prompts that equal or resemble one of an evaluation set named in the file are left out.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import random
+import re
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Annotated, Any, NamedTuple, Self
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+
+from lm_eval_cna.errors import ContrastError
+from lm_eval_cna.leakage import find_leaks, normalise
+
+_COMMIT = re.compile(r"\b[0-9a-f]{40}\b")
+
+
+class _Spec(BaseModel):
+    model_config = ConfigDict(extra="forbid", strict=True, frozen=True)
+
+
+class Source(_Spec):
+    """One column of a public data set, or of a file by address.
+
+    Attributes:
+        dataset: a data set on the hub (owner/name), or a folder; then `revision` pins it.
+        config: its configuration.
+        split: its split.
+        revision: a commit of 40 hexadecimal digits; a folder needs none.
+        url: address or path of a CSV or JSON Lines file instead; then a commit in the address or `sha256` pins it.
+        sha256: hash of that file; a file with another is refused.
+        column: the column that holds the prompts.
+        where: other columns and the values they must have.
+        choose: how many prompts to choose; all of them by default.
+    """
+
+    dataset: str | None = None
+    config: str | None = None
+    split: str = "train"
+    revision: Annotated[str, Field(pattern="^[0-9a-f]{40}$")] | None = None
+    url: str | None = None
+    sha256: Annotated[str, Field(pattern="^[0-9a-f]{64}$")] | None = None
+    column: str
+    where: dict[str, str] = {}
+    choose: Annotated[int, Field(ge=1)] | None = None
+
+    @model_validator(mode="after")
+    def _pinned(self) -> Self:
+        if (self.dataset is None) == (self.url is None):
+            raise ValueError("give either dataset or url")
+        if self.dataset is not None and self.revision is None and not Path(self.dataset).is_dir():
+            raise ValueError("a data set needs a revision (a commit of 40 hexadecimal digits)")
+        if self.url is not None and self.sha256 is None and not _COMMIT.search(self.url):
+            raise ValueError("a file needs a commit in its address, or a sha256")
+        return self
+
+    @property
+    def label(self) -> str:
+        """What the source is called in messages and results."""
+        where = self.dataset or self.url or ""
+        return f"{where} ({self.split})" if self.dataset else where
+
+
+class ContrastSpec(_Spec):
+    """A contrast set by reference.
+
+    Attributes:
+        name: name of the set.
+        description: what it is for.
+        seed: seed of the choice.
+        positive: where prompts that show the behaviour come from.
+        negative: where prompts that do not come from.
+        exclude: evaluation sets; a prompt that equals or resembles one of theirs is left out.
+    """
+
+    name: str
+    description: str = ""
+    seed: int = 0
+    positive: Source
+    negative: Source
+    exclude: tuple[Source, ...] = Field(default=(), strict=False)
+
+
+class Fetched(NamedTuple):
+    """What a specification came to."""
+
+    name: str
+    positive: tuple[str, ...]
+    negative: tuple[str, ...]
+    leakage: str | None
+
+
+def fetch(path: Path) -> Fetched:
+    """Read a YAML contrast set and fetch its prompts.
+
+    Raises:
+        ContrastError: the file is not a valid specification, a source cannot be fetched or has changed, or has too few
+            prompts left.
+    """
+    spec = _read_spec(path)
+    evaluation = [prompt for source in spec.exclude for prompt in rows(source)]
+    chosen: dict[str, tuple[str, ...]] = {}
+    left_out = 0
+    for label, source in (("positive", spec.positive), ("negative", spec.negative)):
+        taken = {normalise(prompt) for prompts in chosen.values() for prompt in prompts}
+        chosen[label], leaks = _choose(source, rows(source), evaluation, taken, f"{spec.name} {label} {spec.seed}")
+        left_out += leaks
+    leakage = None
+    if spec.exclude:
+        names = ", ".join(source.label for source in spec.exclude)
+        report = find_leaks(chosen["positive"] + chosen["negative"], evaluation)
+        leakage = f"{report.statement(names)}; {left_out} leaking candidates were left out"
+    return Fetched(spec.name, chosen["positive"], chosen["negative"], leakage)
+
+
+def _read_spec(path: Path) -> ContrastSpec:
+    try:
+        return ContrastSpec.model_validate(yaml.safe_load(path.read_text(encoding="utf-8")))
+    except ValidationError as error:
+        first = error.errors(include_url=False)[0]
+        where = ".".join(str(part) for part in first["loc"])
+        message = first["msg"].removeprefix("Value error, ")
+        raise ContrastError(f"{path}: {where or 'the file'}: {message}", got=first["input"]) from error
+    except (yaml.YAMLError, OSError, UnicodeDecodeError, RecursionError) as error:
+        raise ContrastError(f"cannot read {path} as YAML: {error}") from error
+
+
+def _choose(
+    source: Source, candidates: Sequence[str], evaluation: Sequence[str], taken: set[str], seed: str
+) -> tuple[tuple[str, ...], int]:
+    """Go through the candidates in a seeded order and take those that are new and do not leak.
+
+    Returns:
+        The prompts in the order of the source, and how many candidates leaked before there were enough.
+    """
+    wanted = source.choose
+    generator = random.Random(seed)  # random() keeps its sequence across versions of Python; shuffle() does not promise
+    order = sorted(range(len(candidates)), key=[generator.random() for _ in candidates].__getitem__)
+    kept: list[int] = []
+    leaks = 0
+    for position in order:
+        if len(kept) == wanted:
+            break
+        key = normalise(candidates[position])
+        if not key or key in taken:
+            continue
+        taken.add(key)
+        if find_leaks([candidates[position]], evaluation).matches:
+            leaks += 1
+        else:
+            kept.append(position)
+    if not kept or (wanted is not None and len(kept) < wanted):
+        raise ContrastError(
+            f"{source.label} has {len(kept)} prompts left of {len(candidates)}",
+            got=f"{wanted or 'at least 1'} wanted, {leaks} left out because they leak",
+            do="choose fewer",
+        )
+    return tuple(candidates[position] for position in sorted(kept)), leaks
+
+
+def rows(source: Source) -> list[str]:
+    """The prompts of a source, white space at their ends removed, blank ones left out.
+
+    Raises:
+        ContrastError: the source cannot be fetched, has changed, or has no such column.
+    """
+    import datasets
+
+    try:
+        if source.url is not None:
+            table = _read_file(source.url, source.sha256)
+        else:
+            table = datasets.load_dataset(
+                source.dataset, source.config, split=source.split, revision=source.revision or "main"
+            )
+    except ContrastError:
+        raise
+    except Exception as error:  # what a loader raises (network, hub, parser) is not one family
+        reason = str(error).strip().split("\n")[0] or type(error).__name__
+        raise ContrastError(f"cannot fetch {source.label}: {reason}") from error
+    missing = [name for name in (source.column, *source.where) if name not in table.column_names]
+    if missing:
+        raise ContrastError(
+            f"{source.label} has no column {missing[0]}", got=table.column_names, do="name one of these"
+        )
+    wanted = source.where.items()
+    kept = (row[source.column] for row in table if all((row[name] or "") == value for name, value in wanted))
+    return [prompt.strip() for prompt in kept if isinstance(prompt, str) and prompt.strip()]
+
+
+def _read_file(url: str, sha256: str | None) -> Any:
+    """Download (or find in the cache) a CSV or JSON Lines file, check its hash and parse it."""
+    import datasets
+
+    local = datasets.DownloadManager().download(url)
+    found = hashlib.sha256(Path(local).read_bytes()).hexdigest()
+    if sha256 is not None and found != sha256:
+        raise ContrastError(f"{url} has changed", got=f"sha256 {found}", allowed=sha256)
+    parser = "csv" if url.endswith(".csv") else "json"
+    return datasets.load_dataset(parser, data_files=str(local), split="train")
