@@ -11,8 +11,8 @@ __version__ = "0.1.0"
 TYPE_CHECKING = False  # typing's own constant would import typing
 if TYPE_CHECKING:
     from lm_eval_cna.architecture import find_architecture
+    from lm_eval_cna.attribution import discover
     from lm_eval_cna.contrast import load_contrast
-    from lm_eval_cna.discovery import discover
     from lm_eval_cna.entry import register
     from lm_eval_cna.errors import CNAError
     from lm_eval_cna.intervention import Circuit, Vectors, read_intervention
@@ -35,7 +35,7 @@ _MODULES = {
     "CNAError": "errors",
     "Circuit": "intervention",
     "Vectors": "intervention",
-    "discover": "discovery",
+    "discover": "attribution",
     "find_architecture": "architecture",
     "load_contrast": "contrast",
     "read_intervention": "intervention",

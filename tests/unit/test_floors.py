@@ -18,7 +18,10 @@ FLOORS = {
     "autoload": 0,
     "architecture": 1,
     "contrast": 1,
+    "contrast_sources": 1,
+    "leakage": 1,
     "intervention": 1,
+    "fingerprint": 1,
     "fit": 1,
     "prompts": 1,
     "provenance": 1,
@@ -26,6 +29,8 @@ FLOORS = {
     "discovery": 2,
     "steering": 2,
     "steering_rows": 2,
+    "measurement": 3,
+    "attribution": 3,
     "models": 3,
     "scoring": 3,
     "judging": 3,
@@ -71,12 +76,10 @@ def imported(source: str) -> Iterator[str]:
 
 
 def inside(names: Iterator[str]) -> set[str]:
-    """The modules or sub-packages of ours among the names, as keys of ``FLOORS``."""
-    return {
-        parts[1] if len(parts) > 1 and parts[1] in FLOORS else "__init__"
-        for parts in (name.split(".") for name in names)
-        if parts[0] == "lm_eval_cna"
-    }
+    """The modules or sub-packages of ours among the names, as keys of ``FLOORS``; the version is anybody's."""
+    parts = [name.split(".") for name in names]
+    ours = {part[1] if len(part) > 1 else "__init__" for part in parts if part[0] == "lm_eval_cna"}
+    return {name if name in FLOORS else "__init__" for name in ours - {"__version__"}}
 
 
 def faults(module: str, source: str) -> list[str]:
