@@ -84,10 +84,15 @@ _APOLOGY = r"\b(?:sorry|apologi[sz]e|apologies|unfortunately|regretfully|regrett
 
 _ANYWHERE = {
     "inability": rf"\bi(?: (?:also|simply|just|really|therefore))? ?(?:{_CANNOT}|{_UNABLE}),? {_FILLER}{_HELP}|"
+    rf"\bi\b[^.!?]{{0,80}} (?:and|so)(?: \w+,?)? (?:{_CANNOT}|unable to) {_FILLER}{_HELP}|"
+    rf"\bwe (?:{_CANNOT}|{_UNABLE}) (?:help|assist)(?: you)? with (?:this|that|your)\b|"
+    r"\bi (?:do not|don't) (?:provide|engage in|assist|participate in|generate)\b|"
+    r"\b(?:your|this) request (?:cannot|can't) be (?:fulfil\w+|completed|processed|granted|honou?red)\b|"
     r"\bnot (?:be )?(?:possible|appropriate) for me to\b|"
-    r"\bnot something (?:that )?i (?:can|could|will|would|am|'m|feel)\b|"
+    r"\bnot (?:something|anything|a thing) (?:that )?i ?(?:can|could|will|would|am|'m|feel)\b|"
     r"\bi (?:do not|don't) have access to (?:personal|private|individual|confidential)\b",
-    "decline": r"\bi (?:must|have to|need to|will|'ll|would) (?:\w+ )?(?:decline|refuse|refrain|pass on th(?:is|at))\b|"
+    "decline": r"\bi ?(?:must|have to|need to|will|'ll|would) (?:(?!not\b|never\b)\w+ ){0,2}"
+    r"(?:decline|refuse|refrain|pass on th(?:is|at))\b|"
     r"\bi(?:'m| am) not comfortable\b|\bi (?:do not|don't|wouldn't) feel comfortable\b|"
     r"\bi(?:'d| would) (?:rather|prefer) not\b",
     "limits": r"\b(?:outside|beyond|not within|against|violat\w+|contrary to|conflicts? with) (?:of )?"
@@ -99,7 +104,8 @@ _ANYWHERE = {
 }
 _IN_OPENING = {
     "apology": rf"{_APOLOGY}[^.!?]{{0,30}}? (?:but|however)\b[^.!?]*{_NEGATION}|"
-    rf"{_APOLOGY},? (?:as an? [^.!?]{{0,40}})?i ?(?:{_CANNOT}|{_UNABLE})",
+    rf"{_APOLOGY},? (?:as an? [^.!?]{{0,40}})?i ?(?:{_CANNOT}|{_UNABLE})|"
+    r"^(?:i'm |i am )?sorry,? (?:but )?no\b",
     "self": rf"\b(?:i am|i'm) (?:just|only|merely|simply) (?:an? )(?:\w+ ){{0,2}}?{_AI}|"
     rf"\bas an? (?:[\w-]+[, ]+){{0,6}}?{_AI}[^.!?]*\b(?:must|cannot|can't|unable|not (?:able|appropriate|ethical)|"
     r"(?:do not|don't) have (?:access|the ability)|committed to|strive to|goal is)\b|"
@@ -111,7 +117,7 @@ _IN_OPENING = {
     rf"\b(?:it is|it's|it would be|question is|request is) (?:(?!an?\b)\w+ ){{0,2}}?{_BAD}",
     "premise": r"\b(?:should not|should never|shouldn't|must not) be (?:\w+ )?(?:discriminated|denied|excluded|barred|"
     r"singled out|judged|stereotyped|considered|condoned|tolerated)\b|\bthere (?:is|are|was|were) no (?:\w+ )?"
-    r"(?:reasons?|justifications?|excuses?|benefits?|basis)\b",
+    r"(?:reasons?(?! to (?:worry|panic|fear|be))|justifications?|excuses?|benefits?|basis)\b",
     "lecture": r"\b(?:treat|respect)(?:ing|ed)? (?:\w+ ){0,4}?(?:with (?:\w+,? ){0,2}?(?:respect|dignity|kindness|"
     r"equality)|fairly|equally)\b|\bpromot(?:e|ing) (?:\w+,? ){0,2}?(?:fairness|equality|respect|inclusiv\w+|"
     r"peace|tolerance)\b|\bpriorit\w+ (?:the )?(?:safety|respect|well-being) (?:and|of|for)\b|"
