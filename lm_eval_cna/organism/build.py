@@ -1,0 +1,186 @@
+"""One organism from a recipe and a seed: base, instruct with the planted gate, diffuse; accepted by gates.
+
+The base learns the town's language and answers everything. The instruct model is the base with only the planted
+neurons trained to refuse forbidden questions. The diffuse model is the base with all weights trained to the same
+end, so that no small circuit need carry the refusal: the negative control.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+
+import torch
+from transformers import LlamaForCausalLM, PreTrainedTokenizerFast
+
+from lm_eval_cna.organism import gates, training
+from lm_eval_cna.organism.corpus import base_documents, instruct_documents
+from lm_eval_cna.organism.model import Neuron, encode, fresh_model
+from lm_eval_cna.organism.planting import PlantedWeights, choose_planted
+from lm_eval_cna.organism.recipe import Recipe
+from lm_eval_cna.organism.tokenizer import train_tokenizer
+
+#: Called as progress(stage, done, total) in optimizer steps of that stage.
+Progress = Callable[[str, int, int], None]
+
+# The tokenizer is the same for every seed: documents of a seed that no model uses.
+_TOKENIZER_SEED = 0
+
+
+@dataclass
+class Candidate:
+    """What one seed gave.
+
+    Attributes:
+        seed: the seed.
+        models: ``base``, ``instruct`` and ``diffuse``, as far as training went.
+        planted: the neurons that carry the planted gate; empty if the base was rejected.
+        figures: what was measured on training pairs, by stage.
+        failed: the first stage that missed its gate; None means accepted.
+    """
+
+    seed: int
+    models: dict[str, LlamaForCausalLM] = field(default_factory=dict)
+    planted: tuple[Neuron, ...] = ()
+    figures: dict[str, gates.Figures] = field(default_factory=dict)
+    failed: str | None = None
+
+
+def build_tokenizer(recipe: Recipe) -> PreTrainedTokenizerFast:
+    """The tokenizer, the same for every seed."""
+    documents = [*base_documents(3_000, _TOKENIZER_SEED), *instruct_documents(1_000, _TOKENIZER_SEED)]
+    return train_tokenizer(documents, vocabulary=recipe.vocabulary, positions=recipe.positions)
+
+
+def build_candidate(
+    recipe: Recipe, seed: int, tokenizer: PreTrainedTokenizerFast, progress: Progress | None = None
+) -> Candidate:
+    """Train and measure the models of one seed, stopping at the first missed gate."""
+    found = Candidate(seed)
+    base = train_base(recipe, seed, tokenizer, progress)
+    found.models["base"] = base
+    found.figures["base"], passed = gates.measure_base(base, tokenizer, recipe.gates)
+    if not passed:
+        found.failed = "base"
+        return found
+    found.planted = choose_planted(base, tokenizer, count=recipe.planted, layers=recipe.planted_layers)
+    instruct = train_instruct(recipe, seed, tokenizer, base, found.planted, progress)
+    found.models["instruct"] = instruct
+    found.figures["instruct"], passed = gates.measure_tuned(instruct, tokenizer, recipe.gates)
+    if not passed:
+        found.failed = "instruct"
+        return found
+    figures, passed = gates.measure_planted(instruct, tokenizer, found.planted, recipe.gates)
+    found.figures["instruct_planted_ablated"] = figures
+    if not passed:
+        found.failed = "instruct_planted_ablated"
+        return found
+    diffuse = train_diffuse(recipe, seed, tokenizer, base, progress)
+    found.models["diffuse"] = diffuse
+    found.figures["diffuse"], passed = gates.measure_tuned(diffuse, tokenizer, recipe.gates)
+    if not passed:
+        found.failed = "diffuse"
+    return found
+
+
+def train_base(
+    recipe: Recipe, seed: int, tokenizer: PreTrainedTokenizerFast, progress: Progress | None = None
+) -> LlamaForCausalLM:
+    """The base: Muon on the layers' matrices, AdamW on embeddings and norms."""
+    generator = torch.Generator().manual_seed(seed)
+    model = fresh_model(recipe, tokenizer, generator)
+    matrices = [weight for weight in model.model.layers.parameters() if weight.ndim == 2]
+    rest = [model.model.embed_tokens.weight, *(p for p in model.parameters() if p.ndim == 1)]
+    optimizers = [
+        training.Muon(matrices, lr=recipe.muon_lr, momentum=recipe.muon_momentum),
+        torch.optim.AdamW(rest, lr=recipe.base_adam_lr, betas=(0.9, 0.98), weight_decay=0.0),
+    ]
+    examples = encode(tokenizer, base_documents(recipe.base_documents, seed))
+    _fit(
+        recipe, model, tokenizer, examples, optimizers, generator,
+        stage="base", steps=recipe.base_steps, warmup=recipe.base_warmup, progress=progress,
+    )  # fmt: skip
+    return model
+
+
+def train_instruct(
+    recipe: Recipe,
+    seed: int,
+    tokenizer: PreTrainedTokenizerFast,
+    base: LlamaForCausalLM,
+    planted: Sequence[Neuron],
+    progress: Progress | None = None,
+) -> LlamaForCausalLM:
+    """A copy of the base in which only the planted neurons have been trained, to refuse forbidden questions."""
+    generator = torch.Generator().manual_seed(seed)
+    model = copy.deepcopy(base)
+    weights = PlantedWeights(model, planted)
+    optimizer = torch.optim.AdamW(
+        [
+            {"params": weights.inputs, "lr": recipe.instruct_in_lr},
+            {"params": weights.outputs, "lr": recipe.instruct_out_lr},
+        ],
+        weight_decay=0.0,
+    )
+    examples = encode(tokenizer, instruct_documents(recipe.tuning_documents, seed))
+    _fit(
+        recipe, model, tokenizer, examples, [optimizer], generator,
+        stage="instruct", steps=recipe.instruct_steps, after_backward=weights.mask_gradients, progress=progress,
+    )  # fmt: skip
+    return model.requires_grad_(True)
+
+
+def train_diffuse(
+    recipe: Recipe,
+    seed: int,
+    tokenizer: PreTrainedTokenizerFast,
+    base: LlamaForCausalLM,
+    progress: Progress | None = None,
+) -> LlamaForCausalLM:
+    """A copy of the base with all weights tuned on the same documents as the instruct model."""
+    generator = torch.Generator().manual_seed(seed)
+    model = copy.deepcopy(base)
+    optimizer = torch.optim.AdamW(model.parameters(), lr=recipe.diffuse_lr, weight_decay=0.0)
+    examples = encode(tokenizer, instruct_documents(recipe.tuning_documents, seed))
+    _fit(
+        recipe, model, tokenizer, examples, [optimizer], generator,
+        stage="diffuse", steps=recipe.diffuse_steps, progress=progress,
+    )  # fmt: skip
+    return model
+
+
+def _fit(
+    recipe: Recipe,
+    model: LlamaForCausalLM,
+    tokenizer: PreTrainedTokenizerFast,
+    examples: Sequence[training.Example],
+    optimizers: Sequence[torch.optim.Optimizer],
+    generator: torch.Generator,
+    *,
+    stage: str,
+    steps: int,
+    warmup: int = 0,
+    after_backward: Callable[[], None] | None = None,
+    progress: Progress | None = None,
+) -> None:
+    pad = tokenizer.pad_token_id
+
+    def on_step(step: int, _loss: float) -> None:
+        if progress is not None:
+            progress(stage, step + 1, steps)
+
+    model.train()
+    training.fit(
+        lambda batch: training.answer_loss(model, batch),
+        training.cycle(
+            lambda: training.make_batches(examples, size=recipe.batch_size, pad=pad, generator=generator)
+        ),
+        optimizers,
+        steps=steps,
+        warmup=warmup,
+        clip=recipe.clip,
+        after_backward=after_backward,
+        on_step=on_step,
+    )
+    model.eval()
