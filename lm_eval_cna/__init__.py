@@ -1,10 +1,9 @@
 """Contrastive Neuron Attribution inside lm-evaluation-harness: find a circuit, steer it, measure what it does.
 
 Every name of the public API is imported when it is first used: ``autoload`` imports this package whenever an
-interpreter starts, and reading results needs no torch.
+interpreter starts, and reading results needs no torch. That is also why nothing is imported here, not even
+``__future__``, which is a module that has to be found and read.
 """
-
-from __future__ import annotations
 
 __version__ = "0.1.0"
 

@@ -1,14 +1,13 @@
 """Makes the stock ``lm_eval`` command of 0.4.13, which has no plugin discovery, know our models and tasks.
 
 Floor 0. ``autoload.pth`` imports this module whenever an interpreter starts, unless ``LM_EVAL_CNA_AUTOLOAD=0``,
-so it imports nothing but builtins; ``benchmarks/startup.py`` measures what it costs. It puts a finder in front of
-``sys.meta_path`` that finds nothing itself: it waits for two modules of lm-eval, lets the other finders find them
-and calls ``lm_eval_cna.entry`` once such a module has been executed. The finder stays, so that a reloaded module
-is treated like a new one. A finder that somebody else puts in front of it and that finds lm-eval without asking
-further hides lm-eval from it; ``python -m lm_eval_cna run`` and ``lm_eval_cna.register()`` need none of this.
+so it imports nothing but builtins, not even ``__future__``; ``benchmarks/startup.py`` measures what it costs. It
+puts a finder in front of ``sys.meta_path`` that finds nothing itself: it waits for two modules of lm-eval, lets the
+other finders find them and calls ``lm_eval_cna.entry`` once such a module has been executed. The finder stays, so
+that a reloaded module is treated like a new one. A finder that somebody else puts in front of it and that finds
+lm-eval without asking further hides lm-eval from it; ``python -m lm_eval_cna run`` and ``lm_eval_cna.register()``
+need none of this.
 """
-
-from __future__ import annotations
 
 import sys
 from _thread import get_ident
@@ -27,19 +26,19 @@ WATCHED = {"lm_eval.models": "add_models", "lm_eval.tasks.manager": "add_tasks"}
 class _Loader:
     """The loader of a watched module, which leaves no trace of itself and announces the executed module."""
 
-    def __init__(self, spec: ModuleSpec, loader: Any) -> None:
+    def __init__(self, spec: "ModuleSpec", loader: "Any") -> None:
         self._spec = spec
         self._loader = loader
 
-    def __getattr__(self, name: str) -> Any:
+    def __getattr__(self, name: str) -> "Any":
         return getattr(self._loader, name)
 
-    def create_module(self, spec: ModuleSpec) -> ModuleType | None:
+    def create_module(self, spec: "ModuleSpec") -> "ModuleType | None":
         """Create the module as its own loader does."""
         created: ModuleType | None = self._loader.create_module(spec)
         return created
 
-    def exec_module(self, module: ModuleType) -> None:
+    def exec_module(self, module: "ModuleType") -> None:
         """Execute the module as its own loader does, then register; only the module's own errors get out."""
         self._spec.loader = module.__loader__ = self._loader
         self._loader.exec_module(module)
@@ -52,7 +51,7 @@ class _Finder:
     def __init__(self) -> None:
         self._searching: set[tuple[int, str]] = set()
 
-    def find_spec(self, name: str, path: Sequence[str] | None = None, target: Any = None) -> ModuleSpec | None:
+    def find_spec(self, name: str, path: "Sequence[str] | None" = None, target: "Any" = None) -> "ModuleSpec | None":
         """Return the other finders' spec for a watched module, with our loader around its own."""
         if name not in WATCHED:
             return None
@@ -70,7 +69,7 @@ class _Finder:
         return spec
 
 
-def _find(name: str, path: Sequence[str] | None, target: Any, *, without: _Finder) -> ModuleSpec | None:
+def _find(name: str, path: "Sequence[str] | None", target: "Any", *, without: _Finder) -> "ModuleSpec | None":
     for finder in list(sys.meta_path):
         if finder is not without and hasattr(finder, "find_spec"):
             spec = finder.find_spec(name, path, target)
@@ -79,7 +78,7 @@ def _find(name: str, path: Sequence[str] | None, target: Any, *, without: _Finde
     return None
 
 
-def _announce(module: ModuleType) -> None:
+def _announce(module: "ModuleType") -> None:
     try:
         from lm_eval_cna import entry
 

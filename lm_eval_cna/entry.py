@@ -32,6 +32,7 @@ def register() -> None:
     --target`` folder, or a checkout that is not installed.
     """
     import lm_eval.models
+    import lm_eval.tasks  # first, as its users do: its submodule first, in another thread, and the two deadlock
     import lm_eval.tasks.manager
 
     add_models(lm_eval.models)

@@ -65,10 +65,15 @@ def modules() -> dict[str, Path]:
 
 
 def imported(source: str) -> Iterator[str]:
-    """Every absolute name that the source imports, at module level, inside functions or for types only."""
+    """Every absolute name that the source imports, at module level, inside functions or for types only.
+
+    ``import lm_eval_cna`` counts as the names that are then taken from it.
+    """
     for node in ast.walk(ast.parse(source)):
         if isinstance(node, ast.Import):
-            yield from (alias.name for alias in node.names)
+            yield from (alias.name for alias in node.names if alias.name != "lm_eval_cna" or alias.asname)
+        elif isinstance(node, ast.Attribute) and isinstance(node.value, ast.Name) and node.value.id == "lm_eval_cna":
+            yield f"lm_eval_cna.{node.attr}"
         elif isinstance(node, ast.ImportFrom):
             assert node.level == 0, "imports are absolute"
             assert node.module is not None
@@ -118,6 +123,8 @@ def test_imports_go_down(module: str) -> None:
         ("errors", "from lm_eval_cna import contrast", "imports 'contrast'"),
         ("scoring.text", "def f():\n    import lm_eval_cna.cli", "imports 'cli'"),
         ("contrast", "from lm_eval_cna import CNAError", "imports '__init__'"),
+        ("contrast", "import lm_eval_cna\nlm_eval_cna.steer", "imports '__init__'"),
+        ("contrast", "import lm_eval_cna as us", "imports '__init__'"),
         ("discovery", "from lm_eval_cna.steering import steer", "must not know 'steering'"),
         ("steering", "if TYPE_CHECKING:\n    from lm_eval_cna.discovery import discover", "must not know 'discovery'"),
         ("analysis.tables", "import torch.nn", "runs without torch"),
