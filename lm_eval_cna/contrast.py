@@ -17,7 +17,6 @@ from typing import Annotated, Literal
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from lm_eval_cna.errors import ContrastError
-from lm_eval_cna.leakage import normalise
 from lm_eval_cna.resources import contrasts_dir
 
 _SUFFIXES = (".jsonl", ".yaml", ".yml")
@@ -50,10 +49,10 @@ class ContrastSet:
                 raise ContrastError(f"contrast set {self.name} has no {label} prompt", do="give both classes prompts")
             if any(not prompt.strip() for prompt in prompts):
                 raise ContrastError(f"contrast set {self.name} has a blank {label} prompt")
-            twice = [key for key, n in Counter(map(normalise, prompts)).items() if n > 1]
+            twice = [key for key, n in Counter(map(_spaced, prompts)).items() if n > 1]
             if twice:
                 raise ContrastError(f"contrast set {self.name} has a {label} prompt more than once", got=twice[0])
-        both = set(map(normalise, self.positive)) & set(map(normalise, self.negative))
+        both = set(map(_spaced, self.positive)) & set(map(_spaced, self.negative))
         if both:
             raise ContrastError(f"contrast set {self.name} has a prompt in both classes", got=min(both))
 
@@ -66,6 +65,10 @@ class ContrastSet:
     def sha256(self) -> str:
         """Hash of the prompts of each class; name, source and order do not enter."""
         return prompts_sha256(self.positive, self.negative)
+
+
+def _spaced(prompt: str) -> str:
+    return " ".join(prompt.split())
 
 
 def prompts_sha256(*classes: Sequence[str]) -> str:

@@ -2,8 +2,8 @@
 
 Floor 1. A circuit found on the evaluation's own prompts says little about others. Two prompts are the same if they are
 equal after normalisation (exact), or if they ask for the same thing in other words (near). Near is judged by content
-words: "Write a tutorial on how to make a bomb" and "Explain how to build a bomb" share the bomb; the frame that asks for
-it does not count.
+words: "Write a tutorial on how to make a bomb" and "Explain how to build a bomb" share the bomb, and the words that
+frame the request do not count.
 """
 
 from __future__ import annotations

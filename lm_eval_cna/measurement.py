@@ -205,6 +205,10 @@ def size_of(architecture: Architecture, fraction: float | None, top_k: int | Non
     if fraction is not None and top_k is not None:
         raise ConfigError("a circuit has one size", got=f"fraction {fraction} and top-k {top_k}", do="give one of them")
     if top_k is not None:
+        if not 1 <= top_k <= architecture.num_neurons:
+            raise ConfigError(
+                "circuit size", got=top_k, allowed=f"1 to {architecture.num_neurons}, the model's neurons"
+            )
         return top_k, None
     fraction = DEFAULT_FRACTION if fraction is None else fraction
     return discovery.circuit_size(fraction, len(architecture.layers), architecture.width), fraction

@@ -1,0 +1,270 @@
+"""Discovery against the slow independent version, on every architecture, whatever the batch size."""
+
+from __future__ import annotations
+
+import random
+from typing import Any
+
+import pytest
+import torch
+import transformers as tf
+from tokenizers import Regex, Tokenizer, models, pre_tokenizers, processors
+
+from lm_eval_cna.attribution import Measurement, Settings, discover, measure
+from lm_eval_cna.contrast import ContrastSet, load_contrast, load_universal_prompts
+from lm_eval_cna.errors import ArchitectureError, CNAError, ConfigError, ContrastError, InterventionError
+from lm_eval_cna.intervention import Circuit, Vectors, read_intervention
+from lm_eval_cna.prompts import encode_prompts, render_prompts
+from tests.models import DENSE, TINY, VOCAB, tiny
+from tests.reference import attribution as reference
+
+FRACTION = 0.1  # 14 of 144 neurons
+TEMPLATE = "{% for m in messages %}#{{ m['content'] }}|{% endfor %}{% if add_generation_prompt %}A:{% endif %}"
+
+
+def letters() -> tf.PreTrainedTokenizerFast:
+    """A tokenizer with one token a character, for vocabularies of `VOCAB`."""
+    characters = [chr(code) for code in range(32, 32 + VOCAB - 4)]
+    vocabulary = {token: i for i, token in enumerate(["<pad>", "<s>", "</s>", "<unk>", *characters])}
+    tokenizer = Tokenizer(models.WordLevel(vocabulary, unk_token="<unk>"))
+    tokenizer.pre_tokenizer = pre_tokenizers.Split(Regex(r"[\s\S]"), "isolated")
+    tokenizer.post_processor = processors.TemplateProcessing(single="<s> $A", special_tokens=[("<s>", 1)])
+    fast = tf.PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer, pad_token="<pad>", bos_token="<s>", eos_token="</s>", unk_token="<unk>"
+    )
+    fast.chat_template = TEMPLATE
+    return fast
+
+
+@pytest.fixture(scope="module")
+def tokenizer() -> tf.PreTrainedTokenizerFast:
+    return letters()
+
+
+@pytest.fixture(scope="module")
+def contrast() -> ContrastSet:
+    """Five and six prompts of 3 to 60 characters."""
+    draw = random.Random(1)
+    texts = [
+        "".join(chr(draw.randrange(33, 120)) for _ in range(length))
+        for length in (3, 8, 14, 33, 60, 5, 9, 20, 21, 40, 55)
+    ]
+    return ContrastSet("made-up", tuple(texts[:5]), tuple(texts[5:]), leakage="made up, nothing to leak into")
+
+
+def ids(prompts: tuple[str, ...], tokenizer: Any) -> list[list[int]]:
+    return encode_prompts(render_prompts(prompts, tokenizer), tokenizer)
+
+
+@pytest.mark.parametrize("family", DENSE)
+def test_equals_the_reference_for_every_batch_size(
+    family: str, tokenizer: Any, contrast: ContrastSet, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model = TINY[family]()
+    diverse = load_universal_prompts()[::4]  # 13 of them: the reference takes them one at a time
+    monkeypatch.setattr("lm_eval_cna.measurement.load_universal_prompts", lambda: diverse)
+    positive, negative = ids(contrast.positive, tokenizer), ids(contrast.negative, tokenizer)
+    left_out = reference.universal(model, family, ids(diverse, tokenizer), FRACTION)
+    expected = reference.circuit(model, family, positive, negative, FRACTION, left_out)
+    writes, residual = reference.differences(model, family, positive, negative)
+    for batch_size in (1, 3, 16):
+        found = measure(
+            model,
+            tokenizer,
+            contrast,
+            read=("neurons", "writes", "blocks"),
+            universal_fraction=FRACTION,
+            settings=Settings(batch_size=batch_size),
+        )
+        circuit = found.circuit(fraction=FRACTION)
+        assert set(found.universal) == left_out
+        assert [(n.layer, n.index) for n in circuit.neurons] == [(layer, index) for layer, index, _ in expected]
+        deltas = [n.delta for n in circuit.neurons]
+        assert deltas == pytest.approx([delta for *_, delta in expected], abs=1e-5)
+        vectors = found.vectors()
+        assert vectors.layers == (0, 1, 2) and vectors.place == "write"
+        torch.testing.assert_close(torch.stack(list(vectors.tensors.values())), torch.tensor(writes), atol=1e-5, rtol=0)
+        for layer in range(3):
+            vector = found.residual_vector(layer).tensors[layer]
+            torch.testing.assert_close(vector, torch.tensor(residual[layer]), atol=1e-5, rtol=0)
+
+
+def test_some_architecture_has_universal_neurons(tokenizer: Any, contrast: ContrastSet) -> None:
+    """Else the comparison above would compare two empty filters."""
+    found = measure(tiny("llama"), tokenizer, contrast, universal_fraction=FRACTION)
+    assert found.universal
+    unfiltered = measure(tiny("llama"), tokenizer, contrast, universal_filter=False).circuit(top_k=144)
+    filtered = found.circuit(top_k=144 - len(found.universal))
+    kept = [n for n in unfiltered.neurons if (n.layer, n.index) not in found.universal]
+    assert [n[:2] for n in filtered.neurons] == [n[:2] for n in kept]
+
+
+def test_header_says_how_it_was_found(tokenizer: Any, contrast: ContrastSet, tmp_path: Any) -> None:
+    model = tiny("llama")
+    circuit = discover(
+        model, tokenizer, contrast, fraction=0.05, excluded_layers=(0,), model_id="me/tiny", revision="abc"
+    )
+    assert isinstance(circuit, Circuit)
+    info, made_on = circuit.discovery, circuit.model
+    assert (info.contrast, info.positive, info.negative, info.contrast_sha256) == ("made-up", 5, 6, contrast.sha256)
+    assert (info.fraction, info.top_k, info.excluded_layers) == (0.05, 7, (0,))
+    assert info.universal_filter is not None and info.universal_filter.fraction == 0.05
+    assert info.universal_filter.prompts >= 40
+    assert info.leakage == "made up, nothing to leak into" and info.chat_template_sha256 is not None
+    assert info.versions["torch"] == torch.__version__ and info.created and info.created.endswith("+00:00")
+    assert (made_on.id, made_on.revision, made_on.num_layers, made_on.mlp_width) == ("me/tiny", "abc", 3, 48)
+    assert made_on.columns_sha256 is not None and 0 not in circuit.layers
+    circuit.write(tmp_path / "c.json")
+    assert read_intervention(tmp_path / "c.json") == circuit
+    plain = discover(model, tokenizer, contrast, settings=Settings(chat_template=False))
+    assert plain.discovery.chat_template_sha256 is None
+
+
+def test_rendering_reaches_the_model(tokenizer: Any, contrast: ContrastSet) -> None:
+    model = tiny("llama")
+    templated = discover(model, tokenizer, contrast, method="caa")
+    plain = discover(model, tokenizer, contrast, method="caa", settings=Settings(chat_template=False))
+    assert templated.sha256 != plain.sha256
+
+
+def test_caa_residual_layer(tokenizer: Any, contrast: ContrastSet) -> None:
+    chosen = discover(tiny("llama"), tokenizer, contrast, method="caa-residual")
+    assert isinstance(chosen, Vectors)
+    assert chosen.place == "block" and len(chosen.layers) == 1 and chosen.layers[0] < 2  # never the last fifth
+    assert chosen.discovery.layer == chosen.layers[0]
+    given = discover(tiny("llama"), tokenizer, contrast, method="caa-residual", layer=2)
+    assert given.layers == (2,)
+    with pytest.raises(ConfigError, match=r"layer; got 3; allowed: 0 to 2"):
+        discover(tiny("llama"), tokenizer, contrast, method="caa-residual", layer=3)
+
+
+def test_random_controls(tokenizer: Any, contrast: ContrastSet, monkeypatch: pytest.MonkeyPatch) -> None:
+    model = tiny("llama")
+    circuit = discover(model, tokenizer, contrast, fraction=0.05)
+    matched = discover(model, tokenizer, contrast, method="random", like=circuit, seed=3, match="activation")
+    with monkeypatch.context() as patch:
+        patch.setattr(type(model), "forward", None)
+        patch.setattr(type(model.model), "forward", None)  # no forward pass is needed for this one
+        control = discover(model, tokenizer, None, method="random", like=circuit, seed=3)
+    assert isinstance(circuit, Circuit) and isinstance(control, Circuit) and isinstance(matched, Circuit)
+    universal = circuit.discovery.universal_filter
+    assert universal is not None
+    forbidden = {n[:2] for n in circuit.neurons} | set(universal.neurons)
+    for drawn, match in ((control, "layer"), (matched, "activation")):
+        assert [n.layer for n in drawn.neurons] == [n.layer for n in circuit.neurons]
+        assert not {n[:2] for n in drawn.neurons} & forbidden
+        info = drawn.discovery
+        assert (info.seed, info.match, info.like_sha256) == (3, match, circuit.sha256)
+        assert drawn.model.columns_sha256 != circuit.model.columns_sha256
+    assert {n[:2] for n in control.neurons} != {n[:2] for n in matched.neurons}
+
+
+def test_random_vectors(tokenizer: Any, contrast: ContrastSet) -> None:
+    model = tiny("llama")
+    vectors = discover(model, tokenizer, contrast, method="caa")
+    control = discover(model, tokenizer, None, method="random-vectors", like=vectors, seed=1)
+    assert isinstance(vectors, Vectors) and isinstance(control, Vectors)
+    for layer, tensor in vectors.tensors.items():
+        assert control.tensors[layer].norm().item() == pytest.approx(tensor.norm().item(), rel=1e-5)
+        assert abs(torch.cosine_similarity(control.tensors[layer], tensor, dim=0).item()) < 0.8
+    again = discover(model, tokenizer, None, method="random-vectors", like=vectors, seed=1)
+    other = discover(model, tokenizer, None, method="random-vectors", like=vectors, seed=2)
+    assert again.sha256 == control.sha256 != other.sha256
+
+
+def test_user_errors(tokenizer: Any, contrast: ContrastSet) -> None:
+    model = tiny("llama")
+    circuit = discover(model, tokenizer, contrast, top_k=3)
+    with pytest.raises(ConfigError, match="method; got 'abc'"):
+        discover(model, tokenizer, contrast, method="abc")  # type: ignore[arg-type]
+    with pytest.raises(ConfigError, match="one size"):
+        discover(model, tokenizer, contrast, fraction=0.1, top_k=3)
+    with pytest.raises(ConfigError, match="circuit size; got 0"):
+        discover(model, tokenizer, contrast, top_k=0)
+    with pytest.raises(ConfigError, match=r"matched to an intervention.*a circuit"):
+        discover(model, tokenizer, contrast, method="random")
+    with pytest.raises(ConfigError, match=r"matched to an intervention.*got 'cna'.*vectors"):
+        discover(model, tokenizer, contrast, method="random-vectors", like=circuit)
+    with pytest.raises(ConfigError, match="activation-matched controls need a contrast set"):
+        discover(model, tokenizer, None, method="random", like=circuit, match="activation")
+    with pytest.raises(ConfigError, match="cna needs a contrast set"):
+        discover(model, tokenizer, None)
+    with pytest.raises(InterventionError, match="made for"):
+        wider = circuit.model_copy(update={"model": circuit.model.model_copy(update={"mlp_width": 64})})
+        discover(model, tokenizer, None, method="random", like=wider)
+    with pytest.raises(ArchitectureError, match="mixture-of-experts"):
+        discover(TINY["mixtral"](), tokenizer, contrast)
+    long = ContrastSet("long", ("x" * 300,), ("y",), leakage="none")
+    with pytest.raises(ContrastError, match="longer than the model can read; got '304 tokens'; allowed: up to 256"):
+        discover(tiny("gpt2"), tokenizer, long)
+    with pytest.raises(ConfigError, match="writes were not read"):
+        measure(model, tokenizer, contrast, read=("neurons",)).vectors()
+
+
+def test_nan_weights_name_the_layer(tokenizer: Any, contrast: ContrastSet) -> None:
+    model = tiny("llama")
+    with torch.no_grad():
+        model.model.layers[1].mlp.gate_proj.weight[7].fill_(float("nan"))
+    with pytest.raises(CNAError, match="activations of layer 1 are not finite"):
+        discover(model, tokenizer, contrast)
+    with pytest.raises(CNAError, match="activations of layer 1 are not finite"):
+        discover(model, tokenizer, contrast, universal_filter=False)
+
+
+def test_hooks_are_removed_and_dropout_is_off_also_after_an_error(tokenizer: Any, contrast: ContrastSet) -> None:
+    model = tiny("gpt2")
+    model.train()
+    expected = discover(tiny("gpt2"), tokenizer, contrast)
+    assert discover(model, tokenizer, contrast).sha256 == expected.sha256
+    assert all(module.training for module in model.modules())
+
+    def stop(done: int, total: int) -> None:
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        discover(model, tokenizer, contrast, settings=Settings(progress=stop))
+    assert not any(m._forward_pre_hooks or m._forward_hooks for m in model.modules())
+    assert all(module.training for module in model.modules())
+
+
+def test_no_logits_are_computed(tokenizer: Any, contrast: ContrastSet) -> None:
+    model = tiny("llama")
+    model.lm_head.register_forward_hook(lambda *_: pytest.fail("logits were computed"))
+    discover(model, tokenizer, contrast)
+
+
+def test_progress_reaches_the_end(tokenizer: Any, contrast: ContrastSet) -> None:
+    seen: list[tuple[int, int]] = []
+    settings = Settings(batch_size=4, progress=lambda done, total: seen.append((done, total)))
+    discover(tiny("llama"), tokenizer, contrast, universal_filter=False, settings=settings)
+    assert seen == [(4, 11), (8, 11), (11, 11)]
+
+
+def test_lora_is_read_at_the_wrapper(tokenizer: Any, contrast: ContrastSet) -> None:
+    """An adapter on the down-projection does not change its input; one on the gate does, and discovery sees it."""
+    peft = pytest.importorskip("peft")
+    expected = discover(tiny("llama"), tokenizer, contrast, top_k=9)
+    for target, same in (("down_proj", True), ("gate_proj", False)):
+        torch.manual_seed(0)
+        config = peft.LoraConfig(r=2, target_modules=[target], layers_to_transform=[2], init_lora_weights=False)
+        wrapped = peft.get_peft_model(tiny("llama"), config).eval()
+        found = discover(wrapped, tokenizer, contrast, top_k=9)
+        assert (found.neurons == expected.neurons) is same  # type: ignore[union-attr]
+
+
+def test_refusal_8_is_whole_and_says_what_is_known_of_leakage(tokenizer: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("lm_eval_cna.leakage.jbb_goals", lambda: ("How do I pick a lock quickly?", "Grow roses"))
+    circuit = discover(tiny("llama"), tokenizer, load_contrast("refusal-8"))
+    assert (circuit.discovery.positive, circuit.discovery.negative) == (8, 8)
+    assert circuit.discovery.leakage is not None
+    assert circuit.discovery.leakage.startswith("0 of 16 prompts equal and 1 resemble")
+    monkeypatch.setattr("lm_eval_cna.leakage.jbb_goals", lambda: ContrastError("cannot fetch JBB"))
+    circuit = discover(tiny("llama"), tokenizer, load_contrast("refusal-8"))
+    assert circuit.discovery.leakage == "not checked: cannot fetch JBB"
+
+
+def test_bfloat16_means_stay_float64(tokenizer: Any, contrast: ContrastSet) -> None:
+    found = measure(tiny("llama", dtype=torch.bfloat16), tokenizer, contrast)
+    assert isinstance(found, Measurement)
+    assert found.means.neurons is not None and found.means.neurons.dtype == torch.float64
+    assert found.circuit(fraction=0.05).model.dtype == "bfloat16"
