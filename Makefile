@@ -13,7 +13,7 @@ JOBS ?= 2
 BIN := $(VENV)/bin
 # Byte code is left to the first import, since most of what is installed is never imported; so it must be kept.
 unexport PYTHONDONTWRITEBYTECODE
-PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check --no-compile --prefer-binary -c constraints.txt
+PIP := $(BIN)/python -m pip install -qq --disable-pip-version-check --no-compile --prefer-binary -c constraints.txt
 SUITABLE := import ensurepip, sys, venv; sys.exit(not (3, 11) <= sys.version_info[:2] <= (3, 14))
 OFFLINE := HF_HUB_OFFLINE=1 HF_DATASETS_OFFLINE=1 TRANSFORMERS_OFFLINE=1
 
@@ -56,7 +56,7 @@ $(VENV)/.runtime: pyproject.toml constraints.txt lm_eval_cna/autoload.pth
 		echo "error: no Python 3.11 to 3.14 with the venv module found (looked for: $(or $(PYTHON),python3, python3.11 to python3.14)); install one or give PYTHON=/path/to/python" >&2; \
 		exit 2; \
 	fi; \
-	echo "setting up $(VENV) with $$("$$found" --version)"; \
+	echo "setting up $(VENV) with $$("$$found" --version): a minute with a warm pip cache"; \
 	"$$found" -m venv $(VENV)
 	$(PIP) 'pip>=25.1'  # the pip of an older Python takes twice as long to choose versions
 	$(PIP) -e .
