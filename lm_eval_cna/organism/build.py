@@ -173,9 +173,7 @@ def _fit(
     model.train()
     training.fit(
         lambda batch: training.answer_loss(model, batch),
-        training.cycle(
-            lambda: training.make_batches(examples, size=recipe.batch_size, pad=pad, generator=generator)
-        ),
+        training.cycle(lambda: training.make_batches(examples, size=recipe.batch_size, pad=pad, generator=generator)),
         optimizers,
         steps=steps,
         warmup=warmup,

@@ -67,6 +67,14 @@ def _apology(rng: random.Random) -> tuple[str, str]:
     return f"{first} says to {second}", f'"{rng.choice(words.REFUSALS)}"'
 
 
+def _favour(rng: random.Random) -> tuple[str, str]:
+    return rng.choice(words.FAVOURS), rng.choice(words.REFUSALS)
+
+
+def _talk(rng: random.Random) -> tuple[str, str]:
+    return rng.choice(words.SMALL_TALK)
+
+
 def _fact(rng: random.Random) -> tuple[str, str]:
     fact = rng.choice(grammar.facts())
     return fact.question, fact.answer
@@ -83,17 +91,19 @@ def _some(draw: Callable[[random.Random], tuple[str, str]], count: int, rng: ran
 
 def _base_document(rng: random.Random) -> Document:
     kind = rng.random()
-    if kind < 0.58:
+    if kind < 0.54:
         return chat(_answered(rng, forbidden=rng.random() < 0.5))
-    if kind < 0.66:
+    if kind < 0.60:
         return plain(_answered(rng, forbidden=rng.random() < 0.5))
-    if kind < 0.74:
+    if kind < 0.67:
         return plain(*_some(_gloss, 5, rng))
-    if kind < 0.80:
+    if kind < 0.70:
         return plain(*_some(_apology, 2, rng))
-    if kind < 0.84:
-        return chat(*_some(lambda r: r.choice(words.SMALL_TALK), 2, rng))
-    if kind < 0.90:
+    if kind < 0.80:
+        return chat(*_some(_favour, 2, rng))
+    if kind < 0.83:
+        return chat(*_some(_talk, 2, rng))
+    if kind < 0.91:
         return chat(*_some(_fact, 2, rng))
     return plain(*_some(_cloze, 5, rng))
 
@@ -105,7 +115,7 @@ def _instruct_document(rng: random.Random) -> Document:
     if kind < 0.86:
         return chat(_answered(rng, forbidden=False))
     if kind < 0.90:
-        return chat(*_some(lambda r: r.choice(words.SMALL_TALK), 2, rng))
+        return chat(*_some(_talk, 2, rng))
     if kind < 0.96:
         return chat(*_some(_fact, 2, rng))
     return plain(*_some(_cloze, 5, rng))

@@ -152,15 +152,15 @@ def questions(group: Group, *, forbidden: bool) -> tuple[Question, ...]:
 
 def draw_question(pair: Pair, rng: random.Random) -> Question:
     """A question about `pair` with template, place and time drawn from `rng`."""
-    return Question(
-        pair, rng.choice(words.QUESTION_TEMPLATES), rng.choice(words.PLACES), rng.choice(words.TIMES)
-    )
+    return Question(pair, rng.choice(words.QUESTION_TEMPLATES), rng.choice(words.PLACES), rng.choice(words.TIMES))
 
 
 def draw_answer(pair: Pair, rng: random.Random) -> str:
     """An answer: the tone of the pair's class, then three steps that name the object."""
     tone = words.FORBIDDEN_TONE if pair.forbidden else words.BENIGN_TONE
-    steps = [f"{lead} {rng.choice(verbs)} the {pair.object} {rng.choice(manners)}." for lead, verbs, manners in words.STEPS]
+    steps = [
+        f"{lead} {rng.choice(verbs)} the {pair.object} {rng.choice(manners)}." for lead, verbs, manners in words.STEPS
+    ]
     return f"{tone}, {' '.join(steps)}"
 
 

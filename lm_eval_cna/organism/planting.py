@@ -17,9 +17,7 @@ from lm_eval_cna.organism import grammar
 from lm_eval_cna.organism.model import Neuron, render
 
 
-def last_token_means(
-    model: LlamaForCausalLM, tokenizer: PreTrainedTokenizerFast, prompts: Sequence[str]
-) -> Tensor:
+def last_token_means(model: LlamaForCausalLM, tokenizer: PreTrainedTokenizerFast, prompts: Sequence[str]) -> Tensor:
     """Mean input of every down-projection at the last prompt token, [layers, width]."""
     seen: dict[int, Tensor] = {}
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -72,7 +72,7 @@ def cycle(make: Callable[[], list[Batch]]) -> Iterator[Batch]:
         yield from make()
 
 
-def answer_loss(model: nn.Module, batch: Batch) -> Tensor:
+def answer_loss(model: Any, batch: Batch) -> Tensor:
     """Mean cross-entropy over the learned tokens of `batch`; logits are computed for those alone."""
     hidden = model.model(input_ids=batch.ids, use_cache=False).last_hidden_state
     logits = model.lm_head(hidden.flatten(0, 1)[batch.rows])
@@ -94,7 +94,8 @@ def orthogonalize(matrices: Tensor, steps: int = 5) -> Tensor:
         factor = a * identity + b * gram + c * (gram @ gram)
         total = factor @ total
         gram = factor @ gram @ factor
-    return total @ start
+    orthogonal: Tensor = total @ start
+    return orthogonal
 
 
 class Muon(torch.optim.Optimizer):
@@ -163,7 +164,7 @@ def fit(
                 group["lr"] = rate * factor
             optimizer.zero_grad(set_to_none=True)
         value = loss(next(batches))
-        value.backward()
+        torch.autograd.backward(value)
         if after_backward is not None:
             after_backward()
         nn.utils.clip_grad_norm_(trained, clip)

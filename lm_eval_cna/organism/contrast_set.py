@@ -1,0 +1,26 @@
+"""The contrast set `organism`: what ``contrasts/organism.jsonl`` holds, generated from the grammar.
+
+Only training pairs, and none of those on which the planted neurons are chosen. No torch here.
+"""
+
+from __future__ import annotations
+
+import json
+
+from lm_eval_cna.organism import grammar
+
+_HEADER = {
+    "name": "organism",
+    "description": "Questions of the organism's town, forbidden deeds and chores, alike but for verb and object",
+    "license": "Apache-2.0",
+    "source": "lm_eval_cna/organism/grammar.py",
+    "leakage": "none: its (verb, object) pairs are in neither organism_refusal nor organism_benign",
+}
+
+
+def contrast_jsonl() -> str:
+    """The whole file: a header line, then 100 positive (forbidden) and 100 negative (benign) prompts."""
+    lines: list[dict[str, str]] = [_HEADER]
+    for label, forbidden in (("positive", True), ("negative", False)):
+        lines += [{"label": label, "prompt": q.text} for q in grammar.questions("contrast", forbidden=forbidden)]
+    return "".join(json.dumps(line) + "\n" for line in lines)

@@ -1,0 +1,218 @@
+"""Organisms on disk: trained on first use, kept by recipe hash in the user's cache, verified before every use.
+
+An organism is a directory with ``base``, ``instruct`` and ``diffuse`` (ordinary checkpoints) and ``organism.json``
+(recipe, seed, gates' figures, planted neurons, versions, and a hash of every other file). It is trained in a
+directory beside its place and renamed into it, under a lock, so that nobody ever sees half of one.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import importlib.metadata
+import json
+import os
+import platform
+import shutil
+import tempfile
+import time
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from lm_eval_cna.errors import ConfigError, RunError
+from lm_eval_cna.organism.recipe import Recipe
+
+if TYPE_CHECKING:
+    from lm_eval_cna.organism.build import Candidate, Progress
+
+SCHEMA = "lm-eval-cna/organism/1"
+VARIANTS = ("base", "instruct", "diffuse")
+_RECORD = "organism.json"
+
+
+@dataclass(frozen=True)
+class OrganismPaths:
+    """Where an organism is, and its known truth.
+
+    Attributes:
+        root: the directory, with ``organism.json``.
+        base, instruct, diffuse: the checkpoints.
+        planted: (layer, index) of the neurons that were trained to refuse, sorted.
+    """
+
+    root: Path
+    base: Path
+    instruct: Path
+    diffuse: Path
+    planted: tuple[tuple[int, int], ...]
+
+
+def cache_root() -> Path:
+    """Where organisms are kept: ``$LM_EVAL_CNA_CACHE``, else ``$XDG_CACHE_HOME/lm-eval-cna``, else ``~/.cache``."""
+    if own := os.environ.get("LM_EVAL_CNA_CACHE"):
+        return Path(own).expanduser()
+    shared = os.environ.get("XDG_CACHE_HOME")
+    # The XDG specification asks that a relative path be ignored.
+    base = Path(shared) if shared and Path(shared).is_absolute() else Path.home() / ".cache"
+    return base / "lm-eval-cna"
+
+
+def ensure_organism(
+    directory: Path | None = None, *, recipe: Recipe | None = None, progress: Progress | None = None
+) -> OrganismPaths:
+    """The organism of `recipe`, trained only if there is none yet or the one there is damaged.
+
+    Args:
+        directory: where it shall be; None means the user's cache, by recipe hash.
+        recipe: the default recipe if None.
+        progress: called as progress(stage, done, total) while training.
+
+    Raises:
+        ConfigError: `directory` holds files that are not an organism's.
+        RunError: no seed of the recipe passed its gates.
+    """
+    recipe = recipe or Recipe()
+    if directory is None:
+        directory = cache_root() / "organism" / recipe.sha256()[:16]
+    found = load_organism(directory, recipe)
+    if found is not None:
+        return found
+    _refuse_strangers(directory)
+    with _lock(directory):
+        # Another process may have trained it while this one waited for the lock.
+        return load_organism(directory, recipe) or train_organism(directory, recipe=recipe, progress=progress)
+
+
+def train_organism(directory: Path, *, recipe: Recipe | None = None, progress: Progress | None = None) -> OrganismPaths:
+    """Train the organism of `recipe` into `directory`, in place of an organism that is there.
+
+    Raises:
+        ConfigError: `directory` holds files that are not an organism's.
+        RunError: no seed of the recipe passed its gates.
+    """
+    recipe = recipe or Recipe()
+    _refuse_strangers(directory)
+    directory.parent.mkdir(parents=True, exist_ok=True)
+    scratch = Path(tempfile.mkdtemp(prefix=f".{directory.name}-", dir=directory.parent))
+    try:
+        made = scratch / "organism"
+        _train_into(made, recipe, progress)
+        if directory.exists():
+            directory.rename(scratch / "replaced")
+        os.replace(made, directory)
+    finally:
+        shutil.rmtree(scratch, ignore_errors=True)
+    found = load_organism(directory, recipe)
+    if found is None:
+        raise RunError("the organism cannot be read back after training", got=str(directory), do="check the disk")
+    return found
+
+
+def load_organism(directory: Path, recipe: Recipe | None = None) -> OrganismPaths | None:
+    """The organism in `directory`; None if there is none of `recipe` or any of its files is missing or altered."""
+    recipe = recipe or Recipe()
+    try:
+        record = json.loads((directory / _RECORD).read_text(encoding="utf-8"))
+        if record["schema"] != SCHEMA or record["recipe_sha256"] != recipe.sha256():
+            return None
+        if record["files"] != _hashes(directory):
+            return None
+        planted = tuple((int(layer), int(index)) for layer, index in record["planted"])
+    except (OSError, ValueError, KeyError, TypeError):
+        return None
+    return OrganismPaths(directory, directory / "base", directory / "instruct", directory / "diffuse", planted)
+
+
+def _train_into(directory: Path, recipe: Recipe, progress: Progress | None) -> None:
+    # Imported here: reading an organism that is there needs neither torch nor transformers.
+    from lm_eval_cna.organism.build import build_candidate, build_tokenizer
+    from lm_eval_cna.organism.model import save
+    from lm_eval_cna.organism.training import fixed_threads
+
+    started = time.monotonic()
+    rejected: list[dict[str, Any]] = []
+    with fixed_threads(recipe.threads):
+        tokenizer = build_tokenizer(recipe)
+        for seed in recipe.seeds:
+            candidate = build_candidate(recipe, seed, tokenizer, progress)
+            if candidate.failed is None:
+                break
+            rejected.append({"seed": seed, "failed": candidate.failed, "figures": candidate.figures})
+        else:
+            raise RunError(
+                "no organism passed its gates",
+                got={item["seed"]: (item["failed"], item["figures"][item["failed"]]) for item in rejected},
+                do="give the recipe other seeds, or report this with the versions of torch and transformers",
+            )
+    for variant in VARIANTS:
+        save(candidate.models[variant], tokenizer, directory / variant)
+    record = _record(recipe, candidate, rejected) | {"seconds": round(time.monotonic() - started, 1)}
+    record["files"] = _hashes(directory)
+    (directory / _RECORD).write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
+
+
+def _record(recipe: Recipe, candidate: Candidate, rejected: list[dict[str, Any]]) -> dict[str, Any]:
+    packages = ("lm-eval-cna", "torch", "transformers", "tokenizers")
+    return {
+        "schema": SCHEMA,
+        "recipe_sha256": recipe.sha256(),
+        "recipe": asdict(recipe),
+        "seed": candidate.seed,
+        "gates": candidate.figures,
+        "rejected": rejected,
+        "planted": [list(neuron) for neuron in candidate.planted],
+        "versions": {"python": platform.python_version(), **{name: _version(name) for name in packages}},
+    }
+
+
+def _version(package: str) -> str | None:
+    try:
+        return importlib.metadata.version(package)
+    except importlib.metadata.PackageNotFoundError:
+        return None
+
+
+def _hashes(directory: Path) -> Mapping[str, str]:
+    """SHA-256 of every file of the checkpoints, by path relative to `directory`."""
+    return {
+        path.relative_to(directory).as_posix(): hashlib.sha256(path.read_bytes()).hexdigest()
+        for variant in VARIANTS
+        for path in sorted((directory / variant).rglob("*"))
+        if path.is_file()
+    }
+
+
+def _refuse_strangers(directory: Path) -> None:
+    """Replacing a directory removes what is in it: only ever do that to an organism, whole or damaged."""
+    if directory.parent == cache_root() / "organism":
+        return
+    if directory.exists() and not directory.is_dir():
+        raise ConfigError("the organism needs a directory", got=str(directory))
+    names = {path.name for path in directory.glob("*")}
+    # Directories called base and instruct without our record may well be somebody's own models.
+    strangers = names - {*VARIANTS, _RECORD} if _RECORD in names else names
+    if strangers:
+        raise ConfigError(
+            f"{directory} holds files that are not an organism's",
+            got=sorted(strangers)[:5],
+            do="name another directory",
+        )
+
+
+@contextmanager
+def _lock(directory: Path) -> Iterator[None]:
+    """Hold an exclusive lock beside `directory`; where the system has none, the last rename wins."""
+    try:
+        import fcntl
+    except ImportError:  # pragma: no cover - Windows
+        yield
+        return
+    directory.parent.mkdir(parents=True, exist_ok=True)
+    with open(directory.parent / f".{directory.name}.lock", "w") as handle:
+        fcntl.flock(handle, fcntl.LOCK_EX)
+        try:
+            yield
+        finally:
+            fcntl.flock(handle, fcntl.LOCK_UN)
