@@ -195,7 +195,7 @@ def test_user_errors(tokenizer: Any, contrast: ContrastSet) -> None:
     with pytest.raises(ArchitectureError, match="mixture-of-experts"):
         discover(TINY["mixtral"](), tokenizer, contrast)
     long = ContrastSet("long", ("x" * 300,), ("y",), leakage="none")
-    with pytest.raises(ContrastError, match="longer than the model can read; got '304 tokens'; allowed: up to 256"):
+    with pytest.raises(ContrastError, match="longer than the model can read; got '305 tokens'; allowed: up to 256"):
         discover(tiny("gpt2"), tokenizer, long)
     with pytest.raises(ConfigError, match="writes were not read"):
         measure(model, tokenizer, contrast, read=("neurons",)).vectors()

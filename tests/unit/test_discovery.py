@@ -1,0 +1,165 @@
+"""Statistics to neurons and vectors."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from lm_eval_cna.discovery import (
+    caa_vectors,
+    circuit_size,
+    random_neurons,
+    random_vectors,
+    rank_neurons,
+    residual_layer,
+    residual_vector,
+    universal_neurons,
+)
+from lm_eval_cna.errors import ConfigError
+from lm_eval_cna.intervention import Neuron
+
+
+def pairs(neurons: tuple[Neuron, ...]) -> list[tuple[int, int]]:
+    return [(n.layer, n.index) for n in neurons]
+
+
+@pytest.mark.parametrize(
+    ("fraction", "layers", "width", "k"),
+    [(0.001, 16, 8192, 131), (0.001, 2, 64, 1), (0.005, 4, 1024, 20), (1, 2, 3, 6)],
+)
+def test_circuit_size(fraction: float, layers: int, width: int, k: int) -> None:
+    assert circuit_size(fraction, layers, width) == k
+
+
+@pytest.mark.parametrize("fraction", [0, -0.1, 1.01, float("nan")])
+def test_circuit_size_out_of_range(fraction: float) -> None:
+    with pytest.raises(ConfigError, match="fraction of the model's neurons"):
+        circuit_size(fraction, 2, 2)
+
+
+def test_rank_by_absolute_value_keeping_the_sign() -> None:
+    delta = torch.tensor([[0.1, -3.0, 2.0], [2.5, 0.0, -0.2]], dtype=torch.float64)
+    assert rank_neurons(delta, 3) == (Neuron(0, 1, -3.0), Neuron(1, 0, 2.5), Neuron(0, 2, 2.0))
+
+
+def test_ties_go_by_layer_then_index() -> None:
+    delta = torch.tensor([[0.0, 1.0, -1.0], [1.0, 5.0, -1.0]], dtype=torch.float64)
+    assert pairs(rank_neurons(delta, 6)) == [(1, 1), (0, 1), (0, 2), (1, 0), (1, 2), (0, 0)]
+
+
+def test_many_ties_stay_in_order() -> None:
+    """Large enough that an unstable sort would show."""
+    assert pairs(rank_neurons(torch.ones(3, 4000), 9000)) == [(i // 4000, i % 4000) for i in range(9000)]
+
+
+def test_left_out_before_the_top_is_taken() -> None:
+    delta = torch.tensor([[9.0, 8.0, 7.0], [6.0, 5.0, 4.0], [3.0, 2.0, 1.0]])
+    assert pairs(rank_neurons(delta, 3, excluded_layers=(0, 0), universal=[(1, 1)])) == [(1, 0), (1, 2), (2, 0)]
+
+
+def test_rank_refuses_what_does_not_fit() -> None:
+    with pytest.raises(ConfigError, match="circuit size; got 4; allowed: 1 to 3"):
+        rank_neurons(torch.ones(2, 3), 4, excluded_layers=[1])
+    with pytest.raises(ConfigError, match="excluded layer; got 2; allowed: 0 to 1"):
+        rank_neurons(torch.ones(2, 3), 1, excluded_layers=[2])
+
+
+@pytest.mark.parametrize(("prompts", "needed"), [(10, 8), (45, 36), (48, 39), (1, 1)])
+def test_universal_on_at_least_eighty_percent(prompts: int, needed: int) -> None:
+    counts = torch.tensor([[needed - 1, needed], [prompts, 0]])
+    assert universal_neurons(counts, prompts) == ((0, 1), (1, 0))
+
+
+def test_caa_is_the_class_difference() -> None:
+    means = torch.tensor([[[1.0, 2.0], [3.0, 4.0]], [[0.5, 0.0], [3.0, 5.0]]], dtype=torch.float64)
+    vectors = caa_vectors(means)
+    assert {layer: tensor.tolist() for layer, tensor in vectors.items()} == {0: [0.5, 2.0], 1: [0.0, -1.0]}
+    assert vectors[0].dtype == torch.float32
+
+
+def test_residual_layer_is_relative_and_never_in_the_last_fifth() -> None:
+    negative = torch.tensor([[1.0, 0], [10, 0], [10, 0], [10, 0], [10, 0]], dtype=torch.float64)
+    positive = negative.clone()
+    positive[0, 1] = 0.9  # a small difference of small values
+    positive[2, 1] = 5.0  # a larger one of large values, relatively smaller
+    positive[4, 1] = 99.0  # in the last fifth
+    means = torch.stack((positive, negative))
+    assert residual_layer(means) == 0
+    ((layer, vector),) = residual_vector(means).items()
+    assert layer == 0 and vector.tolist() == pytest.approx([0.0, 0.9])
+    assert residual_vector(means, 4)[4].tolist() == [0.0, 99.0]
+    with pytest.raises(ConfigError, match="layer; got -1"):
+        residual_vector(means, -1)
+
+
+def test_residual_layer_of_equal_classes_is_the_first() -> None:
+    assert residual_layer(torch.zeros(2, 1, 4)) == 0
+
+
+LIKE = tuple(Neuron(layer, index, 1.0) for layer, index in [(1, 5), (0, 2), (1, 0), (1, 19), (0, 3)])
+
+
+def test_random_lies_layer_by_layer_and_avoids_the_circuit() -> None:
+    universal = [(0, i) for i in range(4, 15)]
+    for seed in range(50):
+        drawn = random_neurons(LIKE, 20, seed=seed, universal=universal)
+        assert [n.layer for n in drawn] == [1, 0, 1, 1, 0]
+        assert not set(pairs(drawn)) & ({(n.layer, n.index) for n in LIKE} | set(universal))
+        assert len(set(drawn)) == 5
+        assert all(n.delta is None for n in drawn)
+
+
+def test_random_is_a_function_of_the_seed() -> None:
+    assert random_neurons(LIKE, 20, seed=7) == random_neurons(LIKE, 20, seed=7)
+    assert len({random_neurons(LIKE, 500, seed=seed) for seed in range(20)}) == 20
+    # Frozen: a circuit file's seed must give the same control on another machine and another day.
+    assert pairs(random_neurons(LIKE, 20, seed=0)) == [(1, 11), (0, 0), (1, 14), (1, 10), (0, 1)]
+
+
+def test_random_is_uniform_in_the_layer() -> None:
+    hits = torch.zeros(20)
+    for seed in range(4000):
+        hits[random_neurons(LIKE[:1], 20, seed=seed)[0].index] += 1
+    assert hits[5] == 0
+    others = torch.cat((hits[:5], hits[6:]))
+    expected = 4000 / 19
+    assert ((others - expected) ** 2 / expected).sum() < 42.3  # chi-square, 18 degrees of freedom, p = 0.001
+
+
+def test_activation_matching_draws_near_neighbours() -> None:
+    magnitudes = torch.arange(400, dtype=torch.float64).repeat(2, 1)
+    like = tuple(Neuron(1, index, 1.0) for index in (390, 200, 10))
+    seen = set()
+    for seed in range(200):
+        drawn = random_neurons(like, 400, seed=seed, magnitudes=magnitudes)
+        for ours, theirs in zip(drawn, like, strict=True):
+            assert 0 < abs(ours.index - theirs.index) <= 22
+        seen.add(drawn[1].index)
+    assert len(seen) == 20
+
+
+@pytest.mark.parametrize("matched", [False, True])
+def test_a_prefix_is_drawn_alike(matched: bool) -> None:
+    """What is drawn i-th depends on nothing after it, apart from the whole circuit being spared."""
+    magnitudes = torch.rand(2, 50, generator=torch.Generator().manual_seed(0)) if matched else None
+    spared = [(n.layer, n.index) for n in LIKE]
+    whole = random_neurons(LIKE, 50, seed=3, magnitudes=magnitudes)
+    for k in range(1, 6):
+        assert random_neurons(LIKE[:k], 50, seed=3, universal=spared, magnitudes=magnitudes) == whole[:k]
+
+
+def test_random_says_when_a_layer_is_too_full() -> None:
+    with pytest.raises(ConfigError, match=r"layer 1 has 2 neurons that are neither.*got '3 to draw'"):
+        random_neurons(LIKE, 20, seed=0, universal=[(1, i) for i in range(20) if i not in (0, 5, 19, 7, 8)])
+
+
+def test_random_vectors_keep_the_norm_and_nothing_else() -> None:
+    like = {0: torch.randn(64), 3: torch.zeros(64), 4: torch.randn(64) * 100}
+    drawn = random_vectors(like, seed=5)
+    assert list(drawn) == [0, 3, 4]
+    for layer in (0, 4):
+        assert drawn[layer].norm().item() == pytest.approx(like[layer].norm().item(), rel=1e-5)
+        assert abs(torch.cosine_similarity(drawn[layer], like[layer], dim=0).item()) < 0.6
+    assert not drawn[3].any()
+    assert torch.equal(random_vectors(like, seed=5)[4], drawn[4])
+    assert not torch.equal(random_vectors(like, seed=6)[4], drawn[4])
