@@ -216,17 +216,23 @@ def count_in_top(
 
 
 def _batches(rows: Rows, batch_size: int, progress: Progress | None) -> Iterator[list[int]]:
-    """Positions of the prompts of each batch, longest first: little padding, and memory runs out at once or never."""
+    """Positions of the prompts of each batch, longest first: memory runs out at once or never.
+
+    A batch ends early where the next prompt is less than half as long as its first, so that padding never doubles it.
+    """
     if batch_size < 1:
         raise ConfigError("batch size", got=batch_size, allowed="1 or more")
     if not rows:
         raise ContrastError("there is no prompt to run")
     order = sorted(range(len(rows)), key=lambda i: -len(rows[i]))
-    for start in range(0, len(order), batch_size):
-        batch = order[start : start + batch_size]
+    start = 0
+    while start < len(order):
+        shortest = len(rows[order[start]]) / 2
+        batch = [i for i in order[start : start + batch_size] if len(rows[i]) >= shortest]
         yield batch
+        start += len(batch)
         if progress is not None:
-            progress(start + len(batch), len(order))
+            progress(start, len(order))
 
 
 @torch.inference_mode()

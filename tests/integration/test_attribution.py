@@ -237,7 +237,7 @@ def test_progress_reaches_the_end(tokenizer: Any, contrast: ContrastSet) -> None
     seen: list[tuple[int, int]] = []
     settings = Settings(batch_size=4, progress=lambda done, total: seen.append((done, total)))
     discover(tiny("llama"), tokenizer, contrast, universal_filter=False, settings=settings)
-    assert seen == [(4, 11), (8, 11), (11, 11)]
+    assert seen[-1] == (11, 11) and seen == sorted(set(seen))
 
 
 def test_lora_is_read_at_the_wrapper(tokenizer: Any, contrast: ContrastSet) -> None:

@@ -106,6 +106,22 @@ def test_batches_are_sorted_by_length(monkeypatch: pytest.MonkeyPatch) -> None:
     assert shapes == [(2, 9), (2, 3), (1, 1)]
 
 
+def test_a_long_prompt_does_not_pad_short_ones(monkeypatch: pytest.MonkeyPatch) -> None:
+    model, shapes, seen = tiny("llama"), [], []
+    model.model.register_forward_pre_hook(
+        lambda _, __, kw: shapes.append(tuple(kw["input_ids"].shape)), with_kwargs=True
+    )
+    prompts = [[5] * n for n in (60, 7, 8, 6, 40, 5, 9)]
+    mean_activations(
+        find_architecture(model),
+        prompts,
+        [0] * 7,
+        batch_size=16,
+        progress=lambda done, total: seen.append((done, total)),
+    )
+    assert shapes == [(2, 60), (5, 9)] and seen == [(2, 7), (7, 7)]
+
+
 def test_no_tensor_leaves_inference_mode_with_a_graph() -> None:
     found = mean_activations(find_architecture(tiny("llama")), rows(), [0] * 7)
     assert found.neurons is not None and not found.neurons.requires_grad
