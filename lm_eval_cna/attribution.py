@@ -6,7 +6,9 @@ Floor 3. To make several from the same prompts, `measure` once and ask the `Meas
 from __future__ import annotations
 
 from collections.abc import Collection
-from typing import Any, Literal
+from typing import Any, Literal, overload
+
+import torch
 
 from lm_eval_cna import discovery
 from lm_eval_cna.activations import Read
@@ -25,7 +27,7 @@ from lm_eval_cna.measurement import (
     stamp,
 )
 
-__all__ = ["METHODS", "Measurement", "Method", "Settings", "discover", "measure"]
+__all__ = ["METHODS", "Measurement", "Method", "Settings", "control", "discover", "measure"]
 
 Method = Literal["cna", "caa", "caa-residual", "random", "random-vectors"]
 METHODS: tuple[Method, ...] = ("cna", "caa", "caa-residual", "random", "random-vectors")
@@ -77,10 +79,29 @@ def discover(
     """
     if method not in METHODS:
         raise ConfigError("method", got=method, allowed=", ".join(METHODS))
+    _refuse_strangers(
+        method, fraction=fraction, top_k=top_k, excluded_layers=excluded_layers or None, layer=layer, like=like
+    )
     if method in ("random", "random-vectors"):
-        return _control(
-            model, tokenizer, contrast, method, like, seed, match, settings, model_id=model_id, revision=revision
-        )
+        kind = Circuit if method == "random" else Vectors
+        if not isinstance(like, kind):
+            raise ConfigError(
+                f"{method} is matched to an intervention",
+                got=None if like is None else like.method,
+                allowed="a circuit" if kind is Circuit else "vectors",
+                do="give it with --like FILE",
+            )
+        if match not in ("layer", "activation"):
+            raise ConfigError("match", got=match, allowed="layer, activation")
+        magnitudes = None
+        if method == "random" and match == "activation":
+            if contrast is None:
+                raise ConfigError("activation-matched controls need a contrast set", do="give it with --contrast")
+            check_fit(like, find_architecture(model))
+            magnitudes = measure(
+                model, tokenizer, contrast, read=("magnitudes",), check_leakage=False, settings=settings
+            ).means.magnitudes
+        return control(model, like, seed=seed, magnitudes=magnitudes, model_id=model_id, revision=revision)
     if contrast is None:
         raise ConfigError(f"{method} needs a contrast set")
     reads: dict[str, Read] = {"cna": "neurons", "caa": "writes", "caa-residual": "blocks"}
@@ -106,57 +127,70 @@ def discover(
     return measurement.vectors() if method == "caa" else measurement.residual_vector(layer)
 
 
-def _control(
+@overload
+def control(
     model: Any,
-    tokenizer: Any,
-    contrast: ContrastSet | None,
-    method: Method,
-    like: Circuit | Vectors | None,
-    seed: int,
-    match: str,
-    settings: Settings | None,
+    like: Circuit,
     *,
-    model_id: str | None,
-    revision: str | None,
+    seed: int,
+    magnitudes: torch.Tensor | None = None,
+    model_id: str | None = None,
+    revision: str | None = None,
+) -> Circuit: ...
+
+
+@overload
+def control(
+    model: Any,
+    like: Vectors,
+    *,
+    seed: int,
+    magnitudes: torch.Tensor | None = None,
+    model_id: str | None = None,
+    revision: str | None = None,
+) -> Vectors: ...
+
+
+def control(
+    model: Any,
+    like: Circuit | Vectors,
+    *,
+    seed: int,
+    magnitudes: torch.Tensor | None = None,
+    model_id: str | None = None,
+    revision: str | None = None,
 ) -> Circuit | Vectors:
-    """A random circuit or random vectors matched to `like`; no forward pass unless activations are matched."""
-    kind = Circuit if method == "random" else Vectors
-    if not isinstance(like, kind):
-        raise ConfigError(
-            f"{method} is matched to an intervention",
-            got=None if like is None else like.method,
-            allowed="a circuit" if kind is Circuit else "vectors",
-            do="give it with --like FILE",
-        )
-    if match not in ("layer", "activation"):
-        raise ConfigError("match", got=match, allowed="layer, activation")
+    """Draw a random circuit or random vectors matched to `like`; the model is looked at and not run.
+
+    Args:
+        model: the model that `like` was found on.
+        like: a circuit, which gives a `random` one, or vectors, which give `random-vectors`. The universal neurons that
+            a circuit's header names are not drawn; a circuit found without the filter names none.
+        seed: one control a seed.
+        magnitudes: mean |activation| of every neuron [layers, width], as `measure(..., read=("magnitudes",))` finds it;
+            a circuit's neurons are then drawn among those of similar mean |activation|.
+        model_id: written into the file; by default what the model says of itself.
+        revision: likewise.
+
+    Raises:
+        InterventionError: `like` does not fit the model.
+        ConfigError: a layer has too few neurons left to draw from.
+    """
     architecture = find_architecture(model)
     check_fit(like, architecture)
     said_id, said_revision = identity_of(model)
     identity = {"id": model_id or said_id, "revision": revision or said_revision}
-    origin = {"seed": seed, "like_sha256": like.sha256, **stamp()}
+    origin: dict[str, Any] = {"seed": seed, "like_sha256": like.sha256, **stamp()}
+    name = f"{like.name}-random-{seed}"
     if isinstance(like, Vectors):
         return Vectors(
             method="random-vectors",
             place=like.place,
-            name=f"{like.name}-random-{seed}",
+            name=name,
             model=describe_model(architecture, ((layer, 0) for layer in like.layers), **identity),
             discovery=like.discovery.model_copy(update=origin),
             tensors=discovery.random_vectors(like.tensors, seed=seed),
         )
-    magnitudes = None
-    if match == "activation":
-        if contrast is None:
-            raise ConfigError("activation-matched controls need a contrast set", do="give it with --contrast")
-        magnitudes = measure(
-            model,
-            tokenizer,
-            contrast,
-            read=("magnitudes",),
-            universal_filter=False,
-            check_leakage=False,
-            settings=settings,
-        ).means.magnitudes
     universal = like.discovery.universal_filter
     neurons = discovery.random_neurons(
         like.neurons,
@@ -165,10 +199,24 @@ def _control(
         universal=() if universal is None else universal.neurons,
         magnitudes=magnitudes,
     )
+    origin["match"] = "layer" if magnitudes is None else "activation"
     return Circuit(
         method="random",
-        name=f"{like.name}-random-{seed}",
+        name=name,
         model=describe_model(architecture, ((n.layer, n.index) for n in neurons), **identity),
-        discovery=like.discovery.model_copy(update={**origin, "match": match}),
+        discovery=like.discovery.model_copy(update=origin),
         neurons=neurons,
     )
+
+
+def _refuse_strangers(method: Method, **given: object) -> None:
+    """Refuse an argument that the method would ignore."""
+    known = {
+        "cna": {"fraction", "top_k", "excluded_layers"},
+        "caa-residual": {"layer"},
+        "random": {"like"},
+        "random-vectors": {"like"},
+    }.get(method, set())
+    for name, value in given.items():
+        if value is not None and name not in known:
+            raise ConfigError(f"{name.replace('_', '-')} has no meaning for method {method}", do="leave it out")

@@ -10,7 +10,7 @@ import torch
 import transformers as tf
 from tokenizers import Regex, Tokenizer, models, pre_tokenizers, processors
 
-from lm_eval_cna.attribution import Measurement, Settings, discover, measure
+from lm_eval_cna.attribution import Measurement, Settings, control, discover, measure
 from lm_eval_cna.contrast import ContrastSet, load_contrast, load_universal_prompts
 from lm_eval_cna.errors import ArchitectureError, CNAError, ConfigError, ContrastError, InterventionError
 from lm_eval_cna.intervention import Circuit, Vectors, read_intervention
@@ -145,31 +145,43 @@ def test_random_controls(tokenizer: Any, contrast: ContrastSet, monkeypatch: pyt
     with monkeypatch.context() as patch:
         patch.setattr(type(model), "forward", None)
         patch.setattr(type(model.model), "forward", None)  # no forward pass is needed for this one
-        control = discover(model, tokenizer, None, method="random", like=circuit, seed=3)
-    assert isinstance(circuit, Circuit) and isinstance(control, Circuit) and isinstance(matched, Circuit)
+        uniform = discover(model, tokenizer, None, method="random", like=circuit, seed=3)
+    assert isinstance(circuit, Circuit) and isinstance(uniform, Circuit) and isinstance(matched, Circuit)
     universal = circuit.discovery.universal_filter
     assert universal is not None
     forbidden = {n[:2] for n in circuit.neurons} | set(universal.neurons)
-    for drawn, match in ((control, "layer"), (matched, "activation")):
+    for drawn, match in ((uniform, "layer"), (matched, "activation")):
         assert [n.layer for n in drawn.neurons] == [n.layer for n in circuit.neurons]
         assert not {n[:2] for n in drawn.neurons} & forbidden
         info = drawn.discovery
         assert (info.seed, info.match, info.like_sha256) == (3, match, circuit.sha256)
         assert drawn.model.columns_sha256 != circuit.model.columns_sha256
-    assert {n[:2] for n in control.neurons} != {n[:2] for n in matched.neurons}
+    assert {n[:2] for n in uniform.neurons} != {n[:2] for n in matched.neurons}
+
+
+def test_many_controls_from_one_measurement(tokenizer: Any, contrast: ContrastSet) -> None:
+    model = tiny("llama")
+    found = measure(model, tokenizer, contrast, read=("neurons", "magnitudes"), universal_fraction=0.05)
+    circuit = found.circuit(fraction=0.05)
+    assert circuit.neurons == discover(model, tokenizer, contrast, fraction=0.05).neurons  # type: ignore[union-attr]
+    controls = [control(model, circuit, seed=seed, magnitudes=found.means.magnitudes) for seed in range(19)]
+    assert len({c.sha256 for c in controls}) == 19
+    asked_for = discover(model, tokenizer, contrast, method="random", like=circuit, seed=7, match="activation")
+    assert controls[7].sha256 == asked_for.sha256
+    assert controls[7].discovery.match == "activation"
 
 
 def test_random_vectors(tokenizer: Any, contrast: ContrastSet) -> None:
     model = tiny("llama")
     vectors = discover(model, tokenizer, contrast, method="caa")
-    control = discover(model, tokenizer, None, method="random-vectors", like=vectors, seed=1)
-    assert isinstance(vectors, Vectors) and isinstance(control, Vectors)
+    drawn = discover(model, tokenizer, None, method="random-vectors", like=vectors, seed=1)
+    assert isinstance(vectors, Vectors) and isinstance(drawn, Vectors)
     for layer, tensor in vectors.tensors.items():
-        assert control.tensors[layer].norm().item() == pytest.approx(tensor.norm().item(), rel=1e-5)
-        assert abs(torch.cosine_similarity(control.tensors[layer], tensor, dim=0).item()) < 0.8
+        assert drawn.tensors[layer].norm().item() == pytest.approx(tensor.norm().item(), rel=1e-5)
+        assert abs(torch.cosine_similarity(drawn.tensors[layer], tensor, dim=0).item()) < 0.8
     again = discover(model, tokenizer, None, method="random-vectors", like=vectors, seed=1)
     other = discover(model, tokenizer, None, method="random-vectors", like=vectors, seed=2)
-    assert again.sha256 == control.sha256 != other.sha256
+    assert again.sha256 == drawn.sha256 != other.sha256
 
 
 def test_user_errors(tokenizer: Any, contrast: ContrastSet) -> None:
@@ -189,6 +201,12 @@ def test_user_errors(tokenizer: Any, contrast: ContrastSet) -> None:
         discover(model, tokenizer, None, method="random", like=circuit, match="activation")
     with pytest.raises(ConfigError, match="cna needs a contrast set"):
         discover(model, tokenizer, None)
+    with pytest.raises(ConfigError, match="layer has no meaning for method cna"):
+        discover(model, tokenizer, contrast, layer=1)
+    with pytest.raises(ConfigError, match="top-k has no meaning for method caa"):
+        discover(model, tokenizer, contrast, method="caa", top_k=5)
+    with pytest.raises(ConfigError, match="like has no meaning for method cna"):
+        discover(model, tokenizer, contrast, like=circuit)
     with pytest.raises(InterventionError, match="made for"):
         wider = circuit.model_copy(update={"model": circuit.model.model_copy(update={"mlp_width": 64})})
         discover(model, tokenizer, None, method="random", like=wider)
