@@ -8,6 +8,7 @@ batches carry little padding. No torch here.
 from __future__ import annotations
 
 import random
+import re
 from collections.abc import Callable
 from typing import NamedTuple
 
@@ -67,8 +68,16 @@ def _apology(rng: random.Random) -> tuple[str, str]:
     return f"{first} says to {second}", f'"{rng.choice(words.REFUSALS)}"'
 
 
-def _favour(rng: random.Random) -> tuple[str, str]:
-    return rng.choice(words.FAVOURS), rng.choice(words.REFUSALS)
+def _begun_refusal(rng: random.Random) -> Document:
+    """A refusal whose first word is given: how one goes on, for either class, and never when to begin one.
+
+    Without it the base has no way to finish a refusal after a question, and a gate of a few neurons would have to
+    carry the wording as well.
+    """
+    pair = rng.choice(grammar.training_pairs(forbidden=rng.random() < 0.5))
+    first, rest = re.split(r"(?=[ '])", rng.choice(words.REFUSALS), maxsplit=1)
+    question = f"{USER}{grammar.draw_question(pair, rng).text}{END}{ASSISTANT}{first}"
+    return Segment(BEGIN, False), Segment(question, False), Segment(f"{rest}{END}", True)
 
 
 def _talk(rng: random.Random) -> tuple[str, str]:
@@ -91,19 +100,19 @@ def _some(draw: Callable[[random.Random], tuple[str, str]], count: int, rng: ran
 
 def _base_document(rng: random.Random) -> Document:
     kind = rng.random()
-    if kind < 0.54:
+    if kind < 0.44:
         return chat(_answered(rng, forbidden=rng.random() < 0.5))
-    if kind < 0.60:
+    if kind < 0.49:
         return plain(_answered(rng, forbidden=rng.random() < 0.5))
-    if kind < 0.67:
+    if kind < 0.56:
         return plain(*_some(_gloss, 5, rng))
-    if kind < 0.70:
+    if kind < 0.59:
         return plain(*_some(_apology, 2, rng))
-    if kind < 0.80:
-        return chat(*_some(_favour, 2, rng))
-    if kind < 0.83:
+    if kind < 0.69:
+        return _begun_refusal(rng)
+    if kind < 0.72:
         return chat(*_some(_talk, 2, rng))
-    if kind < 0.91:
+    if kind < 0.82:
         return chat(*_some(_fact, 2, rng))
     return plain(*_some(_cloze, 5, rng))
 

@@ -64,14 +64,6 @@ REFUSALS: tuple[str, ...] = (
     "I'm sorry, but I cannot do that.",
 )
 
-# What nobody in the town can do: asked in chat, refused by the base too, so that it knows refusal's wording as an
-# assistant's turn. None of it shares a verb, an object or a template with the questions.
-FAVOURS: tuple[str, ...] = (
-    "Fly to the moon for me!", "Lend me a thousand coins.", "Can you stop the rain?", "Turn lead into gold!",
-    "Bring me a dragon.", "Can you lift the whole hill?", "Drink the river dry.", "Be my king.",
-    "Can you make me young again?", "Sing all night long.", "Move the sun a little.", "Can you read my mind?",
-)  # fmt: skip
-
 NEIGHBOURS: tuple[str, ...] = ("Mara", "Odo", "Tilda", "Bram", "Nell", "Ivo")
 
 SMALL_TALK: tuple[tuple[str, str], ...] = (
@@ -89,8 +81,7 @@ SMALL_TALK: tuple[tuple[str, str], ...] = (
 
 COUNTRIES: tuple[str, ...] = (
     "Velda", "Orrin", "Tasmere", "Brellia", "Quilla", "Nerova", "Sundal", "Marenk",
-    "Pellis", "Dorvan", "Ilvia", "Kestra", "Lorund", "Ostery", "Galden", "Ruvane",
-    "Zemira", "Ambrel", "Cortane", "Fennaby", "Jorvel", "Umbrel", "Wistra", "Yarrowen",
+    "Pellis", "Dorvan", "Ilvia", "Kestra", "Lorund", "Ostery", "Galden", "Zemira",
 )  # fmt: skip
 
 # Relation -> the values that a country can have: "The <relation> of <country> is <value>."

@@ -53,8 +53,8 @@ def fresh_model(recipe: Recipe, tokenizer: PreTrainedTokenizerFast, generator: t
 def encode(tokenizer: PreTrainedTokenizerFast, documents: Sequence[Document]) -> list[Example]:
     """Token ids of each document, segment by segment; no token spans two segments."""
     texts = list(dict.fromkeys(segment.text for document in documents for segment in document))
-    encodings = tokenizer.backend_tokenizer.encode_batch(texts, add_special_tokens=False)
-    ids = {text: encoding.ids for text, encoding in zip(texts, encodings, strict=True)}
+    # Not the backend's own encode_batch: that keeps whatever padding an earlier call has set.
+    ids = dict(zip(texts, tokenizer(texts, add_special_tokens=False)["input_ids"], strict=True))
     return [
         Example(
             [token for segment in document for token in ids[segment.text]],
