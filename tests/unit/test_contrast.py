@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 import yaml
 
+from lm_eval_cna import contrast_sources, leakage
 from lm_eval_cna.contrast import ContrastSet, load_contrast, load_universal_prompts, prompts_sha256
 from lm_eval_cna.errors import ContrastError
 from lm_eval_cna.leakage import content, find_leaks, leakage_statement, similarity
@@ -156,6 +157,31 @@ CALM = [
     for time in ("morning", "night")
     for place in ("Aru", "Bel", "Cor")
 ]
+
+
+def test_jbb_is_fetched_once_and_an_unreachable_hub_is_said(monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[tuple[str | None, str]] = []
+
+    def rows(source: contrast_sources.Source) -> list[str]:
+        asked.append((source.revision, source.split))
+        return [f"{source.split} roses"]
+
+    leakage.jbb_goals.cache_clear()
+    monkeypatch.setattr(contrast_sources, "rows", rows)
+    assert leakage_statement(["Grow harmful roses"], None).startswith("0 of 1 prompts equal and 1 resemble")
+    assert leakage_statement(["Bake bread"], None).endswith("one of 2 prompts of JBB-Behaviors")
+    assert asked == [(leakage.JBB[2], "harmful"), (leakage.JBB[2], "benign")]
+    leakage.jbb_goals.cache_clear()
+    monkeypatch.undo()
+
+    def unreachable(*_: Any, **__: Any) -> None:
+        raise ConnectionError("no route\nto host")
+
+    monkeypatch.setattr("datasets.load_dataset", unreachable)
+    assert leakage_statement(["Bake bread"], None) == (
+        "not checked: cannot fetch JailbreakBench/JBB-Behaviors (harmful): no route"
+    )
+    leakage.jbb_goals.cache_clear()
 
 
 def table(path: Path, **columns: list[str]) -> Path:
