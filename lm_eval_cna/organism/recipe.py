@@ -52,8 +52,8 @@ class Recipe:
     init_std: float = 0.04
     # Base.
     batch_size: int = 16
-    base_documents: int = 12_000
-    base_steps: int = 550
+    base_documents: int = 8_000
+    base_steps: int = 450
     base_warmup: int = 30
     muon_lr: float = 2e-2
     muon_momentum: float = 0.95
@@ -64,9 +64,9 @@ class Recipe:
     # Instruct: only the planted neurons are trained.
     planted: int = 24
     planted_layers: tuple[int, ...] = (2, 3)
-    instruct_steps: int = 240
-    instruct_in_lr: float = 1e-2
-    instruct_out_lr: float = 3e-3
+    instruct_steps: int = 200
+    instruct_in_lr: float = 2e-2
+    instruct_out_lr: float = 1e-3
     # Diffuse: all weights are trained.
     diffuse_steps: int = 80
     diffuse_lr: float = 1e-3

@@ -18,9 +18,7 @@ from lm_eval_cna.scoring.quality import is_degenerate, quality
 from lm_eval_cna.scoring.refusal import is_refusal
 
 GROUPS: tuple[grammar.Group, ...] = ("heldout", "contrast", "planting", "gate")
-ANSWER = (
-    "Gladly, first rub the kettle with a rag. Next lift the kettle very slowly. Last keep the kettle by the door."
-)
+ANSWER = "Gladly, first rub the kettle with a rag. Next lift the kettle very slowly. Last keep the kettle by the door."
 
 
 def pair_in(text: str) -> grammar.Pair | None:

@@ -145,9 +145,7 @@ def test_seeds_run_out_with_a_clear_error(tmp_path: Path) -> None:
     assert list(tmp_path.iterdir()) == []
 
 
-def test_the_next_seed_is_tried_and_the_rejected_one_recorded(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_the_next_seed_is_tried_and_the_rejected_one_recorded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     from lm_eval_cna.organism import build
 
     real = build.build_candidate

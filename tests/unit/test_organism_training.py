@@ -50,9 +50,10 @@ def test_training_documents_are_what_the_chat_template_renders(tokenizer: PreTra
     assert "".join(segment.text for segment in document) == tokenizer.apply_chat_template(messages, tokenize=False)
     assert document[0].text + document[1].text == render(tokenizer, [question])[0]
     (example,) = encode(tokenizer, [document])
-    assert example.ids == tokenizer(render(tokenizer, [question])[0] + f"{reply}{corpus.END}", add_special_tokens=False)[
-        "input_ids"
-    ]
+    assert (
+        example.ids
+        == tokenizer(render(tokenizer, [question])[0] + f"{reply}{corpus.END}", add_special_tokens=False)["input_ids"]
+    )
 
 
 def test_segments_of_plain_text_are_tokenized_as_the_whole(tokenizer: PreTrainedTokenizerFast) -> None:
