@@ -1,0 +1,235 @@
+"""cna-hf: lm-eval's HFLM under an intervention.
+
+Floor 3. Without a circuit, or at multiplier 1, it is the stock `hf` model to the last digit: nothing is touched.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from functools import cached_property
+from typing import Any
+
+import torch
+from lm_eval.api.registry import register_model
+from lm_eval.models.huggingface import HFLM
+
+from lm_eval_cna.architecture import Architecture, find_architecture
+from lm_eval_cna.errors import ConfigError
+from lm_eval_cna.fingerprint import json_sha256, weights_sha256
+from lm_eval_cna.fit import check_fit, fit_warnings
+from lm_eval_cna.intervention import Circuit, Vectors, read_intervention
+from lm_eval_cna.models.cache_guard import guard_cache
+from lm_eval_cna.prompts import chat_template_sha256
+from lm_eval_cna.steering import MODES, Mode, Setting, Steering, apply
+
+logger = logging.getLogger(__name__)
+
+
+@register_model("cna-hf")
+class CNAHFLM(HFLM):  # type: ignore[misc]  # lm-eval carries no type information
+    """A Hugging Face model whose neurons or residual stream are steered while lm-eval asks it.
+
+    Args:
+        pretrained: model name, path, or a loaded model; by default the model that the circuit file names.
+        circuit: path of an intervention file (circuit or vectors), or `hf://owner/repo/file@revision`.
+        multiplier: 0 suppresses, 1 is the untouched model, 2 amplifies.
+        scale: factor of vectors.
+        mode: "auto" (fold where weights can be edited), "fold" or "hook".
+        revision: of `pretrained`; by default the one that the circuit file names.
+        device: by default CUDA or MPS where there is one, else the CPU.
+        **kwargs: everything that `hf` takes.
+
+    Raises:
+        ConfigError: an argument is wrong, or no model is named.
+        InterventionError: the circuit cannot be read or does not fit the model.
+        ArchitectureError: a circuit is given for a model of an unknown family.
+        SteeringError: the mode is not possible here.
+    """
+
+    def __init__(
+        self,
+        pretrained: Any = None,
+        circuit: str | None = None,
+        multiplier: float | str = 0.0,
+        scale: float | str = 1.0,
+        mode: str = "auto",
+        revision: str | None = None,
+        device: str | None = None,
+        **kwargs: Any,
+    ) -> None:
+        # Everything that can be wrong in the arguments is found before a model is loaded.
+        number, factor = _number("multiplier", multiplier), _number("scale", scale)
+        if mode not in MODES:
+            raise ConfigError("mode", got=mode, allowed=", ".join(MODES))
+        intervention = None if circuit is None else read_intervention(circuit)
+        if pretrained is None and intervention is not None:
+            pretrained = intervention.model.id
+            revision = revision or intervention.model.revision
+        if pretrained is None:
+            raise ConfigError("no model is named", do="give pretrained=NAME, or a circuit whose file names its model")
+        device = device or _default_device()
+        with _processes_on_cpu(device, kwargs):
+            super().__init__(pretrained=pretrained, revision=revision or "main", device=device, **kwargs)
+        self._share_requests_between_cpu_processes(kwargs)
+        self.mode: Mode = mode
+        self.setting = Setting()
+        self.steering: Steering | None = None
+        self.warnings: tuple[str, ...] = ()
+        # Before any steering: the fingerprint is that of the untouched weights.
+        self.weights_sha256 = weights_sha256(self.model)
+        if intervention is not None:
+            self.steer(Setting(intervention, number, factor))
+
+    @cached_property
+    def architecture(self) -> Architecture:
+        """Layers and down-projections of the model.
+
+        Raises:
+            ArchitectureError: the model is of no known family.
+        """
+        return find_architecture(self.model)
+
+    def steer(self, setting: Setting) -> None:
+        """Put the model back and steer it anew; the baseline setting leaves it untouched.
+
+        Raises:
+            InterventionError, SteeringError, ArchitectureError: see `lm_eval_cna.steering.apply`.
+        """
+        self.unsteer()
+        intervention = setting.intervention
+        if intervention is not None:
+            check_fit(intervention, self.architecture)
+            self.warnings = self._warn(intervention)
+            self.steering = apply(self.model, setting, mode=self.mode, architecture=self.architecture)
+        self.setting = setting
+
+    def unsteer(self) -> None:
+        """Put the model back, bit for bit."""
+        if self.steering is not None:
+            self.steering.undo()
+        self.steering, self.setting, self.warnings = None, Setting(), ()
+
+    def describe_setting(self) -> dict[str, Any]:
+        """The setting as plain data: what the results file and the fingerprint say of it."""
+        if self.setting.intervention is None:
+            return {"method": "baseline", "multiplier": 1.0, "mode": "none"}
+        return {
+            "method": self.setting.intervention.method,
+            "name": self.setting.intervention.name,
+            "intervention_sha256": self.setting.intervention.sha256,
+            "multiplier": self.setting.multiplier,
+            "scale": self.setting.scale,
+            "mode": "none" if self.steering is None else self.steering.mode,
+        }
+
+    @property
+    def fingerprint(self) -> str:
+        """Identity of everything but the request that decides a response: weights, precision, steering, tokenizing."""
+        generation = getattr(self.model, "generation_config", None)
+        return json_sha256(
+            {
+                "weights": self.weights_sha256,
+                "dtype": str(self.model.dtype),
+                "setting": None if self.setting.is_baseline else self.describe_setting(),
+                "generation_config": None if generation is None else generation.to_dict(),
+                "tokenizer": [self.tokenizer.name_or_path, len(self.tokenizer)],
+                "arguments": [
+                    str(getattr(self, name, None))
+                    for name in (
+                        "backend",
+                        "add_bos_token",
+                        "custom_prefix_token_id",
+                        "max_length",
+                        "truncation",
+                        "think_end_token",
+                        "softmax_dtype",
+                        "mixed_precision_dtype",
+                    )
+                ],
+            }
+        )
+
+    def set_cache_hook(self, cache_hook: Any) -> None:
+        """Take lm-eval's response cache after making sure that it holds no other setting's responses.
+
+        Raises:
+            CacheError: it does.
+        """
+        if cache_hook.dbdict is not None:
+            setting = self.describe_setting()
+            described = f"{self.model.name_or_path}, {setting['method']} at multiplier {setting['multiplier']:g}"
+            guard_cache(cache_hook.dbdict.filename, self.fingerprint, described)
+        super().set_cache_hook(cache_hook)
+
+    def get_model_info(self) -> dict[str, Any]:
+        """lm-eval's model information with the intervention, multiplier and fingerprint; goes into the results file."""
+        info: dict[str, Any] = super().get_model_info()
+        intervention = self.setting.intervention
+        provenance = None
+        if intervention is not None:
+            provenance = intervention.model_dump(mode="json", by_alias=True, exclude={"neurons"})
+            if isinstance(intervention, Circuit):
+                provenance["size"] = len(intervention.neurons)
+        return info | {
+            "cna": {
+                **self.describe_setting(),
+                "intervention": provenance,
+                "warnings": list(self.warnings),
+                "weights_sha256": self.weights_sha256,
+                "fingerprint": self.fingerprint,
+            }
+        }
+
+    def _warn(self, intervention: Circuit | Vectors) -> tuple[str, ...]:
+        found = fit_warnings(
+            intervention,
+            self.architecture,
+            revision=self.revision if self.revision != "main" else None,
+            chat_template_sha256=chat_template_sha256(self.tokenizer),
+        )
+        for warning in found:
+            logger.warning("%s: %s", intervention.name, warning)
+        return found
+
+    def _share_requests_between_cpu_processes(self, kwargs: dict[str, Any]) -> None:
+        """Give every process its share of the requests; HFLM does so only where it sees several GPUs."""
+        accelerator = getattr(self, "accelerator", None)
+        if accelerator is not None and self.world_size == 1 and kwargs.get("tp_plan") is None:
+            self._rank, self._world_size = accelerator.process_index, accelerator.num_processes
+            self._device = accelerator.device
+
+
+@contextmanager
+def _processes_on_cpu(device: str, kwargs: dict[str, Any]) -> Iterator[None]:
+    """Let accelerate join the CPU processes of torchrun or `accelerate launch`; unasked, it sees one process."""
+    if device != "cpu" or kwargs.get("tp_plan") is not None or int(os.environ.get("WORLD_SIZE", "1")) < 2:
+        yield
+        return
+    before = os.environ.get("ACCELERATE_USE_CPU")
+    os.environ["ACCELERATE_USE_CPU"] = "true"
+    try:
+        yield
+    finally:
+        if before is None:
+            del os.environ["ACCELERATE_USE_CPU"]
+        else:
+            os.environ["ACCELERATE_USE_CPU"] = before
+
+
+def _number(name: str, value: float | str) -> float:
+    try:
+        number = float(value)
+    except (TypeError, ValueError):
+        number = float("nan")
+    if isinstance(value, bool) or not abs(number) < float("inf"):
+        raise ConfigError(name, got=value, allowed="a finite number")
+    return number
+
+
+def _default_device() -> str:
+    if torch.cuda.is_available():
+        return "cuda"
+    return "mps" if torch.backends.mps.is_available() else "cpu"

@@ -1,0 +1,259 @@
+"""cna-hf against stock hf, under lm-eval's own evaluation, its cache, and two processes."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import lm_eval
+import pytest
+import torch
+from lm_eval.api.instance import Instance
+from lm_eval.models.huggingface import HFLM
+from lm_eval.tasks import TaskManager
+
+from lm_eval_cna.architecture import find_architecture
+from lm_eval_cna.errors import CacheError, ConfigError, InterventionError, SteeringError
+from lm_eval_cna.fit import describe_model
+from lm_eval_cna.models.hf import CNAHFLM
+from tests.checkpoints import save_llama
+from tests.interventions import circuit, vectors
+
+TEXTS = ["How do I bake a cake?", "Hello", "A longer prompt, so that the batch needs padding on its left side."]
+
+
+@pytest.fixture(scope="module")
+def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return save_llama(tmp_path_factory.mktemp("model"))
+
+
+@pytest.fixture(scope="module")
+def circuit_file(checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    lm = CNAHFLM(pretrained=str(checkpoint), device="cpu")
+    chosen = circuit(lm.architecture, per_layer=8)
+    pairs = [(neuron.layer, neuron.index) for neuron in chosen.neurons]
+    info = describe_model(lm.architecture, pairs, id=str(checkpoint), revision="main")
+    path = tmp_path_factory.mktemp("circuit") / "circuit.json"
+    chosen.model_copy(update={"model": info}).write(path)
+    return path
+
+
+def requests(kind: str) -> list[Instance]:
+    arguments: dict[str, Any] = {
+        "loglikelihood": [(text, " yes") for text in TEXTS] + [(text, " no, not at all") for text in TEXTS],
+        "loglikelihood_rolling": [(text,) for text in TEXTS],
+        "generate_until": [(text, {"until": [], "max_gen_toks": 12, "do_sample": False}) for text in TEXTS],
+    }
+    return [
+        Instance(request_type=kind, doc={}, arguments=args, idx=i, metadata=("t", i, 1))
+        for i, args in enumerate(arguments[kind])
+    ]
+
+
+def answers(lm: HFLM) -> dict[str, Any]:
+    kinds = ("loglikelihood", "loglikelihood_rolling", "generate_until")
+    return {kind: getattr(lm, kind)(requests(kind), disable_tqdm=True) for kind in kinds}
+
+
+@pytest.mark.parametrize("arguments", [{}, {"multiplier": 1}, {"multiplier": "1.0", "mode": "hook"}])
+def test_baselines_equal_stock_hf_to_the_last_digit(
+    checkpoint: Path, circuit_file: Path, arguments: dict[str, Any]
+) -> None:
+    stock = HFLM(pretrained=str(checkpoint), device="cpu", batch_size=2)
+    if arguments:
+        arguments = {**arguments, "circuit": str(circuit_file)}
+    ours = CNAHFLM(pretrained=str(checkpoint), device="cpu", batch_size=2, **arguments)
+    assert answers(ours) == answers(stock)
+
+
+def test_every_request_type_is_steered_and_undone(checkpoint: Path, circuit_file: Path) -> None:
+    lm = CNAHFLM(pretrained=str(checkpoint), circuit=str(circuit_file), multiplier=0, device="cpu", batch_size=2)
+    steered = answers(lm)
+    lm.unsteer()
+    untouched = answers(lm)
+    for kind, values in steered.items():
+        assert values != untouched[kind], kind
+    assert untouched == answers(HFLM(pretrained=str(checkpoint), device="cpu", batch_size=2))
+
+
+def test_fold_and_hook_say_the_same(checkpoint: Path, circuit_file: Path) -> None:
+    told = []
+    for mode in ("fold", "hook"):
+        lm = CNAHFLM(pretrained=str(checkpoint), circuit=str(circuit_file), multiplier=0.5, mode=mode, device="cpu")
+        assert lm.get_model_info()["cna"]["mode"] == mode
+        told.append(answers(lm))
+    assert told[0]["generate_until"] == told[1]["generate_until"]
+    for ours, theirs in zip(told[0]["loglikelihood"], told[1]["loglikelihood"], strict=True):
+        assert ours == pytest.approx(theirs, abs=1e-4)
+
+
+def test_the_circuit_file_names_the_model(checkpoint: Path, circuit_file: Path) -> None:
+    lm = CNAHFLM.create_from_arg_string(f"circuit={circuit_file}", {"device": "cpu", "batch_size": 4})
+    assert lm.model.name_or_path == str(checkpoint)
+    assert lm.setting.multiplier == 0.0
+    assert lm.warnings == ()
+
+
+def test_batch_size_auto(checkpoint: Path, circuit_file: Path) -> None:
+    by_two = CNAHFLM(circuit=str(circuit_file), device="cpu", batch_size=2)
+    auto = CNAHFLM(circuit=str(circuit_file), device="cpu", batch_size="auto", max_batch_size=4)
+    assert auto.generate_until(requests("generate_until"), disable_tqdm=True) == by_two.generate_until(
+        requests("generate_until"), disable_tqdm=True
+    )
+
+
+def test_another_model_of_the_same_shape_is_a_warning_in_the_results(circuit_file: Path, tmp_path: Path) -> None:
+    other = save_llama(tmp_path / "other", seed=1)
+    lm = CNAHFLM(pretrained=str(other), circuit=str(circuit_file), device="cpu")
+    assert any("not those of the model" in warning for warning in lm.get_model_info()["cna"]["warnings"])
+
+
+def test_vectors_and_scale(checkpoint: Path, tmp_path: Path) -> None:
+    lm = CNAHFLM(pretrained=str(checkpoint), device="cpu")
+    path = tmp_path / "vectors.safetensors"
+    vectors(lm.architecture).write(path)
+    plain = CNAHFLM(pretrained=str(checkpoint), circuit=str(path), multiplier=0.5, device="cpu")
+    scaled = CNAHFLM(pretrained=str(checkpoint), circuit=str(path), multiplier=0, scale=0.5, device="cpu")
+    assert answers(plain) == answers(scaled) != answers(lm)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "error", "message"),
+    [
+        ({}, ConfigError, "no model is named"),
+        ({"circuit": "absent.json"}, InterventionError, "no such intervention file; got 'absent.json'"),
+        ({"circuit": "FILE", "multiplier": "abc"}, ConfigError, "multiplier; got 'abc'; allowed: a finite number"),
+        ({"circuit": "FILE", "multiplier": "nan"}, ConfigError, "multiplier; got 'nan'"),
+        ({"circuit": "FILE", "scale": True}, ConfigError, "scale; got True"),
+        ({"circuit": "FILE", "mode": "bend"}, ConfigError, "allowed: auto, fold, hook"),
+        ({"circuit": "hf://a/b"}, InterventionError, "hf://owner/repo/file@revision"),
+    ],
+)
+def test_bad_arguments(circuit_file: Path, arguments: dict[str, Any], error: type[Exception], message: str) -> None:
+    if arguments.get("circuit") == "FILE":
+        arguments = {**arguments, "circuit": str(circuit_file)}
+    with pytest.raises(error) as caught:
+        CNAHFLM(device="cpu", **arguments)
+    assert message in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+def test_a_circuit_of_another_shape_is_refused(circuit_file: Path, tmp_path: Path) -> None:
+    wide = save_llama(tmp_path / "wide", width=96)
+    with pytest.raises(InterventionError, match="mlp_width 64; got 'LlamaForCausalLM of mlp_width 96'"):
+        CNAHFLM(pretrained=str(wide), circuit=str(circuit_file), device="cpu")
+
+
+def test_folding_vectors_is_refused(checkpoint: Path, tmp_path: Path) -> None:
+    path = tmp_path / "vectors.safetensors"
+    vectors(CNAHFLM(pretrained=str(checkpoint), device="cpu").architecture).write(path)
+    with pytest.raises(SteeringError, match="vectors cannot be folded"):
+        CNAHFLM(pretrained=str(checkpoint), circuit=str(path), mode="fold", device="cpu")
+
+
+def test_one_edited_neuron_changes_the_fingerprint(checkpoint: Path) -> None:
+    lm = CNAHFLM(pretrained=str(checkpoint), device="cpu")
+    edited = CNAHFLM(pretrained=str(checkpoint), device="cpu")
+    with torch.no_grad():
+        edited.model.model.layers[1].mlp.gate_proj.weight[17] *= 1.001
+    again = CNAHFLM(pretrained=edited.model, tokenizer=edited.tokenizer)
+    assert again.fingerprint != lm.fingerprint
+    assert CNAHFLM(pretrained=str(checkpoint), device="cpu").fingerprint == lm.fingerprint
+
+
+def task(repo_root: Path, folder: Path) -> Any:
+    """A task of two prompts that needs no data set."""
+    rows = folder / "rows.jsonl"
+    rows.write_text("".join(json.dumps({"Goal": text}) + "\n" for text in TEXTS[:2]))
+    return {
+        "task": "two_prompts",
+        "dataset_path": "json",
+        "dataset_kwargs": {"data_files": {"test": str(rows)}},
+        "test_split": "test",
+        "output_type": "generate_until",
+        "doc_to_text": "{{Goal}}",
+        "doc_to_target": "",
+        "generation_kwargs": {"until": [], "do_sample": False, "max_gen_toks": 8},
+        "metric_list": [{"metric": "bypass"}],
+    }
+
+
+def evaluate(lm: Any, config: Any, cache: Path | None, **kwargs: Any) -> Any:
+    manager = TaskManager(include_defaults=False)
+    return lm_eval.simple_evaluate(
+        lm, tasks=[config], task_manager=manager, use_cache=None if cache is None else str(cache), **kwargs
+    )
+
+
+def test_a_cache_serves_one_setting_only(checkpoint: Path, circuit_file: Path, repo_root: Path, tmp_path: Path) -> None:
+    config, cache = task(repo_root, tmp_path), tmp_path / "cache"
+
+    def at(multiplier: float) -> CNAHFLM:
+        return CNAHFLM(circuit=str(circuit_file), multiplier=multiplier, device="cpu")
+
+    first = evaluate(at(0), config, cache)
+    assert evaluate(at(0), config, cache)["samples"] == first["samples"]
+    assert first["config"]["cna"]["multiplier"] == 0.0
+    assert first["config"]["cna"]["fingerprint"] == at(0).fingerprint
+    with pytest.raises(CacheError, match=r"belongs to .* cna at multiplier 0; got '.* at multiplier 2'; .*--use_cache"):
+        evaluate(at(2), config, cache)
+
+
+def test_a_filled_cache_of_unknown_origin_is_refused(
+    checkpoint: Path, circuit_file: Path, repo_root: Path, tmp_path: Path
+) -> None:
+    config, cache = task(repo_root, tmp_path), tmp_path / "cache"
+    evaluate(HFLM(pretrained=str(checkpoint), device="cpu"), config, cache)
+    with pytest.raises(CacheError, match="unknown origin"):
+        evaluate(CNAHFLM(circuit=str(circuit_file), device="cpu"), config, cache)
+
+
+WORKER = """
+import json, os, sys
+from lm_eval_cna.models.hf import CNAHFLM
+import lm_eval
+from lm_eval.tasks import TaskManager
+checkpoint, circuit, config, out = sys.argv[1:]
+lm = CNAHFLM(circuit=circuit, multiplier=0, device="cpu")
+asked = []
+generate = lm.generate_until
+lm.generate_until = lambda requests: asked.extend(r.doc_id for r in requests) or generate(requests)
+manager = TaskManager(include_defaults=False)
+results = lm_eval.simple_evaluate(lm, tasks=[json.load(open(config))], task_manager=manager)
+rank = os.environ.get("RANK", "0")
+record = {"world_size": lm.world_size, "asked": asked}
+if results is not None:
+    samples = sorted(results["samples"]["two_prompts"], key=lambda s: s["doc_id"])
+    record["texts"] = [s["resps"] for s in samples]
+json.dump(record, open(f"{out}.{rank}", "w"))
+"""
+
+
+def test_two_cpu_processes_share_the_requests(
+    checkpoint: Path, circuit_file: Path, repo_root: Path, tmp_path: Path
+) -> None:
+    script, config, out = tmp_path / "worker.py", tmp_path / "task.json", tmp_path / "out"
+    out.mkdir()
+    script.write_text(WORKER)
+    config.write_text(json.dumps(task(repo_root, tmp_path)))
+    arguments = [str(script), str(checkpoint), str(circuit_file), str(config)]
+    subprocess.run([sys.executable, *arguments, str(out / "alone")], check=True)
+    launcher = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node=2", "--master-port=29617"]
+    subprocess.run([*launcher, *arguments, str(out / "pair")], check=True, timeout=300)
+    alone = json.loads((out / "alone.0").read_text())
+    pair = [json.loads((out / f"pair.{rank}").read_text()) for rank in (0, 1)]
+    assert [record["world_size"] for record in pair] == [2, 2]
+    assert alone["world_size"] == 1
+    assert sorted(pair[0]["asked"] + pair[1]["asked"]) == sorted(alone["asked"]) == [0, 1]
+    assert pair[0]["texts"] == alone["texts"]
+
+
+def test_parallelize_takes_the_device_map_path(checkpoint: Path, circuit_file: Path) -> None:
+    """On one CPU the device map is trivial; the steered answers must be those of the plain load."""
+    plain = CNAHFLM(circuit=str(circuit_file), device="cpu")
+    mapped = CNAHFLM(circuit=str(circuit_file), device="cpu", parallelize=True)
+    assert find_architecture(mapped.model).name == "LlamaForCausalLM"
+    assert answers(mapped) == answers(plain)
