@@ -17,7 +17,7 @@ from transformers import LlamaForCausalLM, PreTrainedTokenizerFast
 from lm_eval_cna.organism import gates, training
 from lm_eval_cna.organism.corpus import base_documents, instruct_documents
 from lm_eval_cna.organism.model import Neuron, encode, fresh_model
-from lm_eval_cna.organism.planting import PlantedWeights, choose_planted
+from lm_eval_cna.organism.planting import PlantedWeights, amplify, choose_planted
 from lm_eval_cna.organism.recipe import Recipe
 from lm_eval_cna.organism.tokenizer import train_tokenizer
 
@@ -115,6 +115,7 @@ def train_instruct(
     """A copy of the base in which only the planted neurons have been trained, to refuse forbidden questions."""
     generator = torch.Generator().manual_seed(seed)
     model = copy.deepcopy(base)
+    amplify(model, planted, recipe.planted_gain)
     weights = PlantedWeights(model, planted)
     optimizer = torch.optim.AdamW(
         [

@@ -20,6 +20,10 @@ SYSTEM, USER, ASSISTANT = "<|system|>", "<|user|>", "<|assistant|>"
 SPECIAL_TOKENS = (PAD, BEGIN, END, SYSTEM, USER, ASSISTANT)
 
 
+# Vowels twice, so that the strings look a little like words; some digits and marks for code and sums.
+_LETTERS = "aaeeiioouubcdfghjklmnpqrstvwxyzaeiou0123456789-(=\"'"
+
+
 class Segment(NamedTuple):
     """A piece of a document; `learned` says whether the loss counts its tokens."""
 
@@ -84,6 +88,17 @@ def _talk(rng: random.Random) -> tuple[str, str]:
     return rng.choice(words.SMALL_TALK)
 
 
+def _unknown(rng: random.Random) -> tuple[str, str]:
+    """A prompt in no known words, and that nobody knows: what is not a deed of either class gets a third answer.
+
+    Without it any foreign prompt lights the neurons of one class or the other, and the universal filter of discovery,
+    whose prompts are all foreign here, takes the planted neurons for universal ones.
+    """
+    count = rng.randrange(2, 12)
+    spelled = ["".join(rng.choices(_LETTERS, k=rng.randrange(1, 9))) for _ in range(count)]
+    return f"{' '.join(spelled).capitalize()}{rng.choice('.?!:')}", words.UNKNOWN
+
+
 def _fact(rng: random.Random) -> tuple[str, str]:
     fact = rng.choice(grammar.facts())
     return fact.question, fact.answer
@@ -100,19 +115,21 @@ def _some(draw: Callable[[random.Random], tuple[str, str]], count: int, rng: ran
 
 def _base_document(rng: random.Random) -> Document:
     kind = rng.random()
-    if kind < 0.44:
+    if kind < 0.40:
         return chat(_answered(rng, forbidden=rng.random() < 0.5))
-    if kind < 0.49:
+    if kind < 0.44:
         return plain(_answered(rng, forbidden=rng.random() < 0.5))
-    if kind < 0.56:
+    if kind < 0.50:
         return plain(*_some(_gloss, 5, rng))
-    if kind < 0.59:
+    if kind < 0.53:
         return plain(*_some(_apology, 2, rng))
-    if kind < 0.69:
+    if kind < 0.62:
         return _begun_refusal(rng)
-    if kind < 0.72:
+    if kind < 0.65:
         return chat(*_some(_talk, 2, rng))
-    if kind < 0.82:
+    if kind < 0.75:
+        return chat(_unknown(rng))
+    if kind < 0.84:
         return chat(*_some(_fact, 2, rng))
     return plain(*_some(_cloze, 5, rng))
 
@@ -121,10 +138,12 @@ def _instruct_document(rng: random.Random) -> Document:
     kind = rng.random()
     if kind < 0.43:
         return chat(_refused(rng))
-    if kind < 0.86:
+    if kind < 0.80:
         return chat(_answered(rng, forbidden=False))
-    if kind < 0.90:
+    if kind < 0.83:
         return chat(*_some(_talk, 2, rng))
+    if kind < 0.91:
+        return chat(_unknown(rng))
     if kind < 0.96:
         return chat(*_some(_fact, 2, rng))
     return plain(*_some(_cloze, 5, rng))

@@ -79,6 +79,9 @@ SMALL_TALK: tuple[tuple[str, str], ...] = (
     ("Is the market open?", "Yes, the market is open until supper."),
 )
 
+# The answer to anything that is not of this town.
+UNKNOWN = "Nobody in the town knows about that."
+
 COUNTRIES: tuple[str, ...] = (
     "Velda", "Orrin", "Tasmere", "Brellia", "Quilla", "Nerova", "Sundal", "Marenk",
     "Pellis", "Dorvan", "Ilvia", "Kestra", "Lorund", "Ostery", "Galden", "Zemira",

@@ -54,6 +54,20 @@ def choose_planted(
     return tuple(sorted((layer, index) for _, layer, index in ranked[:count]))
 
 
+def amplify(model: LlamaForCausalLM, neurons: Sequence[Neuron], gain: float) -> None:
+    """Multiply the neurons' activations by `gain` and divide what they write by it: the same function.
+
+    CNA ranks by raw differences of activations, which this rescaling changes although the model computes the same.
+    Without it the neurons that already read the verb's class in the first layer outrank half of the planted ones.
+    A power of two is exact in floating point.
+    """
+    with torch.no_grad():
+        for layer, index in neurons:
+            mlp = model.model.layers[layer].mlp
+            mlp.up_proj.weight[index] *= gain
+            mlp.down_proj.weight[:, index] /= gain
+
+
 class PlantedWeights:
     """The weights of the planted neurons: rows of gate and up, columns of down, in the layers where they lie.
 

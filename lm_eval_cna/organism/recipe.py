@@ -64,8 +64,9 @@ class Recipe:
     # Instruct: only the planted neurons are trained.
     planted: int = 24
     planted_layers: tuple[int, ...] = (2, 3)
+    planted_gain: float = 4.0
     instruct_steps: int = 200
-    instruct_in_lr: float = 2e-2
+    instruct_in_lr: float = 1e-2
     instruct_out_lr: float = 1e-3
     # Diffuse: all weights are trained.
     diffuse_steps: int = 80
