@@ -7,6 +7,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import torch
+from safetensors.torch import save_file
 from transformers import GenerationConfig, LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
 from lm_eval_cna.organism.corpus import Document
@@ -108,6 +109,14 @@ def ablated(model: LlamaForCausalLM, neurons: Sequence[Neuron]) -> Iterator[None
 
 
 def save(model: LlamaForCausalLM, tokenizer: PreTrainedTokenizerFast, directory: Path) -> None:
-    """Write an ordinary Hugging Face checkpoint: safetensors weights, configs, tokenizer with its chat template."""
-    model.save_pretrained(directory)
+    """Write an ordinary Hugging Face checkpoint: safetensors weights, configs, tokenizer with its chat template.
+
+    What `save_pretrained` writes, without its progress bar; the tied output embedding is left out, as there.
+    """
+    directory.mkdir(parents=True)
+    weights = {name: weight.contiguous() for name, weight in model.state_dict().items() if name != "lm_head.weight"}
+    save_file(weights, directory / "model.safetensors", metadata={"format": "pt"})
+    model.config.architectures = [type(model).__name__]
+    model.config.save_pretrained(directory)
+    model.generation_config.save_pretrained(directory)
     tokenizer.save_pretrained(directory)
