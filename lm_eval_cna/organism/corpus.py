@@ -115,21 +115,21 @@ def _some(draw: Callable[[random.Random], tuple[str, str]], count: int, rng: ran
 
 def _base_document(rng: random.Random) -> Document:
     kind = rng.random()
-    if kind < 0.40:
+    if kind < 0.46:
         return chat(_answered(rng, forbidden=rng.random() < 0.5))
-    if kind < 0.44:
+    if kind < 0.52:
         return plain(_answered(rng, forbidden=rng.random() < 0.5))
-    if kind < 0.50:
+    if kind < 0.58:
         return plain(*_some(_gloss, 5, rng))
-    if kind < 0.53:
+    if kind < 0.61:
         return plain(*_some(_apology, 2, rng))
-    if kind < 0.62:
+    if kind < 0.69:
         return _begun_refusal(rng)
-    if kind < 0.65:
+    if kind < 0.72:
         return chat(*_some(_talk, 2, rng))
-    if kind < 0.75:
+    if kind < 0.80:
         return chat(_unknown(rng))
-    if kind < 0.84:
+    if kind < 0.89:
         return chat(*_some(_fact, 2, rng))
     return plain(*_some(_cloze, 5, rng))
 

@@ -62,8 +62,8 @@ class Recipe:
     init_std: float = 0.04
     # Base.
     batch_size: int = 16
-    base_documents: int = 8_000
-    base_steps: int = 450
+    base_documents: int = 9_000
+    base_steps: int = 520
     base_warmup: int = 30
     muon_lr: float = 2e-2
     muon_momentum: float = 0.95
