@@ -15,7 +15,9 @@ def _folder(name: str) -> Path:
     for root in (_PACKAGE / "_resources", _PACKAGE.parent):
         if (root / name).is_dir():
             return root / name
-    raise FileNotFoundError(f"the installation is incomplete: no folder {name!r} beside {_PACKAGE}; reinstall lm-eval-cna")
+    raise FileNotFoundError(
+        f"the installation is incomplete: no folder {name!r} beside {_PACKAGE}; reinstall lm-eval-cna"
+    )
 
 
 def tasks_dir() -> Path:

@@ -71,9 +71,13 @@ class CNAHFLM(HFLM):  # type: ignore[misc]  # lm-eval carries no type informatio
         if pretrained is None:
             raise ConfigError("no model is named", do="give pretrained=NAME, or a circuit whose file names its model")
         device = device or _default_device()
-        with _processes_on_cpu(device, kwargs):
-            super().__init__(pretrained=pretrained, revision=revision or "main", device=device, **kwargs)
+        try:
+            with _processes_on_cpu(device, kwargs):
+                super().__init__(pretrained=pretrained, revision=revision or "main", device=device, **kwargs)
+        except OSError as error:  # transformers' word for a model that is not there
+            raise ConfigError(f"cannot load the model: {error}", do="give a name on the hub or a path") from error
         self._share_requests_between_cpu_processes(kwargs)
+        self.quiet = False
         self.mode: Mode = mode
         self.setting = Setting()
         self.steering: Steering | None = None
@@ -151,6 +155,22 @@ class CNAHFLM(HFLM):  # type: ignore[misc]  # lm-eval carries no type informatio
                 ],
             }
         )
+
+    # HFLM draws a bar per request type; a sweep shows one of its own and sets `quiet`.
+    def generate_until(self, requests: list[Any], disable_tqdm: bool = False) -> list[str]:
+        """As in HFLM."""
+        texts: list[str] = super().generate_until(requests, disable_tqdm=disable_tqdm or self.quiet)
+        return texts
+
+    def loglikelihood(self, requests: list[Any], disable_tqdm: bool = False) -> list[tuple[float, bool]]:
+        """As in HFLM."""
+        scores: list[tuple[float, bool]] = super().loglikelihood(requests, disable_tqdm=disable_tqdm or self.quiet)
+        return scores
+
+    def loglikelihood_rolling(self, requests: list[Any], disable_tqdm: bool = False) -> list[float]:
+        """As in HFLM."""
+        scores: list[float] = super().loglikelihood_rolling(requests, disable_tqdm=disable_tqdm or self.quiet)
+        return scores
 
     def set_cache_hook(self, cache_hook: Any) -> None:
         """Take lm-eval's response cache after making sure that it holds no other setting's responses.

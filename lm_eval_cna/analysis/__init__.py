@@ -1,0 +1,1 @@
+"""Statistics and profiles over results. Needs neither torch nor transformers."""

@@ -1,0 +1,90 @@
+"""The main job on the embedded default: organism, discovery, sweep, report, with nothing to download."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from lm_eval_cna.intervention import Circuit, read_intervention
+from lm_eval_cna.organism.store import OrganismPaths, ensure_organism
+from lm_eval_cna.report.page import write_report
+from lm_eval_cna.sweep.config import parse_config
+from lm_eval_cna.sweep.rundir import RunDirectory
+
+#: ORGANISM.md: 0.1 % of 4,096 neurons is four neurons and a lottery; 0.5 % is dependable.
+FRACTION = 0.005
+_TASKS = ("organism_refusal", "organism_benign", "organism_knowledge")
+# The instruct organism gets the whole comparison; its base and the diffuse variant are shown beside it.
+_PLANS: dict[str, dict[str, Any]] = {
+    "instruct": {"methods": ["cna", "caa", "random"], "random": 19},
+    "base": {"methods": ["cna", "random"], "random": 3, "multipliers": [0, 1, 2]},
+    "diffuse": {"methods": ["cna", "random"], "random": 19, "multipliers": [0, 0.5, 1, 2], "control_multipliers": [0]},
+}
+_PREFACE = """\
+The organism is a tiny model that the project trains itself. It validates the harness against a known truth and says
+nothing about refusal in real models. `instruct` refuses through {planted} planted neurons; `base` is the same model
+before that; `diffuse` was fine-tuned in the ordinary way, so its refusal sits in no small circuit.
+
+Circuits are {share:g} % of the neurons, because {least:g} % of so small a model is four of them. Of the {planted}
+planted neurons the circuit of {size} recovered {recovered}."""
+
+
+def run_demo(
+    output: Path,
+    *,
+    progress: Callable[[str, int, int, str], None] | None = None,
+    command: list[str] | None = None,
+) -> Path:
+    """Train the organism if it is not cached, sweep its three variants, and write the report.
+
+    Args:
+        output: directory for one run directory per variant and the report.
+        progress: called with (stage, done, total, detail).
+        command: what the user typed, for the manifests.
+
+    Returns:
+        The path of report.md.
+    """
+    tell = progress or (lambda stage, done, total, detail: None)
+    organism = ensure_organism(progress=lambda stage, done, total: tell("training", done, total, stage))
+    from lm_eval.tasks import TaskManager  # after training: indexing lm-eval's tasks takes seconds
+
+    from lm_eval_cna import entry
+    from lm_eval_cna.sweep.runner import run_sweep
+
+    tell("indexing lm-eval's tasks", 0, 0, "")
+    entry.register()
+    manager = TaskManager()
+    directories: list[RunDirectory] = []
+    for variant, plan in _PLANS.items():
+        config = parse_config(
+            {
+                "model": str(getattr(organism, variant)),
+                "model_args": {"device": "cpu", "dtype": "float32", "batch_size": 64},
+                "contrast": "organism",
+                "fraction": FRACTION,
+                "tasks": list(_TASKS),
+                "output": output / variant,
+                **plan,
+            }
+        )
+
+        def report_cells(done: int, total: int, detail: str, variant: str = variant) -> None:
+            tell(f"sweep of {variant}", done, total, detail)
+
+        directories.append(run_sweep(config, progress=report_cells, task_manager=manager, command=command))
+    return write_report(directories, output, preface=_preface(organism, output / "instruct"))
+
+
+def _preface(organism: OrganismPaths, run: Path) -> str:
+    circuit = read_intervention(run / "circuit.json")
+    assert isinstance(circuit, Circuit)
+    recovered = {(neuron.layer, neuron.index) for neuron in circuit.neurons} & set(organism.planted)
+    return _PREFACE.format(
+        planted=len(organism.planted),
+        share=100 * FRACTION,
+        least=0.1,
+        size=len(circuit.neurons),
+        recovered=len(recovered),
+    )

@@ -1,0 +1,56 @@
+"""The grid: which (method, control seed, circuit size, multiplier) a sweep evaluates. Importable without torch."""
+
+from __future__ import annotations
+
+import re
+from typing import NamedTuple
+
+from lm_eval_cna.sweep.config import SweepConfig
+
+_CONTROLS = ("random", "random-vectors")
+
+
+class Cell(NamedTuple):
+    """One cell of a sweep.
+
+    Attributes:
+        method: "baseline", or a method of DESIGN section 2.
+        multiplier: 1 for the baseline and for no other cell.
+        seed: of a control, else None.
+        size: neurons of a circuit that is a prefix, or None for the whole circuit and for vectors.
+    """
+
+    method: str
+    multiplier: float
+    seed: int | None = None
+    size: int | None = None
+
+    @property
+    def key(self) -> str:
+        """A name that is unique in the sweep and safe in a path: "cna-k200-m0.5", "random-s3-m0", "baseline"."""
+        if self.method == "baseline":
+            return self.method
+        seed = "" if self.seed is None else f"-s{self.seed}"
+        size = "" if self.size is None else f"-k{self.size}"
+        return re.sub(r"[^a-z0-9.-]", "_", f"{self.method}{seed}{size}-m{self.multiplier:g}")
+
+    @property
+    def is_control(self) -> bool:
+        """Whether the cell is part of a null distribution."""
+        return self.method in _CONTROLS
+
+
+BASELINE = Cell("baseline", 1.0)
+
+
+def plan_cells(config: SweepConfig) -> list[Cell]:
+    """All cells of a sweep, the baseline first and once: every method at m = 1 is the same untouched model."""
+    cells = [BASELINE]
+    for method in config.compared:
+        control = method in _CONTROLS
+        sizes: tuple[int | None, ...] = config.top_k if method in ("cna", "random") and config.top_k else (None,)
+        for seed in range(config.random) if control else (None,):
+            for size in sizes:
+                multipliers = config.controlled_at if control else config.multipliers
+                cells += [Cell(method, m, seed, size) for m in multipliers if m != 1.0]
+    return cells

@@ -1,0 +1,170 @@
+"""What a sweep is asked to do: every field described and checked, from flags or from a YAML file.
+
+Importable without torch.
+"""
+
+from __future__ import annotations
+
+import math
+from pathlib import Path
+from typing import Annotated, Any, Literal, Self
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
+
+from lm_eval_cna.errors import ConfigError
+
+Method = Literal["cna", "caa", "caa-residual", "random", "random-vectors"]
+DEFAULT_MULTIPLIERS = (0.0, 0.25, 0.5, 0.75, 1.0, 1.5, 2.0)
+DEFAULT_TASKS = ("jbb_harmful_refusal", "jbb_benign_refusal")
+_MAX_BYTES = 2**20
+
+
+class _Model(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
+
+
+class TaskSpec(_Model):
+    """One task and how it is asked; chat template and few-shot examples are settings of a call in lm-eval."""
+
+    task: Annotated[str, Field(min_length=1, description="name of an lm-eval task or group")]
+    num_fewshot: Annotated[int | None, Field(ge=0, description="few-shot examples; None leaves it to the task")] = None
+    chat_template: Annotated[
+        bool | None, Field(description="apply the chat template; None: when the model has one")
+    ] = None
+    controls: Annotated[
+        bool | None, Field(description="ask random controls too; None: on tasks whose answers are generated")
+    ] = None
+
+
+class SweepConfig(_Model):
+    """A sweep: methods x multipliers on tasks, against one baseline."""
+
+    model: Annotated[str, Field(min_length=1, description="model name on the hub, or path")]
+    output: Annotated[Path, Field(description="run directory; a rerun continues there")]
+    model_args: dict[str, Any] = Field(default_factory=dict, description="arguments of cna-hf: dtype, batch_size, ...")
+    contrast: str = Field(default="refusal", description="contrast set to discover from: a name or a file")
+    circuit: str | None = Field(default=None, description="circuit file, instead of discovery")
+    vectors: str | None = Field(default=None, description="vectors file for caa, instead of discovery")
+    methods: tuple[Method, ...] | None = Field(
+        default=None, description="what is compared; by default cna and random, and caa where its vectors can be had"
+    )
+    fraction: Annotated[float, Field(gt=0, le=1, description="size of a discovered circuit, share of all neurons")] = (
+        0.001
+    )
+    top_k: tuple[Annotated[int, Field(ge=1)], ...] = Field(
+        default=(), description="circuit sizes to compare: prefixes of one circuit; empty: the whole circuit"
+    )
+    random: Annotated[
+        int, Field(ge=0, le=10_000, description="number of control seeds; 19 is the least for p = 0.05")
+    ] = 19
+    match: Literal["layer", "activation"] = Field(default="layer", description="what random neurons are matched by")
+    multipliers: tuple[float, ...] = Field(default=DEFAULT_MULTIPLIERS, min_length=1, description="1 is the baseline")
+    control_multipliers: tuple[float, ...] | None = Field(
+        default=None, description="multipliers of the random controls; by default 0 (or the least) and the largest"
+    )
+    scale: float = Field(default=1.0, description="factor of vectors")
+    tasks: tuple[TaskSpec, ...] = Field(default=tuple(TaskSpec(task=name) for name in DEFAULT_TASKS), min_length=1)
+    limit: Annotated[int | None, Field(ge=1, description="documents a task; for trying things out")] = None
+    mode: Literal["auto", "fold", "hook"] = "auto"
+    excluded_layers: tuple[Annotated[int, Field(ge=0)], ...] = ()
+    universal_filter: bool = True
+    metadata: dict[str, Any] = Field(default_factory=dict, description="handed to tasks, as lm_eval's --metadata")
+
+    @field_validator("tasks", mode="before")
+    @classmethod
+    def _names_are_tasks(cls, value: Any) -> Any:
+        if isinstance(value, str):
+            value = [name for name in value.split(",") if name]
+        if isinstance(value, (list, tuple)):
+            return [{"task": entry} if isinstance(entry, str) else entry for entry in value]
+        return value
+
+    @field_validator("multipliers", "control_multipliers", "top_k")
+    @classmethod
+    def _each_once(cls, value: tuple[float, ...] | None) -> tuple[float, ...] | None:
+        return None if value is None else tuple(sorted(set(value)))
+
+    @model_validator(mode="after")
+    def _consistent(self) -> Self:
+        if len({task.task for task in self.tasks}) < len(self.tasks):
+            raise ValueError("a task is named more than once")
+        if self.methods is not None and not self.methods:
+            raise ValueError("methods must not be empty")
+        if self.circuit is not None and self.vectors is None and {"caa", "caa-residual"} & set(self.methods or ()):
+            raise ValueError("methods caa and caa-residual need vectors where a circuit is given")
+        return self
+
+    @property
+    def compared(self) -> tuple[Method, ...]:
+        """The methods, defaults filled in."""
+        if self.methods is not None:
+            return self.methods
+        with_vectors = self.circuit is None or self.vectors is not None
+        return ("cna", "caa", "random") if with_vectors else ("cna", "random")
+
+    @property
+    def controlled_at(self) -> tuple[float, ...]:
+        """Multipliers of the controls: the ends of the range, without the baseline."""
+        chosen = self.control_multipliers
+        if chosen is None:
+            least = 0.0 if 0.0 in self.multipliers else min(self.multipliers)
+            chosen = (least, max(self.multipliers))
+        return tuple(m for m in sorted(set(chosen)) if m != 1.0)
+
+
+def parse_config(values: dict[str, Any]) -> SweepConfig:
+    """Check a configuration.
+
+    Raises:
+        ConfigError: naming the first wrong field, what it got and what it takes.
+    """
+    try:
+        return SweepConfig.model_validate(values)
+    except ValidationError as error:
+        first, *rest = error.errors(include_url=False)
+        field = ".".join(str(part) for part in first["loc"]) or "configuration"
+        more = f" (and {len(rest)} more)" if rest else ""
+        described = SweepConfig.model_fields.get(str(first["loc"][0])) if first["loc"] else None
+        raise ConfigError(
+            f"{field}: {first['msg'].removeprefix('Value error, ')}{more}",
+            got=None if first["type"] in ("missing", "value_error") else first["input"],
+            do=None if described is None or described.description is None else f"{field} is: {described.description}",
+        ) from error
+
+
+def read_config(path: Path) -> dict[str, Any]:
+    """Read a sweep's YAML file as plain values, to be completed by flags.
+
+    Raises:
+        ConfigError: no such file, not YAML, or not a mapping.
+    """
+    if not path.is_file():
+        raise ConfigError("no such configuration file", got=str(path))
+    if path.stat().st_size > _MAX_BYTES:
+        raise ConfigError(f"{path} is too large for a configuration", allowed="up to 1 MiB")
+    try:
+        values = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except (yaml.YAMLError, UnicodeDecodeError, RecursionError) as error:
+        raise ConfigError(f"{path} is not YAML: {error}") from error
+    if not isinstance(values, dict) or not all(isinstance(key, str) for key in values):
+        raise ConfigError(f"{path} does not hold a mapping of field names to values")
+    return values
+
+
+def parse_numbers(name: str, text: str) -> tuple[float, ...]:
+    """Numbers from a comma-separated flag.
+
+    Raises:
+        ConfigError: a part is not a finite number.
+    """
+    numbers = []
+    for part in text.split(","):
+        try:
+            number = float(part)
+        except ValueError:
+            number = math.nan
+        if not math.isfinite(number):
+            raise ConfigError(f"{name}: not a number", got=part, allowed="finite numbers separated by commas, 0,0.5,2")
+        numbers.append(number)
+    return tuple(numbers)

@@ -1,0 +1,145 @@
+"""A run directory: manifest, interventions, one results file per cell and evaluation setting, summary.
+
+Importable without torch. Everything is written under a temporary name and renamed, so what is there is whole.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import json
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from lm_eval_cna.errors import RunError
+
+MANIFEST_SCHEMA = "lm-eval-cna/manifest/1"
+
+
+class RunDirectory:
+    """The files of one sweep.
+
+    Args:
+        path: the directory; it need not be there yet.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+
+    @contextmanager
+    def lock(self) -> Iterator[None]:
+        """Hold the directory for this process; the lock goes with the process, however it ends.
+
+        Raises:
+            RunError: another process holds it, or the directory cannot be written.
+        """
+        try:
+            self.path.mkdir(parents=True, exist_ok=True)
+            handle = (self.path / ".lock").open("a")
+        except OSError as error:
+            raise RunError(f"cannot write to {self.path}: {error.strerror or error}") from error
+        with handle:
+            try:
+                fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except OSError as error:
+                raise RunError(
+                    f"another process is running a sweep in {self.path}", do="wait for it, or choose another --output"
+                ) from error
+            yield
+
+    def adopt(self, manifest: dict[str, Any]) -> None:
+        """Write the manifest, or make sure that the one that is there has the same plan.
+
+        Raises:
+            RunError: the directory holds another sweep, naming the first field that differs.
+        """
+        if not (self.path / "manifest.json").exists():
+            self.write_json("manifest.json", {"schema": MANIFEST_SCHEMA, **manifest})
+            return
+        kept = self.manifest()["plan"]
+        plan = json.loads(json.dumps(manifest["plan"]))
+        for field in sorted(kept.keys() | plan.keys()):
+            if kept.get(field) != plan.get(field):
+                raise RunError(
+                    f"{self.path} holds a sweep with another {field}",
+                    got=plan.get(field),
+                    allowed=f"{kept.get(field)!r}, as it was begun",
+                    do="choose another --output",
+                )
+
+    def manifest(self) -> dict[str, Any]:
+        """The manifest.
+
+        Raises:
+            RunError: this is no run directory, or the manifest is damaged.
+        """
+        manifest = self.read_json("manifest.json")
+        if manifest.get("schema") != MANIFEST_SCHEMA or not isinstance(manifest.get("plan"), dict):
+            raise RunError(
+                f"{self.path} has a manifest of another schema", got=manifest.get("schema"), allowed=MANIFEST_SCHEMA
+            )
+        return manifest
+
+    def results_name(self, cell: str, setting: str) -> str:
+        """Where the results of a cell under an evaluation setting are, relative to the directory."""
+        return f"cells/{cell}/{setting}.json"
+
+    def has(self, name: str) -> bool:
+        """Whether a file is there; files are renamed into place, so it is whole then."""
+        return (self.path / name).is_file()
+
+    def read_json(self, name: str) -> dict[str, Any]:
+        """Read one of the directory's JSON files.
+
+        Raises:
+            RunError: it is missing, cut short, or not an object.
+        """
+        path = self.path / name
+        try:
+            document = json.loads(path.read_bytes())
+        except FileNotFoundError as error:
+            raise RunError(
+                f"no {name} in {self.path}", do="is it the directory of a finished `lm-eval-cna sweep`?"
+            ) from error
+        except (OSError, ValueError, RecursionError) as error:
+            raise RunError(f"cannot read {path}: {error}", do="delete it and run the sweep again") from error
+        if not isinstance(document, dict):
+            raise RunError(f"{path} does not hold an object", do="delete it and run the sweep again")
+        return document
+
+    def write_json(self, name: str, document: dict[str, Any], default: Any = str) -> None:
+        """Write a JSON file, whole or not at all."""
+        self.write_text(name, json.dumps(document, indent=1, default=default, ensure_ascii=False) + "\n")
+
+    def write_text(self, name: str, text: str) -> None:
+        """Write a text file, whole or not at all.
+
+        Raises:
+            RunError: the disk is full or the directory cannot be written.
+        """
+        path = self.path / name
+        temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            temporary.write_text(text, encoding="utf-8")
+            os.replace(temporary, path)
+        except OSError as error:
+            raise RunError(f"cannot write {path}: {error.strerror or error}") from error
+        finally:
+            temporary.unlink(missing_ok=True)
+
+
+def find_runs(path: Path) -> list[RunDirectory]:
+    """The run directory at `path`, or those directly below it, by name.
+
+    Raises:
+        RunError: there is none.
+    """
+    if (path / "manifest.json").is_file():
+        return [RunDirectory(path)]
+    found = sorted(child.parent for child in path.glob("*/manifest.json")) if path.is_dir() else []
+    if not found:
+        raise RunError("no run directory", got=str(path), allowed="a folder with manifest.json, or a folder of such")
+    return [RunDirectory(child) for child in found]

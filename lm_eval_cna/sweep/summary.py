@@ -1,0 +1,144 @@
+"""summary.json: every number that reports read, taken from lm-eval's own results files. Importable without torch."""
+
+from __future__ import annotations
+
+from statistics import fmean
+from typing import Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field
+
+from lm_eval_cna.errors import RunError
+from lm_eval_cna.scoring.outcome import changed, edit_similarity
+from lm_eval_cna.sweep.cells import BASELINE, Cell
+from lm_eval_cna.sweep.rundir import RunDirectory
+
+SUMMARY_SCHEMA: Literal["lm-eval-cna/summary/1"] = "lm-eval-cna/summary/1"
+
+
+class _Record(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+class Measured(_Record):
+    """One metric of one task in one cell.
+
+    Attributes:
+        cell: the cell's key.
+        method, multiplier, seed, size: the cell.
+        task: name of the task or group.
+        metric: name of the metric.
+        value: its aggregate over the documents.
+        stderr: lm-eval's standard error, where it has one.
+        n: documents.
+    """
+
+    cell: str
+    method: str
+    multiplier: float
+    seed: int | None = None
+    size: int | None = None
+    task: str
+    metric: str
+    value: float
+    stderr: float | None = None
+    n: int
+
+
+class Summary(_Record):
+    """What a sweep measured."""
+
+    schema_: Literal["lm-eval-cna/summary/1"] = Field(default=SUMMARY_SCHEMA, alias="schema")
+    measured: tuple[Measured, ...]
+
+    def values(self, task: str, metric: str, *, method: str, multiplier: float, size: int | None = None) -> list[float]:
+        """The values of a metric in all cells of a method at a multiplier; several for a control's seeds."""
+        return [
+            row.value
+            for row in self.measured
+            if (row.task, row.metric, row.method, row.multiplier, row.size) == (task, metric, method, multiplier, size)
+        ]
+
+
+def read_summary(directory: RunDirectory) -> Summary:
+    """Read a run directory's summary.
+
+    Raises:
+        RunError: it is missing or damaged.
+    """
+    document = directory.read_json("summary.json")
+    try:
+        return Summary.model_validate(document)
+    except ValueError as error:
+        first = str(error).splitlines()[0]
+        raise RunError(f"{directory.path / 'summary.json'} is damaged: {first}", do="run the sweep again") from error
+
+
+def summarize(directory: RunDirectory, cells: list[Cell], settings: list[str]) -> Summary:
+    """Gather the metrics of all cells, and how far their texts are from the baseline's.
+
+    Args:
+        directory: of a sweep whose cells are all evaluated.
+        cells: the sweep's cells.
+        settings: names of its evaluation settings.
+    """
+    measured: list[Measured] = []
+    for setting in settings:
+        untouched = _texts(directory.read_json(directory.results_name(BASELINE.key, setting)))
+        for cell in cells:
+            name = directory.results_name(cell.key, setting)
+            if directory.has(name):
+                results = directory.read_json(name)
+                measured += _metrics(cell, results)
+                measured += _changes(cell, _texts(results), untouched)
+    return Summary(measured=tuple(measured))
+
+
+def _metrics(cell: Cell, results: dict[str, Any]) -> list[Measured]:
+    rows = []
+    for task, metrics in results["results"].items():
+        counts = results.get("n-samples", {}).get(task, {})
+        documents = int(counts.get("effective", metrics.get("sample_len") or 0))
+        for key, value in metrics.items():
+            metric, _, filter_name = key.partition(",")
+            if not filter_name or metric.endswith("_stderr") or not isinstance(value, (int, float)):
+                continue
+            named = metric if filter_name == "none" else f"{metric} ({filter_name})"
+            stderr = metrics.get(f"{metric}_stderr,{filter_name}")
+            rows.append(
+                Measured(
+                    **_coordinates(cell),
+                    task=task,
+                    metric=named,
+                    value=float(value),
+                    stderr=float(stderr) if isinstance(stderr, (int, float)) else None,
+                    n=documents,
+                )
+            )
+    return rows
+
+
+def _changes(cell: Cell, texts: dict[str, list[str]], untouched: dict[str, list[str]]) -> list[Measured]:
+    """`changed_rate` and `edit_similarity` of a cell's responses against the baseline's (DESIGN section 7)."""
+    rows = []
+    for task, steered in texts.items():
+        pairs = list(zip(steered, untouched[task], strict=True))
+        for metric, values in (
+            ("changed_rate", [float(changed(a, b)) for a, b in pairs]),
+            ("edit_similarity", [edit_similarity(a, b) for a, b in pairs]),
+        ):
+            rows.append(Measured(**_coordinates(cell), task=task, metric=metric, value=fmean(values), n=len(pairs)))
+    return rows
+
+
+def _coordinates(cell: Cell) -> dict[str, Any]:
+    return {"cell": cell.key, **cell._asdict()}
+
+
+def _texts(results: dict[str, Any]) -> dict[str, list[str]]:
+    """Generated responses of each task, in document order; tasks without generated text are left out."""
+    texts = {}
+    for task, samples in results.get("samples", {}).items():
+        responses = [sample["resps"][0][0] for sample in sorted(samples, key=lambda sample: sample["doc_id"])]
+        if responses and all(isinstance(response, str) for response in responses):
+            texts[task] = responses
+    return texts

@@ -1,0 +1,83 @@
+"""What the command line shows: progress and tables; rich on a terminal, plain lines elsewhere.
+
+Floor 5. Model output and names from files are shown without markup and without control characters.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from rich.table import Table
+from rich.text import Text
+
+Tell = Callable[[str, int, int, str], None]
+_PLAIN_EVERY = 5.0  # seconds between plain lines of one stage
+
+
+@contextmanager
+def progress(console: Console) -> Iterator[Tell]:
+    """Show long work: the function takes (stage, done, total, detail).
+
+    On a terminal one bar a stage with the time left; elsewhere a line every few seconds, and at each stage's ends.
+    """
+    if not console.is_terminal:
+        yield _plain(console)
+        return
+    bars = Progress(
+        TextColumn("{task.description}"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TimeElapsedColumn(),
+        TimeRemainingColumn(),
+        TextColumn("{task.fields[detail]}"),
+        console=console,
+    )
+    with bars:
+        stages: dict[str, int] = {}
+
+        def tell(stage: str, done: int, total: int, detail: str) -> None:
+            if stage not in stages:
+                stages[stage] = bars.add_task(clean(stage), total=None, detail="")
+            bars.update(stages[stage], completed=done, total=total or None, detail=clean(detail))
+
+        yield tell
+
+
+def _plain(console: Console) -> Tell:
+    started: dict[str, float] = {}
+    told: dict[str, float] = {}
+
+    def tell(stage: str, done: int, total: int, detail: str) -> None:
+        now = time.monotonic()
+        first = stage not in started
+        started.setdefault(stage, now)
+        if not first and done < total and now - told[stage] < _PLAIN_EVERY:
+            return
+        told[stage] = now
+        left = ""
+        if 0 < done < total:
+            left = f", about {(now - started[stage]) * (total - done) / done:.0f} s left"
+        count = f" {done}/{total}" if total else ""
+        line = f"{clean(stage)}:{count} {clean(detail)}".rstrip() + left
+        console.print(line, markup=False, highlight=False, soft_wrap=True)
+
+    return tell
+
+
+def table(title: str, head: Sequence[str], rows: Sequence[Sequence[str]]) -> Table:
+    """A table of untrusted text."""
+    built = Table(title=Text(clean(title)), title_justify="left")
+    for name in head:
+        built.add_column(Text(name), overflow="fold")
+    for row in rows:
+        built.add_row(*(Text(clean(cell, lines=True)) for cell in row))
+    return built
+
+
+def clean(text: str, *, lines: bool = False) -> str:
+    """Text without control characters, which could move the cursor or retitle the terminal; line breaks if asked."""
+    return "".join(char if char.isprintable() or (lines and char == "\n") else "�" for char in text)
