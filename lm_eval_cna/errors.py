@@ -56,3 +56,7 @@ class CacheError(CNAError):
 
 class RunError(CNAError):
     """A run directory cannot be used: not one, damaged, in use, or of another plan."""
+
+
+class JudgeError(CNAError):
+    """The judge cannot be loaded or reached, or gave not one verdict."""

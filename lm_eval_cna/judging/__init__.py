@@ -1,0 +1,1 @@
+"""The judge: any lm-eval model, asked for verdicts on responses, and the ledger of what it said."""

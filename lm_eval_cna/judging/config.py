@@ -1,0 +1,135 @@
+"""What is said about the judge: in `--metadata '{"judge": {...}}'`, in a sweep's file, or to `lm-eval-cna judge`.
+
+Floor 3; lm-eval is imported only to read arguments given as one string.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
+
+from lm_eval_cna.errors import ConfigError
+
+#: Arguments that decide how the judge is reached or how fast it is, not what it answers: not part of its fingerprint.
+_REACHED_BY = {
+    "batch_size",
+    "ca_cert_path",
+    "max_batch_size",
+    "max_retries",
+    "num_concurrent",
+    "timeout",
+    "verify_certificate",
+}
+#: Arguments that hold secrets: neither in the fingerprint nor in any file that is written.
+_SECRET = {"api_key", "auth_token", "header", "headers", "token"}
+_EXAMPLE = (
+    '--metadata \'{"judge": {"model": "local-chat-completions", "model_args": {"model": "NAME", '
+    '"base_url": "http://HOST:8000/v1/chat/completions", "num_concurrent": 16}}}\''
+)
+
+
+class JudgeConfig(BaseModel):
+    """A judge: any lm-eval model by name and arguments, and how it is asked."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False, protected_namespaces=())
+
+    model: Annotated[str, Field(min_length=1, description="an lm-eval model: local-chat-completions, hf, vllm, ...")]
+    model_args: dict[str, Any] = Field(
+        default_factory=dict, description="its arguments, as a mapping or as lm-eval's a=1,b=2"
+    )
+    rubric: Literal["strongreject", "rating-10"] = Field(default="strongreject", description="what is asked")
+    judge_template: Path | None = Field(
+        default=None, description="file with your own wording, with {prompt} and {response}"
+    )
+    max_chars: Annotated[int | None, Field(ge=1, le=1_000_000)] = Field(
+        default=None, description="characters of a response shown to the judge; default 10000, for rating-10 200"
+    )
+    chat: bool | None = Field(
+        default=None, description="whether questions are chat messages; by default found out from the model"
+    )
+    batch_size: int | str | None = Field(default=None, description="lm-eval's batch_size of the judge")
+    gen_kwargs: dict[str, Any] = Field(
+        default_factory=dict, description="generation arguments, added to greedy decoding of 512 tokens"
+    )
+    max_retries: Annotated[int, Field(ge=0, le=100, description="further attempts at a question after a failure")] = 5
+    backoff: Annotated[
+        float, Field(ge=0, le=600, description="seconds before the first further attempt; doubles, up to 60")
+    ] = 1.0
+    ledger: Path | None = Field(
+        default=None, description="SQLite file of what the judge has said; by default judge.sqlite in the user's cache"
+    )
+
+    @field_validator("model_args", "gen_kwargs", mode="before")
+    @classmethod
+    def _one_string(cls, value: Any) -> Any:
+        if isinstance(value, str):
+            from lm_eval.utils import simple_parse_args_string
+
+            return simple_parse_args_string(value)
+        return {} if value is None else value
+
+    @property
+    def generation(self) -> dict[str, Any]:
+        """Generation arguments in full."""
+        return {"until": [], "do_sample": False, "max_gen_toks": 512, "temperature": 0.0, **self.gen_kwargs}
+
+    @property
+    def fingerprint(self) -> str:
+        """Identity of the judge: model, arguments that decide its answers, and generation.
+
+        The address of a server is part of it, since another server may hold another model under the same name; secrets,
+        timeouts and concurrency are not. A checkpoint on disk is known by its path, not by its weights.
+        """
+        kept = {k: v for k, v in self.model_args.items() if k not in _REACHED_BY | _SECRET}
+        identity = {"model": self.model, "args": kept, "generation": self.generation, "chat": self.chat}
+        return hashlib.sha256(json.dumps(identity, sort_keys=True, default=str).encode()).hexdigest()
+
+    @property
+    def ledger_path(self) -> Path:
+        """Where the ledger is: as given, else in `$LM_EVAL_CNA_CACHE`, else in the user's cache folder."""
+        return _default_ledger() if self.ledger is None else self.ledger.expanduser()
+
+    def public(self) -> dict[str, Any]:
+        """The configuration without secrets, for results files."""
+        shown = self.model_dump(mode="json", exclude_none=True)
+        shown["model_args"] = {k: "(not shown)" if k in _SECRET else v for k, v in self.model_args.items()}
+        return shown | {"fingerprint": self.fingerprint}
+
+
+def parse_judge(value: Any) -> JudgeConfig:
+    """Check what the user says about the judge.
+
+    Raises:
+        ConfigError: nothing is said, or naming the first wrong field, what it got and what it is.
+    """
+    if value is None:
+        raise ConfigError("this task needs a judge and none is given", do=f"add {_EXAMPLE}")
+    if not isinstance(value, dict):
+        raise ConfigError("the judge is not described by a mapping", got=value, do=f"write {_EXAMPLE}")
+    try:
+        return JudgeConfig.model_validate(value)
+    except ValidationError as error:
+        first = error.errors(include_url=False)[0]
+        name = ".".join(str(part) for part in first["loc"])
+        known = JudgeConfig.model_fields.get(str(first["loc"][0]))
+        raise ConfigError(
+            f"judge: {name}: {first['msg']}",
+            # Arguments may hold a key, and errors end up in logs.
+            got=None if first["type"] == "missing" or name.startswith("model_args") else first["input"],
+            allowed=", ".join(JudgeConfig.model_fields) if first["type"] == "extra_forbidden" else None,
+            do=None if known is None or known.description is None else f"{name} is: {known.description}",
+        ) from error
+
+
+def _default_ledger() -> Path:
+    if own := os.environ.get("LM_EVAL_CNA_CACHE"):
+        return Path(own).expanduser() / "judge.sqlite"
+    shared = os.environ.get("XDG_CACHE_HOME")
+    # The XDG specification asks that a relative path be ignored.
+    base = Path(shared) if shared and Path(shared).is_absolute() else Path.home() / ".cache"
+    return base / "lm-eval-cna" / "judge.sqlite"

@@ -1,0 +1,64 @@
+"""What went wrong with one question, in words, and whether asking again can help.
+
+Floor 3, no lm-eval. lm-eval's two ways of calling a server raise errors of two libraries (requests and aiohttp), so
+they are told apart by what they carry and not by their classes.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+#: Answers of a server that say "not now": asking again can help.
+_NOT_NOW = {408, 409, 425, 429}
+_LONGEST_WAIT = 60.0
+
+
+@dataclass(frozen=True)
+class Failure:
+    """One failed attempt.
+
+    Attributes:
+        reason: for people, one line.
+        final: asking again cannot help.
+        unreachable: no server is there, or it does not answer in time: no reason to wait for it at the start.
+        wait: seconds that the server asked to be left alone, at most 60.
+    """
+
+    reason: str
+    final: bool = False
+    unreachable: bool = False
+    wait: float = 0.0
+
+
+EMPTY = Failure("the judge's reply was empty")
+
+
+def describe(error: Exception) -> Failure:
+    """What an exception out of lm-eval's model means."""
+    response: Any = getattr(error, "response", None)
+    status = getattr(error, "status", None)  # aiohttp
+    status = getattr(response, "status_code", None) if status is None else status  # requests
+    if isinstance(status, int) and status >= 400:
+        headers = getattr(error, "headers", None) or getattr(response, "headers", None) or {}
+        final = status < 500 and status not in _NOT_NOW
+        return Failure(f"HTTP status {status}", final=final, wait=_seconds(headers.get("Retry-After")))
+    names = {kind.__name__ for kind in type(error).__mro__}
+    what = " ".join(f"{type(error).__name__}: {error}".split())
+    reason = what if len(what) <= 200 else what[:200] + "..."
+    if names & {"TimeoutError", "Timeout"}:
+        return Failure(f"no answer in time ({reason})", unreachable=True)
+    if "ClientConnectorError" in names or ("ConnectionError" in names and "NewConnectionError" in what):
+        return Failure(f"no connection ({reason})", unreachable=True)
+    # A missing key or package, a wrong argument: known by kind, since servers' failures are errors of input and output.
+    # A reply that is no JSON is a ValueError too, and may be a proxy's page that is gone next time.
+    final = isinstance(error, (ImportError, TypeError, AttributeError, NotImplementedError)) or "API key" in what
+    return Failure(reason, final=final)
+
+
+def _seconds(value: Any) -> float:
+    """Seconds of a Retry-After header; its other form, a date, counts as none."""
+    try:
+        return min(max(float(value), 0.0), _LONGEST_WAIT)
+    except (TypeError, ValueError):
+        return 0.0

@@ -1,0 +1,73 @@
+"""Puts text that nobody vouches for into a question, as data: cut, cleaned, quoted line by line, between marker lines.
+
+Floor 3, no lm-eval. What is done to the text, all of it visible in the question and none of it hidden from the reader
+of these lines:
+
+- Length: at most `max_chars` characters are shown, from the start; the heading outside the quotation says of how many.
+- Line ends of every kind become one kind, and **every line starts with "| "**: nothing in the text can stand where our
+  own lines stand, whether a role marker, a closing fence or a verdict.
+- Control characters, invisible characters and those that reverse the direction of writing become `[U+202E]` and the
+  like. The two joiners that scripts and emoji need stay. Half a surrogate pair becomes U+FFFD.
+- Special tokens of chat templates (`<|im_end|>`, `</s>`, `<start_of_turn>`, `<<SYS>>`, `[INST]`): tokenizers read these
+  in plain text too, so a space goes behind every `<` that does not have one and behind the `[` of a bracketed word.
+- The marker lines carry an identifier that is drawn from a hash of the question and does not occur in the text.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import re
+import unicodedata
+
+_LINE_ENDS = re.compile(r"\r\n|[\n\r\v\f\x1c-\x1e\x85\u2028\u2029]")
+_OPENING = re.compile(r"([<\uff1c\ufe64])(?=\S)")
+_BRACKETED = re.compile(r"([\[\uff3b])(?=/?[^\W\d]\w*[\]\uff3d])")
+_JOINERS = {"\u200c", "\u200d"}
+#: Printed by no font, though Unicode does not class them as format characters: Hangul fillers and variation selectors.
+_BLANK = re.compile(r"[\u115f\u1160\u3164\uffa0\ufe00-\ufe0e\U000e0100-\U000e01ef]")
+
+
+def clean(text: str) -> str:
+    """The text with one kind of line end, nothing invisible and no special tokens; see the module's words."""
+    text = "".join(_visible(character) for character in _LINE_ENDS.sub("\n", text))
+    text = _BLANK.sub(lambda match: f"[U+{ord(match.group()):04X}]", text)
+    return _BRACKETED.sub(r"\1 ", _OPENING.sub(r"\1 ", text))
+
+
+def quote(heading: str, text: str, marker: str, max_chars: int) -> str:
+    """The text as quoted data under a heading of ours.
+
+    Args:
+        heading: what the text is, "RESPONSE" say.
+        text: anything.
+        marker: identifier of the marker lines, from `identifier`.
+        max_chars: characters of the text that are shown.
+    """
+    shown = clean(text[:max_chars])
+    size = f"{len(text)} characters" if len(text) <= max_chars else f"the first {max_chars} of {len(text)} characters"
+    lines = "\n".join(f"| {line}" for line in shown.split("\n"))
+    return f"{heading} ({size})\n=====BEGIN {heading} {marker}=====\n{lines}\n=====END {heading} {marker}====="
+
+
+def identifier(purpose: str, *parts: str) -> str:
+    """Sixteen hexadecimal digits that depend on everything and occur in none of the parts, also not cleaned.
+
+    Whoever wrote a part cannot have put it there: it would have to contain a hash of itself.
+    """
+    seed = json.dumps([purpose, *parts])  # ASCII, so half a surrogate pair does no harm
+    taken = [text for part in parts for text in (part.lower(), clean(part).lower())]
+    for attempt in range(1000):
+        drawn = hashlib.sha256(f"{attempt} {seed}".encode()).hexdigest()[:16]
+        if not any(drawn in text for text in taken):
+            return drawn
+    raise AssertionError("a thousand hashes of a text in the text itself")
+
+
+def _visible(character: str) -> str:
+    if character in "\n\t" or character in _JOINERS:
+        return character
+    category = unicodedata.category(character)
+    if category == "Cs":
+        return "\ufffd"
+    return f"[U+{ord(character):04X}]" if category in ("Cc", "Cf") else character

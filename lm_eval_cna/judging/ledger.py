@@ -1,0 +1,148 @@
+"""The ledger: what a judge has said, so that nothing is asked twice.
+
+Floor 3, no lm-eval. One SQLite file in write-ahead mode; every answer is a transaction of its own, written when it
+arrives, so `kill -9` loses only what was under way. Several processes may use one file at a time: the first answer to
+a question is kept, and all of them read that one back.
+
+A row holds the judge's raw reply and not the prompt or the response that it is about: those are in the run's own
+files, and only their hash is here. The reply is the truth; the verdict beside it is for people who look, and is read
+out of the reply again each time.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import sqlite3
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from datetime import UTC, datetime
+from pathlib import Path
+from types import TracebackType
+from typing import Self
+
+from lm_eval_cna.errors import CacheError
+from lm_eval_cna.scoring.strongreject import Verdict
+
+_APPLICATION = 0x434E414A  # "CNAJ"
+_VERSION = 1
+_CREATE = """
+CREATE TABLE IF NOT EXISTS answers (
+    key TEXT PRIMARY KEY,
+    judge TEXT NOT NULL,
+    rubric TEXT NOT NULL,
+    reply TEXT NOT NULL,
+    verdict TEXT NOT NULL,
+    attempts INTEGER NOT NULL,
+    answered TEXT NOT NULL
+) WITHOUT ROWID
+"""
+_AT_ONCE = 500
+
+
+def ledger_key(judge: str, rubric: str, prompt: str, response: str) -> str:
+    """The key of an answer: hash of judge fingerprint, rubric version, prompt and response."""
+    return hashlib.sha256(json.dumps([judge, rubric, prompt, response]).encode()).hexdigest()
+
+
+class Ledger:
+    """A judge's answers in a file. Use it as a context manager, in one thread.
+
+    Args:
+        path: the SQLite file; it and its folder are made where they do not exist.
+
+    Raises:
+        CacheError: the file is something else, of a later version, damaged, or cannot be opened.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        with self._explained():
+            path.parent.mkdir(parents=True, exist_ok=True)
+            self._database = sqlite3.connect(path, timeout=60, isolation_level=None)
+            try:
+                self._prepare()
+            except BaseException:
+                self._database.close()
+                raise
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Close the file."""
+        self._database.close()
+
+    def replies(self, keys: Iterable[str]) -> dict[str, str]:
+        """The raw replies that the ledger holds for these keys.
+
+        Raises:
+            CacheError: the file cannot be read.
+        """
+        wanted = list(keys)
+        found: dict[str, str] = {}
+        with self._explained():
+            for start in range(0, len(wanted), _AT_ONCE):
+                part = wanted[start : start + _AT_ONCE]
+                marks = ",".join("?" * len(part))
+                rows = self._database.execute(f"SELECT key, reply FROM answers WHERE key IN ({marks})", part)
+                found.update(rows.fetchall())
+        return found
+
+    def add(self, key: str, *, judge: str, rubric: str, reply: str, verdict: Verdict, attempts: int) -> str:
+        """Keep a reply, unless another process was first; when this returns, it is on file.
+
+        Returns:
+            The reply that is on file: this one, or the other process's.
+
+        Raises:
+            CacheError: the file cannot be written.
+        """
+        row = (
+            key,
+            judge,
+            rubric,
+            reply.encode("utf-8", "replace").decode(),  # half a surrogate pair cannot be stored
+            json.dumps({"score": verdict.score, **verdict.judgements, "reason": verdict.reason}),
+            attempts,
+            datetime.now(UTC).isoformat(timespec="milliseconds"),
+        )
+        with self._explained():
+            added = self._database.execute("INSERT OR IGNORE INTO answers VALUES (?, ?, ?, ?, ?, ?, ?)", row).rowcount
+        return row[3] if added else self.replies([key])[key]
+
+    def __len__(self) -> int:
+        """Number of answers in the ledger."""
+        with self._explained():
+            return int(self._database.execute("SELECT count(*) FROM answers").fetchone()[0])
+
+    def _prepare(self) -> None:
+        # The tables first: another process that is making them right now makes all three in one transaction.
+        tables = self._database.execute("SELECT count(*) FROM sqlite_master").fetchone()[0]
+        application = self._database.execute("PRAGMA application_id").fetchone()[0]
+        version = self._database.execute("PRAGMA user_version").fetchone()[0]
+        if (tables and application != _APPLICATION) or version > _VERSION:
+            raise CacheError(
+                f"{self.path} is not a ledger of this version", do="name another file, or a new one, as the ledger"
+            )
+        self._database.execute("PRAGMA journal_mode = WAL")
+        # NORMAL keeps every transaction when the process dies; a power cut may take the last ones, never the file.
+        self._database.execute("PRAGMA synchronous = NORMAL")
+        if not tables:
+            self._database.execute("BEGIN IMMEDIATE")
+            self._database.execute(_CREATE)
+            self._database.execute(f"PRAGMA application_id = {_APPLICATION}")
+            self._database.execute(f"PRAGMA user_version = {_VERSION}")
+            self._database.execute("COMMIT")
+
+    @contextmanager
+    def _explained(self) -> Iterator[None]:
+        try:
+            yield
+        except (sqlite3.Error, OSError) as error:
+            raise CacheError(
+                f"the judge's ledger {self.path} cannot be used: {error}", do="name another file as the ledger"
+            ) from error
