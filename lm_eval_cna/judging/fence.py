@@ -23,6 +23,7 @@ import unicodedata
 _LINE_ENDS = re.compile(r"\r\n|[\n\r\v\f\x1c-\x1e\x85\u2028\u2029]")
 _OPENING = re.compile(r"([<\uff1c\ufe64])(?=\S)")
 _BRACKETED = re.compile(r"([\[\uff3b])(?=/?[^\W\d]\w*[\]\uff3d])")
+_UNUSUAL = re.compile(r"[^\n\t -~]")
 _JOINERS = {"\u200c", "\u200d"}
 #: Printed by no font, though Unicode does not class them as format characters: Hangul fillers and variation selectors.
 _BLANK = re.compile(r"[\u115f\u1160\u3164\uffa0\ufe00-\ufe0e\U000e0100-\U000e01ef]")
@@ -30,8 +31,7 @@ _BLANK = re.compile(r"[\u115f\u1160\u3164\uffa0\ufe00-\ufe0e\U000e0100-\U000e01e
 
 def clean(text: str) -> str:
     """The text with one kind of line end, nothing invisible and no special tokens; see the module's words."""
-    text = "".join(_visible(character) for character in _LINE_ENDS.sub("\n", text))
-    text = _BLANK.sub(lambda match: f"[U+{ord(match.group()):04X}]", text)
+    text = _UNUSUAL.sub(lambda match: _visible(match.group()), _LINE_ENDS.sub("\n", text))
     return _BRACKETED.sub(r"\1 ", _OPENING.sub(r"\1 ", text))
 
 
@@ -65,9 +65,8 @@ def identifier(purpose: str, *parts: str) -> str:
 
 
 def _visible(character: str) -> str:
-    if character in "\n\t" or character in _JOINERS:
-        return character
     category = unicodedata.category(character)
     if category == "Cs":
         return "\ufffd"
-    return f"[U+{ord(character):04X}]" if category in ("Cc", "Cf") else character
+    hidden = category in ("Cc", "Cf") or _BLANK.match(character)
+    return f"[U+{ord(character):04X}]" if hidden and character not in _JOINERS else character

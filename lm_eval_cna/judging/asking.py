@@ -1,0 +1,226 @@
+"""Puts questions to an lm-eval model so that one failing request costs no other request its answer.
+
+Floor 3. lm-eval gives a batch back whole or not at all: its API models cancel what is under way at the first request
+that fails for good, and what had arrived is lost. Three things put that right without touching lm-eval's batching and
+concurrency:
+
+- Answers are taken where lm-eval reports each one as it arrives, for its response cache (`LM.cache_hook`).
+- Concurrent API requests go through `amodel_call`; here it reports a failure and returns, so the others go on.
+- Where a batch still raises (one request at a time, `hf`, any other model), the questions without an answer are asked
+  one by one.
+
+Repeating is ours as well, question by question, with growing waits; lm-eval's own, which knows nothing of how long a
+server asks to be left alone, is switched off.
+"""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from typing import Any
+
+from lm_eval_cna.errors import CNAError
+from lm_eval_cna.judging.failure import EMPTY, Failure, describe
+
+logger = logging.getLogger(__name__)
+
+#: Called with a question's key, the reply and the number of attempts that it took.
+Deliver = Callable[[str, str, int], None]
+_LONGEST_WAIT = 60.0
+_TRIAL_TIMEOUT = 60
+
+
+class Asker:
+    """An lm-eval model that is asked questions.
+
+    Args:
+        lm: a loaded lm-eval model. It is the judge's own: its cache hook and retries are taken over.
+        generation: lm-eval's generation arguments.
+        chat: whether a question is a chat message; None finds out from the model.
+        retries: further attempts at a question.
+        backoff: seconds before the first of them; doubles up to 60.
+    """
+
+    def __init__(
+        self, lm: Any, generation: Mapping[str, Any], *, chat: bool | None, retries: int, backoff: float
+    ) -> None:
+        self._lm = lm
+        self._generation = dict(generation)
+        self._chat = _is_chat(lm) if chat is None else chat
+        self._retries, self._backoff = retries, backoff
+        self._inbox = _Inbox()
+        lm.set_cache_hook(self._inbox)
+        if hasattr(lm, "amodel_call"):
+            lm.amodel_call = self._inbox.guard(lm.amodel_call)
+            lm.max_retries = 1
+
+    @property
+    def at_once(self) -> int:
+        """Questions to put to the model in one call: four times what it works on at a time.
+
+        Enough that its places are seldom empty; few enough that a server which turns us away is soon left alone.
+        """
+        batch = getattr(self._lm, "batch_size", 1)
+        return 4 * max(int(getattr(self._lm, "_concurrent", 1)), batch if isinstance(batch, int) else 16, 1)
+
+    def ask(self, questions: Mapping[str, str], deliver: Deliver, *, trial: bool = False) -> dict[str, Failure]:
+        """Ask, and ask again where that can help.
+
+        Args:
+            questions: key -> text; no text twice.
+            deliver: called as soon as a reply is there; a reply is never empty.
+            trial: whether this is the first question of all: give up on a server that cannot be reached.
+
+        Returns:
+            The questions that got no reply, with the last failure of each.
+        """
+        failures: dict[str, Failure] = {}
+        again = list(questions)
+        for attempt in range(1, self._retries + 2):
+            with _short_timeout(self._lm, trial):
+                last = self._attempt({key: questions[key] for key in again}, attempt, deliver)
+            for key in again:
+                failures.pop(key, None)
+            failures |= last
+            again = [key for key, failure in last.items() if not failure.final]
+            if trial:
+                again = [key for key in again if not last[key].unreachable]
+            if not again or attempt > self._retries:
+                break
+            wait = max(self._backoff * 2 ** (attempt - 1), *(last[key].wait for key in again))
+            logger.info("judge: asking %d questions again in %.1f s (%s)", len(again), wait, last[again[0]].reason)
+            time.sleep(min(wait, _LONGEST_WAIT))
+        return failures
+
+    def _attempt(self, questions: Mapping[str, str], attempt: int, deliver: Deliver) -> dict[str, Failure]:
+        """One attempt at each question; returns those that failed."""
+        contexts = {key: self._shape(text) for key, text in questions.items()}
+        too_long = {key for key, context in contexts.items() if self._is_too_long(context)}
+        asked = {key: context for key, context in contexts.items() if key not in too_long}
+        self._inbox.open(asked, lambda key, reply: deliver(key, reply, attempt))
+        self._request(asked)
+        failures = self._inbox.failures
+        return failures | {
+            key: Failure("the question is longer than the judge's context", final=True) for key in too_long
+        }
+
+    def _request(self, contexts: Mapping[str, Any]) -> None:
+        """Hand the contexts to lm-eval in one call; where it raises, those without an answer one by one."""
+        from lm_eval.api.instance import Instance
+
+        if not contexts:
+            return
+        instances = [
+            Instance("generate_until", {}, (context, dict(self._generation)), number, ("judge", number, 1))
+            for number, context in enumerate(contexts.values())
+        ]
+        try:
+            replies = self._lm.generate_until(instances, disable_tqdm=True)
+        except CNAError:  # of the ledger, out of the inbox
+            raise
+        except Exception as error:  # whatever a model raises is a failed request
+            rest = {key: context for key, context in contexts.items() if self._inbox.waits_for(context)}
+            if len(contexts) == 1:
+                for context in rest.values():
+                    self._inbox.fail(context, describe(error))
+                return
+            for key, context in rest.items():
+                self._request({key: context})
+        else:
+            for context, reply in zip(contexts.values(), replies, strict=True):
+                self._inbox.take(context, reply)
+
+    def _shape(self, text: str) -> Any:
+        """The question as the model takes it: lm-eval's chat messages, a rendered chat template, or plain text."""
+        return self._lm.apply_chat_template([{"role": "user", "content": text}]) if self._chat else text
+
+    def _is_too_long(self, context: Any) -> bool:
+        """Whether lm-eval would cut the question, from the left, to make it fit."""
+        limit, encode = getattr(self._lm, "max_length", None), getattr(self._lm, "tok_encode", None)
+        if not isinstance(context, str) or not isinstance(limit, int) or encode is None:
+            return False
+        tokens = encode(context)
+        new = int(self._generation.get("max_gen_toks", 0))
+        return isinstance(tokens, list) and len(tokens) + new > limit
+
+
+class _Inbox:
+    """Where replies arrive, in the place of lm-eval's cache hook."""
+
+    #: lm-eval looks at it to see whether there is a cache.
+    dbdict = None
+
+    def __init__(self) -> None:
+        self.failures: dict[str, Failure] = {}
+        self._waiting: dict[str, str] = {}
+        self._deliver: Callable[[str, str], None] = lambda _key, _reply: None
+
+    def open(self, contexts: Mapping[str, Any], deliver: Callable[[str, str], None]) -> None:
+        self.failures = {}
+        self._waiting = {_text_of(context): key for key, context in contexts.items()}
+        self._deliver = deliver
+
+    def waits_for(self, context: Any) -> bool:
+        return _text_of(context) in self._waiting
+
+    def add_partial(self, _attribute: str, request: Any, reply: Any) -> None:
+        """lm-eval's call for each finished request."""
+        self.take(request[0], reply)
+
+    def take(self, context: Any, reply: Any) -> None:
+        key = self._waiting.pop(_text_of(context), None)
+        if key is None:  # here already, or failed
+            return
+        if isinstance(reply, str) and reply.strip():
+            self._deliver(key, reply)
+        else:
+            self.failures[key] = EMPTY
+
+    def fail(self, context: Any, failure: Failure) -> None:
+        key = self._waiting.pop(_text_of(context), None)
+        if key is not None:
+            self.failures[key] = failure
+
+    def guard(self, call: Callable[..., Any]) -> Callable[..., Any]:
+        """lm-eval's `amodel_call`, returning empty texts where it would raise."""
+
+        async def guarded(*args: Any, cache_keys: Any = None, **kwargs: Any) -> Any:
+            try:
+                return await call(*args, cache_keys=cache_keys, **kwargs)
+            except CNAError:
+                raise
+            except Exception as error:
+                for context, _generation in cache_keys:
+                    self.fail(context, describe(error))
+                return [""] * len(cache_keys)
+
+        return guarded
+
+
+def _text_of(context: Any) -> str:
+    return context if isinstance(context, str) else str(context.prompt)  # lm-eval's JsonChatStr
+
+
+def _is_chat(lm: Any) -> bool:
+    """Whether the model takes chat messages, or has a chat template to render them with."""
+    if any("Chat" in kind.__name__ for kind in type(lm).__mro__):
+        return True
+    if hasattr(lm, "tokenizer_backend") and not (lm.tokenizer_backend == "huggingface" and lm.tokenized_requests):
+        return False  # lm-eval would put JSON into a completion's prompt
+    return bool(getattr(getattr(lm, "tokenizer", None), "chat_template", None))
+
+
+@contextmanager
+def _short_timeout(lm: Any, short: bool) -> Iterator[None]:
+    """At the start a minute must do; lm-eval's default is five."""
+    before = getattr(lm, "timeout", None)
+    if not short or not isinstance(before, int | float):
+        yield
+        return
+    lm.timeout = min(before, _TRIAL_TIMEOUT)
+    try:
+        yield
+    finally:
+        lm.timeout = before
