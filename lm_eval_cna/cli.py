@@ -105,7 +105,7 @@ def organism(output: Annotated[Path, typer.Option(help="Gets base, instruct and 
     from lm_eval_cna.terminal import progress
 
     with progress(errors) as tell:
-        paths = ensure_organism(output, progress=lambda stage, done, total: tell("training", done, total, stage))
+        paths = ensure_organism(output, progress=lambda stage, done, total: tell(f"training {stage}", done, total, ""))
     console.print(f"{paths.root}: base, instruct, diffuse; {len(paths.planted)} planted neurons", highlight=False)
 
 
@@ -318,10 +318,14 @@ def _print_intervention(intervention: Any) -> None:
 
 
 def _print_report(path: Path) -> None:
-    """Print the report's verdicts and tables, and where it is."""
-    lines = [line for line in path.read_text(encoding="utf-8").splitlines() if not line.startswith("![")]
-    for line in lines:
-        console.print(line, markup=False, highlight=False, soft_wrap=True)
+    """Print the report without its figures, rendered on a terminal, and say where it is."""
+    text = "\n".join(line for line in path.read_text(encoding="utf-8").splitlines() if not line.startswith("!["))
+    if console.is_terminal:
+        from rich.markdown import Markdown
+
+        console.print(Markdown(text, hyperlinks=False))
+    else:
+        console.print(text, markup=False, highlight=False, soft_wrap=True)
     console.print(f"report: {path}", markup=False, highlight=False, soft_wrap=True)
 
 

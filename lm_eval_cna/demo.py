@@ -47,7 +47,7 @@ def run_demo(
         The path of report.md.
     """
     tell = progress or (lambda stage, done, total, detail: None)
-    organism = ensure_organism(progress=lambda stage, done, total: tell("training", done, total, stage))
+    organism = ensure_organism(progress=lambda stage, done, total: tell(f"training {stage}", done, total, ""))
     from lm_eval.tasks import TaskManager  # after training: indexing lm-eval's tasks takes seconds
 
     from lm_eval_cna import entry

@@ -50,7 +50,7 @@ def write_report(directories: list[RunDirectory], output: Path, *, preface: str 
         shown = columns(summary)
         run = Run(directory, directory.manifest(), shown, rows(summary, shown))
         stem = output / "figures" / run.name
-        figures = overview(run.rows, shown, title=f"{run.manifest['plan']['model']}", stem=stem)
+        figures = overview(run.rows, shown, title=run.name, stem=stem)
         parts += _section(run, [os.path.relpath(figure, output) for figure in figures])
     RunDirectory(output).write_text("report.md", "\n\n".join(part for part in parts if part) + "\n")
     return output / "report.md"
@@ -68,7 +68,9 @@ def _section(run: Run, figures: list[str]) -> list[str]:
         )
         + ". Multiplier 1 is the untouched model for every method; 0 suppresses, 2 amplifies."
     )
-    parts = [f"## {_cell(run.name)}", facts, *verdicts(run), markdown_table(run.shown, run.rows)]
+    parts = [f"## {_cell(run.name)}", facts, *verdicts(run)]
+    for task in dict.fromkeys(column.task for column in run.shown):
+        parts += [f"### {_cell(task)}", markdown_table(task, run.shown, run.rows)]
     parts += [f"![Metrics over multipliers]({figure})" for figure in figures if figure.endswith(".png")]
     parts.append(
         f"Files: `{run.directory.path}` (manifest.json, circuit and control files, one lm-eval results file per cell "
@@ -115,14 +117,21 @@ def verdicts(run: Run) -> list[str]:
     return ["\n".join(f"- {text}" for text in found)] if found else []
 
 
-def markdown_table(shown: list[Column], rows: list[Row]) -> str:
-    """The method x multiplier table; a control's cell is its mean with the range over seeds."""
-    head = ["method", "m", *(f"{_cell(c.task)}: {_cell(c.metric)}" for c in shown)]
-    lines = ["| " + " | ".join(head) + " |", "|" + " --- |" * len(head)]
+def markdown_table(task: str, shown: list[Column], rows: list[Row]) -> str:
+    """The method x multiplier table of a task; a control's cell is its mean with the range over seeds."""
+    numbers = [number for number, column in enumerate(shown) if column.task == task]
+    lines = [_line("method", "m", *(_cell(shown[number].metric) for number in numbers))]
+    lines.append("|" + " --- |" * (2 + len(numbers)))
     for row in rows:
-        cells = ["" if cell is None else str(cell) for cell in row.cells]
-        lines.append("| " + " | ".join([_cell(row.label), f"{row.multiplier:g}", *cells]) + " |")
+        cells = [row.cells[number] for number in numbers]
+        if any(cells):
+            shown_cells = ("" if cell is None else _cell(str(cell)) for cell in cells)
+            lines.append(_line(_cell(row.label), f"{row.multiplier:g}", *shown_cells))
     return "\n".join(lines)
+
+
+def _line(*cells: str) -> str:
+    return "| " + " | ".join(cells) + " |"
 
 
 def _cell(text: str) -> str:
