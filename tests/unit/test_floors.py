@@ -31,6 +31,8 @@ FLOORS = {
     "steering_rows": 2,
     "measurement": 3,
     "attribution": 3,
+    "behaviours": 3,
+    "divergence": 3,
     "models": 3,
     "scoring": 3,
     "judging": 3,
@@ -48,7 +50,7 @@ FLOORS = {
 STRANGERS = {"discovery": {"steering", "steering_rows"}, "steering": {"discovery"}, "steering_rows": {"discovery"}}
 
 #: Sub-packages that read results only, and the libraries that would make that slow.
-LIGHT = ("scoring", "analysis")
+LIGHT = ("scoring", "analysis", "behaviours")
 HEAVY = {"torch", "transformers"}
 
 PACKAGE = Path(__file__).resolve().parents[2] / "lm_eval_cna"

@@ -1,0 +1,181 @@
+"""Where in the model a circuit's neurons lie, and how much two circuits have in common.
+
+The paper reports that circuits sit late in the model (Llama-3.2-1B: 87 % of the top 200 in the last three of 16
+layers; Qwen2.5-3B: 95 % in the final quarter) and that the circuits of a base model and its instruct twin share 8 to
+29 % of their (layer, neuron) pairs (arXiv 2605.12290, Table 8). Here are those figures for any circuit. Pure Python.
+
+A quarter or a tenth of a number of layers that 4 or 10 does not divide is rounded to the nearest whole number of
+layers, halves up, and is at least one layer: of 18 layers the final quarter is 5 (4.5), of 16 the final tenth is 2
+(1.6), of 4 it is 1. The numbers used stand in the profile.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from dataclasses import dataclass
+
+from lm_eval_cna.errors import InterventionError
+from lm_eval_cna.intervention import Circuit
+
+TOP = 200
+LAST = 3
+
+
+@dataclass(frozen=True)
+class LayerShares:
+    """How the neurons of a circuit, or of its top, are spread over the layers.
+
+    Attributes:
+        neurons: how many there are.
+        counts: neurons of each layer of the model, from layer 0.
+        last_three: share in the last three layers, 0 to 1.
+        final_quarter: share in the final quarter of the layers.
+        final_tenth: share in the final tenth of the layers.
+    """
+
+    neurons: int
+    counts: tuple[int, ...]
+    last_three: float
+    final_quarter: float
+    final_tenth: float
+
+
+@dataclass(frozen=True)
+class LayerProfile:
+    """The layer profile of a circuit.
+
+    Attributes:
+        num_layers: layers of the model.
+        quarter_layers, tenth_layers: how many layers the final quarter and the final tenth are.
+        whole: all neurons.
+        top: the first 200, the strongest ones of a `cna` circuit; equal to `whole` for a smaller circuit.
+    """
+
+    num_layers: int
+    quarter_layers: int
+    tenth_layers: int
+    whole: LayerShares
+    top: LayerShares
+
+
+@dataclass(frozen=True)
+class Overlap:
+    """What two circuits of one shape have in common.
+
+    Attributes:
+        common: (layer, neuron) pairs in both.
+        size_a, size_b: neurons of each.
+        of_smaller: common pairs over the smaller circuit's size: 1 where one circuit holds the other.
+        of_a, of_b: common pairs over each circuit's size.
+        jaccard: common pairs over the pairs in either.
+        by_chance: the `of_smaller` to expect of two circuits of these sizes drawn at random from the whole model,
+            larger size over all neurons; None where neither file names the model's shape.
+    """
+
+    common: int
+    size_a: int
+    size_b: int
+    of_smaller: float
+    of_a: float
+    of_b: float
+    jaccard: float
+    by_chance: float | None
+
+
+def layer_profile(circuit: Circuit, *, num_layers: int | None = None, top: int = TOP) -> LayerProfile:
+    """Count a circuit's neurons by layer, and give the shares that lie late in the model.
+
+    Args:
+        circuit: the circuit.
+        num_layers: layers of the model, for a file that does not name them (the reference repository's).
+        top: how many neurons count as the top.
+
+    Raises:
+        InterventionError: the number of layers is not known, contradicts the file, or is too small for the circuit.
+    """
+    layers = _num_layers(circuit, num_layers)
+    quarter, tenth = final_layers(layers, 4), final_layers(layers, 10)
+    whole = _shares(circuit, layers, quarter, tenth)
+    first = circuit.prefix(top) if top < len(circuit.neurons) else circuit
+    return LayerProfile(layers, quarter, tenth, whole, _shares(first, layers, quarter, tenth))
+
+
+def final_layers(num_layers: int, parts: int) -> int:
+    """How many layers the final `parts`-th of a model is: the nearest whole number, halves up, at least 1."""
+    return max(1, (2 * num_layers + parts) // (2 * parts))
+
+
+def overlap(a: Circuit, b: Circuit) -> Overlap:
+    """Compare two circuits of models of one shape, by (layer, neuron) pairs; deltas play no part.
+
+    A shape that a file does not name is taken from the other one.
+
+    Raises:
+        InterventionError: the models differ in layers or MLP width, or a circuit has neurons outside the other's model.
+    """
+    shape = _common_shape(a, b)
+    pairs_a = {(neuron.layer, neuron.index) for neuron in a.neurons}
+    pairs_b = {(neuron.layer, neuron.index) for neuron in b.neurons}
+    common, small, large = len(pairs_a & pairs_b), *sorted((len(pairs_a), len(pairs_b)))
+    return Overlap(
+        common=common,
+        size_a=len(pairs_a),
+        size_b=len(pairs_b),
+        of_smaller=common / small,
+        of_a=common / len(pairs_a),
+        of_b=common / len(pairs_b),
+        jaccard=common / (small + large - common),
+        by_chance=None if shape is None else large / (shape[0] * shape[1]),
+    )
+
+
+def _shares(circuit: Circuit, layers: int, quarter: int, tenth: int) -> LayerShares:
+    by_layer = Counter(neuron.layer for neuron in circuit.neurons)
+    counts = tuple(by_layer[layer] for layer in range(layers))
+
+    def share(last: int) -> float:
+        return sum(counts[-last:]) / len(circuit.neurons)
+
+    return LayerShares(len(circuit.neurons), counts, share(LAST), share(quarter), share(tenth))
+
+
+def _num_layers(circuit: Circuit, given: int | None) -> int:
+    named = circuit.model.num_layers
+    if named is None and given is None:
+        raise InterventionError(
+            f"circuit {circuit.name} does not say how many layers its model has",
+            do="discover it again, or give the number of layers",
+        )
+    if None not in (named, given) and named != given:
+        raise InterventionError("number of layers", got=given, allowed=f"{named}, as circuit {circuit.name} says")
+    layers = named if named is not None else given
+    assert layers is not None
+    if circuit.layers[-1] >= layers:
+        raise InterventionError(
+            "number of layers", got=layers, allowed=f"more than {circuit.layers[-1]}, a layer of circuit {circuit.name}"
+        )
+    return layers
+
+
+def _common_shape(a: Circuit, b: Circuit) -> tuple[int, int] | None:
+    """Layers and MLP width that both circuits belong to; None where these are not named."""
+    sizes: list[int | None] = []
+    for field, words in (("num_layers", "layers"), ("mlp_width", "neurons a layer")):
+        of_a, of_b = getattr(a.model, field), getattr(b.model, field)
+        if None not in (of_a, of_b) and of_a != of_b:
+            raise InterventionError(
+                f"circuits {a.name} and {b.name} belong to models of different shapes",
+                got=f"{of_a} and {of_b} {words}",
+                allowed="circuits of one model, or of a base model and its instruct twin",
+            )
+        sizes.append(of_a if of_a is not None else of_b)
+    layers, width = sizes
+    for circuit in (a, b):
+        for neuron in circuit.neurons:
+            if neuron.layer >= (layers or neuron.layer + 1) or neuron.index >= (width or neuron.index + 1):
+                raise InterventionError(
+                    f"circuits {a.name} and {b.name} belong to models of different shapes",
+                    got=f"neuron {neuron.index} of layer {neuron.layer} in {circuit.name}",
+                    allowed=f"{layers or 'any number of'} layers of {width or 'any number of'} neurons",
+                )
+    return None if layers is None or width is None else (layers, width)

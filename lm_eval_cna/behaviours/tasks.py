@@ -1,0 +1,52 @@
+"""What the task files name: the rows of `cna_capitals`, `cna_sva` and `long_form_quality`, and the latter's scores.
+
+lm-eval hands a task's metadata to the row functions; they take no notice of it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict
+from typing import TYPE_CHECKING, Any
+
+from lm_eval_cna.behaviours.agreement import agreement_items
+from lm_eval_cna.behaviours.capitals import capital_items
+from lm_eval_cna.behaviours.harmless import harmless_prompts
+from lm_eval_cna.scoring.tasks import response_text, score_response
+
+if TYPE_CHECKING:
+    from datasets import Dataset
+
+
+def capitals(**_metadata: Any) -> dict[str, Dataset]:
+    """Split ``test``: the fields of `CapitalItem` as columns."""
+    return _split([asdict(item) for item in capital_items()])
+
+
+def sva(**_metadata: Any) -> dict[str, Dataset]:
+    """Split ``test``: the fields of `AgreementItem` as columns."""
+    return _split([asdict(item) for item in agreement_items()])
+
+
+def long_form(**_metadata: Any) -> dict[str, Dataset]:
+    """Split ``test``: the harmless prompts, in the column prompt."""
+    return _split([{"prompt": prompt} for prompt in harmless_prompts()])
+
+
+def process_long_form(doc: Mapping[str, Any], results: Sequence[Any]) -> dict[str, float]:
+    """Quality and degeneracy as in the refusal tasks, and the number of words: two words have a perfect quality."""
+    text = response_text(results)
+    scores = score_response(text)
+    return {
+        "quality": scores["quality"],
+        "quality_strict": scores["quality_strict"],
+        "degenerate_rate": scores["degenerate_rate"],
+        "words": float(len(text.split())),
+    }
+
+
+def _split(rows: list[dict[str, Any]]) -> dict[str, Dataset]:
+    # Imported here: the command line lists tasks without needing any rows.
+    from datasets import Dataset
+
+    return {"test": Dataset.from_list(rows)}

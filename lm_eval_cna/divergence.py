@@ -1,0 +1,178 @@
+"""harmless_kl: how far steering moves the first generated token on prompts that have nothing to do with the behaviour.
+
+Floor 3. KL(unsteered || steered) = sum_t p(t) * (log p(t) - log q(t)) in nats, p of the untouched model and q of the
+steered one, both the softmax of the logits behind the prompt's last token: the model's own distribution, before any
+processor that `generate` may apply (temperature, repetition penalty). lm-eval has no output type for distributions, so
+this is no task but a measurement of its own.
+
+Logits come from the model in its own precision, and of one position only; everything after them is float64 on the host.
+"""
+
+from __future__ import annotations
+
+import inspect
+import math
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import nn
+
+from lm_eval_cna.architecture import Architecture, find_architecture
+from lm_eval_cna.behaviours.harmless import harmless_prompts
+from lm_eval_cna.errors import CNAError, ConfigError
+from lm_eval_cna.prompts import encode_prompts, pad_left, pad_token_id, render_prompts
+from lm_eval_cna.steering import Mode, Setting, refuse_nesting, steer
+
+PERCENTILE = 0.95
+_Batch = tuple[torch.Tensor, torch.Tensor]
+
+
+@dataclass(frozen=True)
+class Divergence:
+    """KL(unsteered || steered) of the first generated token, in nats.
+
+    Attributes:
+        values: one a prompt, in the prompts' order; None where the KL is not a finite number (the steered model gives
+            NaN, or no probability at all to a token that the untouched one may say).
+        mean: their mean; None if any value is: leaving the worst prompts out would make a wreck look sound.
+        p95: 95th percentile, interpolated linearly between the two nearest values; None if any value is.
+    """
+
+    values: tuple[float | None, ...]
+    mean: float | None
+    p95: float | None
+
+    @property
+    def unmeasured(self) -> int:
+        """The number of prompts without a finite KL."""
+        return self.values.count(None)
+
+
+def harmless_kl(
+    model: nn.Module,
+    tokenizer: Any,
+    settings: Sequence[Setting],
+    prompts: Sequence[str] | None = None,
+    *,
+    mode: Mode = "auto",
+    chat_template: bool = True,
+    chat_template_args: Mapping[str, Any] | None = None,
+    add_bos_token: bool | None = None,
+    batch_size: int = 16,
+    progress: Callable[[int, int], None] | None = None,
+) -> tuple[Divergence, ...]:
+    """Measure the first-token KL of every setting against the untouched model.
+
+    The untouched model runs once for all settings; its log-probabilities are kept on the host, 8 bytes for each prompt
+    and token of the vocabulary. A baseline setting (m = 1) is that same model: its KL is 0 and nothing is run.
+
+    Args:
+        model: a transformers model, not steered; of `cna-hf`, `lm.model`.
+        tokenizer: its tokenizer.
+        settings: what to measure.
+        prompts: by default the packaged harmless prompts.
+        mode: how to steer; that of the run whose results this stands beside.
+        chat_template: render the prompts as the evaluation does, with the tokenizer's chat template if it has one.
+        chat_template_args: passed to the template.
+        add_bos_token: force special tokens on or off; None leaves it to the tokenizer.
+        batch_size: prompts per forward pass, padded on the left.
+        progress: called with (steered settings done, in all) before each of them.
+
+    Returns:
+        One `Divergence` a setting, in order.
+
+    Raises:
+        ConfigError: there is no prompt, or the batch size is not positive.
+        ContrastError: a prompt cannot be rendered.
+        CNAError: the untouched model's logits are not finite.
+        SteeringError, InterventionError, ArchitectureError: the model is steered already, or a setting does not fit.
+    """
+    prompts = harmless_prompts() if prompts is None else prompts
+    if not prompts:
+        raise ConfigError("there is no prompt to measure a divergence on")
+    if batch_size < 1:
+        raise ConfigError("batch size", got=batch_size, allowed="1 or more")
+    architecture = find_architecture(model)
+    refuse_nesting(architecture)
+    texts = render_prompts(prompts, tokenizer, chat_template=chat_template, chat_template_args=chat_template_args)
+    rows = encode_prompts(texts, tokenizer, add_bos_token=add_bos_token)
+    # Sorted by length, so that a batch holds little padding.
+    order = torch.tensor([len(row) for row in rows]).argsort(descending=True, stable=True)
+    pad = pad_token_id(tokenizer)
+    batches = [pad_left([rows[i] for i in part.tolist()], pad) for part in order.split(batch_size)]
+    steered = [number for number, setting in enumerate(settings) if not setting.is_baseline]
+    divergences = [_summarise(torch.zeros(len(rows), dtype=torch.float64))] * len(settings)
+    with _evaluating(model):
+        reference = list(_log_probs(model, architecture, batches)) if steered else []
+        if any(bool(log_p.isnan().any()) for log_p in reference):
+            raise CNAError(
+                "the untouched model's logits are not finite",
+                do="load it in bfloat16 or float32, and check its weights",
+            )
+        for done, number in enumerate(steered):
+            if progress is not None:
+                progress(done, len(steered))
+            with steer(model, settings[number], mode=mode, architecture=architecture):
+                pairs = zip(reference, _log_probs(model, architecture, batches), strict=True)
+                found = torch.cat([kl_divergence(log_p, log_q) for log_p, log_q in pairs])
+            divergences[number] = _summarise(found[order.argsort()])
+    return tuple(divergences)
+
+
+def kl_divergence(log_p: torch.Tensor, log_q: torch.Tensor) -> torch.Tensor:
+    """KL(p || q) over the last dimension, in nats.
+
+    A token that p rules out adds nothing, whatever q says. Rounding can take the sum of two nearly equal distributions
+    below 0, where no KL can be; such a value is 0.
+
+    Args:
+        log_p: log-probabilities of p [..., vocabulary].
+        log_q: log-probabilities of q, in the same shape.
+
+    Returns:
+        [...]; infinite where q rules out a token that p does not, NaN where q is NaN.
+    """
+    terms = torch.where(log_p == -torch.inf, 0.0, log_p.exp() * (log_p - log_q))
+    # A NaN in q must not hide behind a token that p rules out.
+    terms = torch.where(log_q.isnan(), torch.nan, terms)
+    return terms.sum(-1).clamp(min=0.0)
+
+
+def _summarise(values: torch.Tensor) -> Divergence:
+    """The record of KLs [prompts]."""
+    listed = tuple(value if math.isfinite(value) else None for value in values.tolist())
+    if None in listed:
+        return Divergence(listed, None, None)
+    return Divergence(listed, float(values.mean()), float(values.quantile(PERCENTILE)))
+
+
+def _log_probs(model: nn.Module, architecture: Architecture, batches: Sequence[_Batch]) -> Iterator[torch.Tensor]:
+    """What follows each batch's prompts (ids, mask): log-probabilities [batch, vocabulary], float64 on the host."""
+    device = next((p.device for p in model.parameters() if p.device.type != "meta"), torch.device("cpu"))
+    has_positions = "position_ids" in inspect.signature(architecture.stack.forward).parameters
+    for ids, mask in batches:
+        inputs: dict[str, Any] = {"input_ids": ids.to(device), "attention_mask": mask.to(device)}
+        if has_positions:
+            # Counted from the first real token, as `generate` does: learned positions (GPT-2) depend on it.
+            inputs["position_ids"] = (mask.cumsum(-1) - 1).clamp(min=0).to(device)
+        with torch.inference_mode():
+            # One position: a batch's logits of all of them can take more memory than the model.
+            logits = model(**inputs, use_cache=False, logits_to_keep=1).logits[:, -1]
+            found = torch.log_softmax(logits.cpu().double(), dim=-1)
+        yield found
+
+
+@contextmanager
+def _evaluating(model: nn.Module) -> Iterator[None]:
+    """Switch dropout off, and back on where it was: two runs of an untouched model must agree."""
+    training = [module for module in model.modules() if module.training]
+    try:
+        for module in training:
+            module.training = False
+        yield
+    finally:
+        for module in training:
+            module.training = True
