@@ -23,7 +23,8 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     help="Steer a model's neurons inside lm-evaluation-harness and measure what it does, with controls.",
 )
-console = Console(soft_wrap=False)
+# Without a terminal there is no screen to fold tables to.
+console = Console(width=None if sys.stdout.isatty() else 200)
 errors = Console(stderr=True)
 
 ModelOption = Annotated[str, typer.Option("--model", help="Model name on the hub, or path.")]
@@ -31,6 +32,10 @@ RevisionOption = Annotated[str | None, typer.Option(help="Revision of the model.
 DtypeOption = Annotated[str, typer.Option(help="float32, float16, bfloat16, or auto.")]
 DeviceOption = Annotated[str | None, typer.Option(help="cpu, cuda, cuda:0, mps; by default the best there is.")]
 BatchOption = Annotated[int, typer.Option(min=1, help="Prompts per forward pass.")]
+
+
+JudgeModelOption = Annotated[str | None, typer.Option(help="Judge: an lm-eval model, local-chat-completions.")]
+JudgeArgsOption = Annotated[str | None, typer.Option(help="Its arguments, model=NAME,base_url=URL,num_concurrent=16.")]
 
 
 class Method(StrEnum):
@@ -182,16 +187,16 @@ def compare(
     """Overlap, Jaccard index and layer profiles of two circuits (base against instruct, say)."""
     from lm_eval_cna.intervention import Circuit, read_intervention
     from lm_eval_cna.report.interventions import overlap_rows, profile_rows
-    from lm_eval_cna.terminal import table
+    from lm_eval_cna.terminal import show_table
 
     circuits: list[Circuit] = []
     for source in (first, second):
         circuit = read_intervention(source)
         if not isinstance(circuit, Circuit):
             raise ConfigError("compare takes circuits", got=f"{source}: {circuit.method}")
-        circuits.append(circuit)
-    console.print(table("overlap", ("measure", "value"), overlap_rows(*circuits)))
-    console.print(table("layer profile", ("circuit", "share in", "all", "top 200"), profile_rows(circuits)))
+        circuits.append(circuit.model_copy(update={"name": source}))  # tells two circuits of one contrast set apart
+    show_table(console, "overlap", ("measure", "value"), overlap_rows(*circuits))
+    show_table(console, "layer profile", ("circuit", "share in", "all", "top 200"), profile_rows(circuits))
 
 
 @app.command("try")
@@ -215,14 +220,14 @@ def try_(
     from lm_eval_cna.intervention import read_intervention
     from lm_eval_cna.models.completions import complete
     from lm_eval_cna.steering import Setting
-    from lm_eval_cna.terminal import table
+    from lm_eval_cna.terminal import show_table
 
     intervention = read_intervention(circuit)
     settings = [Setting(intervention, number, scale) for number in numbers]
     lm = _load(model, dtype=dtype, device=device, revision=revision, batch_size=1)
     answers = complete(lm, text, settings, max_new_tokens=max_tokens, chat_template=chat_template)
     rows = [(f"{number:g}", answer) for number, answer in zip(numbers, answers, strict=True)]
-    console.print(table(text.strip(), ("m", "completion"), rows))
+    show_table(console, text.strip(), ("m", "completion"), rows)
 
 
 @app.command()
@@ -242,6 +247,8 @@ def sweep(
     limit: Annotated[int | None, typer.Option(help="Documents a task, to try things out.")] = None,
     model_args: Annotated[str | None, typer.Option(help="Arguments of cna-hf, dtype=bfloat16,batch_size=32.")] = None,
     mode: Annotated[str | None, typer.Option(help="auto, fold or hook.")] = None,
+    judge_model: JudgeModelOption = None,
+    judge_model_args: JudgeArgsOption = None,
 ) -> None:
     """Compare CNA, CAA, random neurons and the baseline over multipliers, from one model load, and report."""
     from lm_eval_cna.sweep.config import parse_config, read_config
@@ -267,6 +274,8 @@ def sweep(
         from lm_eval.utils import simple_parse_args_string
 
         values["model_args"] = {**values.get("model_args", {}), **simple_parse_args_string(model_args)}
+    if judge_model is not None:
+        values["judge"] = {**values.get("judge", {}), **_judge_values(judge_model, judge_model_args)}
     checked = parse_config(values)
     from lm_eval_cna.report.page import write_report
     from lm_eval_cna.sweep.runner import run_sweep
@@ -277,6 +286,35 @@ def sweep(
             checked, progress=lambda done, total, detail: tell("sweep", done, total, detail), command=_command()
         )
     _print_report(write_report([directory], directory.path))
+
+
+@app.command()
+def judge(
+    directory: Annotated[Path, typer.Argument(help="A run directory.")],
+    judge_model: JudgeModelOption = None,
+    judge_model_args: JudgeArgsOption = None,
+    rubric: Annotated[str | None, typer.Option(help="strongreject or rating-10.")] = None,
+    judge_template: Annotated[Path | None, typer.Option(help="Your wording, with {prompt} and {response}.")] = None,
+    judge_dry_run: Annotated[bool, typer.Option(help="Only count the questions.")] = False,
+) -> None:
+    """Grade a run's stored responses with a judge; nothing is generated, nothing is asked twice."""
+    if judge_model is None:
+        raise ConfigError("no judge is named", do="give --judge-model NAME and --judge-model-args ARGS")
+    from lm_eval_cna.judging.config import parse_judge
+    from lm_eval_cna.report.page import write_report
+    from lm_eval_cna.sweep.judged import judge_run
+    from lm_eval_cna.sweep.rundir import RunDirectory
+    from lm_eval_cna.terminal import progress
+
+    values = _judge_values(judge_model, judge_model_args) | {"rubric": rubric, "judge_template": judge_template}
+    config = parse_judge({name: value for name, value in values.items() if value is not None})
+    run_directory = RunDirectory(directory)
+    if judge_dry_run:
+        console.print(f"{judge_run(run_directory, config, dry_run=True)} questions to ask", highlight=False)
+        return
+    with run_directory.lock(), progress(errors) as tell:
+        judge_run(run_directory, config, progress=lambda done, total, detail: tell("judge", done, total, detail))
+    _print_report(write_report([run_directory], directory))
 
 
 @app.command()
@@ -291,6 +329,10 @@ def report(directory: Annotated[Path, typer.Argument(help="A run directory, or a
 @app.command(context_settings={"allow_extra_args": True, "ignore_unknown_options": True})
 def run() -> None:
     """lm-eval's own command with this plugin loaded; `main` hands it over before typer looks at the arguments."""
+
+
+def _judge_values(model: str, arguments: str | None) -> dict[str, Any]:
+    return {"model": model, "model_args": arguments or {}}
 
 
 def _load(model: str, *, dtype: str, device: str | None, revision: str | None, batch_size: int) -> Any:
@@ -310,11 +352,11 @@ def _numbers(name: str, text: str) -> tuple[float, ...]:
 def _print_intervention(intervention: Any) -> None:
     from lm_eval_cna.intervention import Circuit
     from lm_eval_cna.report.interventions import facts, profile_rows
-    from lm_eval_cna.terminal import table
+    from lm_eval_cna.terminal import show_table
 
-    console.print(table(intervention.name, ("what", "value"), facts(intervention)))
+    show_table(console, intervention.name, ("what", "value"), facts(intervention))
     if isinstance(intervention, Circuit):
-        console.print(table("layer profile", ("circuit", "share in", "all", "top 200"), profile_rows([intervention])))
+        show_table(console, "layer profile", ("circuit", "share in", "all", "top 200"), profile_rows([intervention]))
 
 
 def _print_report(path: Path) -> None:

@@ -65,6 +65,7 @@ def run_demo(
                 "contrast": "organism",
                 "fraction": FRACTION,
                 "tasks": list(_TASKS),
+                "harmless_kl": False,  # its prompts are plain English, which the organism cannot read
                 "output": output / variant,
                 **plan,
             }

@@ -9,6 +9,7 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 
+from rich.box import HEAVY_HEAD
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from rich.table import Table
@@ -68,14 +69,15 @@ def _plain(console: Console) -> Tell:
     return tell
 
 
-def table(title: str, head: Sequence[str], rows: Sequence[Sequence[str]]) -> Table:
-    """A table of untrusted text."""
-    built = Table(title=Text(clean(title)), title_justify="left")
+def show_table(console: Console, title: str, head: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
+    """Print a table of untrusted text; without lines where there is no terminal."""
+    plain = not console.is_terminal
+    built = Table(title=Text(clean(title)), title_justify="left", box=None if plain else HEAVY_HEAD)
     for name in head:
         built.add_column(Text(name), overflow="fold")
     for row in rows:
         built.add_row(*(Text(clean(cell, lines=True)) for cell in row))
-    return built
+    console.print(built)
 
 
 def clean(text: str, *, lines: bool = False) -> str:

@@ -61,7 +61,7 @@ def _section(run: Run, figures: list[str]) -> list[str]:
     facts = (
         f"Model `{_code(plan['model'])}`: {architecture['name']}, {architecture['num_layers']} layers of "
         f"{architecture['mlp_width']} neurons, {architecture['dtype']}. Contrast set `{_code(plan['contrast'])}`; "
-        f"{plan['random']} control seeds, matched by {plan['match']}, asked at m = "
+        f"control seeds: {plan['random']}, matched by {plan['match']}, asked at m = "
         + (
             ", ".join(f"{m:g}" for m in sorted({c["multiplier"] for c in plan["cells"] if c["seed"] is not None}))
             or "none"

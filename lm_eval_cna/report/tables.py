@@ -9,7 +9,21 @@ from statistics import fmean
 from lm_eval_cna.sweep.summary import Measured, Summary
 
 #: Metrics worth a column, most telling first; a task shows those that it has, and its others stay in summary.json.
-HEADLINE = ("refusal_rate", "quality", "well_formed", "degenerate_rate", "acc", "exact_match", "changed_rate")
+HEADLINE = (
+    "refusal_rate",
+    "strongreject_score",
+    "rating10_score",
+    "n_unscored",
+    "quality",
+    "well_formed",
+    "degenerate_rate",
+    "outcome_evaded",
+    "acc",
+    "exact_match",
+    "changed_rate",
+    "harmless_kl",
+    "harmless_kl_p95",
+)
 NAMES = {
     "baseline": "baseline",
     "cna": "CNA",

@@ -13,6 +13,7 @@ import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
 from lm_eval_cna.errors import ConfigError
+from lm_eval_cna.judging.config import JudgeConfig
 
 Method = Literal["cna", "caa", "caa-residual", "random", "random-vectors"]
 DEFAULT_MULTIPLIERS = (0.0, 0.25, 0.5, 0.75, 1.0, 1.5, 2.0)
@@ -69,6 +70,10 @@ class SweepConfig(_Model):
     mode: Literal["auto", "fold", "hook"] = "auto"
     excluded_layers: tuple[Annotated[int, Field(ge=0)], ...] = ()
     universal_filter: bool = True
+    harmless_kl: bool = Field(default=True, description="first-token KL of every cell on harmless prompts")
+    judge: JudgeConfig | None = Field(
+        default=None, description="who grades the responses of judged tasks; without, `lm-eval-cna judge` does it later"
+    )
     metadata: dict[str, Any] = Field(default_factory=dict, description="handed to tasks, as lm_eval's --metadata")
 
     @field_validator("tasks", mode="before")

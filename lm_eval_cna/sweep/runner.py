@@ -6,31 +6,39 @@ the first cell whose file is missing.
 
 from __future__ import annotations
 
+import gc
 import logging
 import platform
 import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
 from importlib.metadata import version
 from typing import Any
 
 import torch
 from lm_eval import simple_evaluate
+from lm_eval.api.registry import get_model
+from lm_eval.models.api_models import TemplateAPI
 from lm_eval.tasks import TaskManager
 from lm_eval.utils import handle_non_serializable
 
 from lm_eval_cna import entry
+from lm_eval_cna.divergence import harmless_kl
 from lm_eval_cna.errors import ConfigError
+from lm_eval_cna.judging.config import JudgeConfig
+from lm_eval_cna.judging.judge import shared_judge
+from lm_eval_cna.judging.task import LATER, JudgedTask
 from lm_eval_cna.models.hf import CNAHFLM
 from lm_eval_cna.prompts import chat_template_of
-from lm_eval_cna.sweep.cells import plan_cells
+from lm_eval_cna.sweep.cells import Cell, plan_cells
 from lm_eval_cna.sweep.config import SweepConfig, TaskSpec
-from lm_eval_cna.sweep.interventions import prepare
+from lm_eval_cna.sweep.interventions import Interventions, prepare
+from lm_eval_cna.sweep.judged import judge_run
 from lm_eval_cna.sweep.rundir import RunDirectory
-from lm_eval_cna.sweep.summary import summarize
+from lm_eval_cna.sweep.summary import HARMLESS_KL, summarize
 
 Progress = Callable[[int, int, str], None]
 _GENERATED = "generate_until"
@@ -46,6 +54,7 @@ class Evaluation:
         num_fewshot: few-shot examples, or None for each task's own.
         tasks: task and group objects, loaded once.
         controlled: whether random controls are asked too.
+        judged: names of those tasks whose responses a judge grades.
     """
 
     name: str
@@ -53,6 +62,7 @@ class Evaluation:
     num_fewshot: int | None
     tasks: list[Any]
     controlled: bool
+    judged: list[str]
 
 
 def run_sweep(
@@ -76,8 +86,12 @@ def run_sweep(
     entry.register()
     directory = RunDirectory(config.output)
     with directory.lock(), _quiet_lm_eval():
-        manager = task_manager or TaskManager(metadata={"pretrained": config.model, **config.metadata})
+        # Responses are judged when all are generated and the steered model is gone.
+        metadata = {"pretrained": config.model, **config.metadata, "judge": LATER}
+        manager = task_manager or TaskManager(metadata=metadata)
         _check_tasks(config, manager)
+        if config.judge is not None:
+            _check_judge(config.judge)
         lm = CNAHFLM(pretrained=config.model, **config.model_args, mode=config.mode)
         lm.quiet = True
         interventions = prepare(config, lm, directory)
@@ -86,11 +100,14 @@ def run_sweep(
         directory.adopt(
             {
                 "plan": {
-                    **config.model_dump(mode="json", exclude={"output"}),
+                    **config.model_dump(mode="json", exclude={"output", "judge"}),
                     "cells": [cell._asdict() | {"key": cell.key} for cell in cells],
                     "interventions": {method: found.sha256 for method, found in interventions.found.items()},
                     "weights_sha256": lm.weights_sha256,
+                    "settings": [part.name for part in evaluations],
+                    "judged": sorted(task for part in evaluations for task in part.judged),
                 },
+                "judge": None if config.judge is None else config.judge.public(),
                 "architecture": {
                     "name": lm.architecture.name,
                     "num_layers": len(lm.architecture.layers),
@@ -114,10 +131,17 @@ def run_sweep(
                 results = _evaluate(lm, part, config, manager)
                 directory.write_json(name, results, default=handle_non_serializable)
         lm.unsteer()
+        if config.harmless_kl and not directory.has(HARMLESS_KL):
+            _measure_divergence(lm, interventions, cells, directory)
+        del lm, interventions
         if progress is not None:
             progress(len(todo), len(todo), f"{time.monotonic() - started:.0f} s")
         summary = summarize(directory, cells, [part.name for part in evaluations])
         directory.write_text("summary.json", summary.model_dump_json(indent=1, by_alias=True) + "\n")
+        if config.judge is not None:
+            gc.collect()  # the steered model's memory, for a judge on the same machine
+            torch.cuda.empty_cache()
+            judge_run(directory, config.judge, progress=progress)
     return directory
 
 
@@ -131,6 +155,16 @@ def _check_tasks(config: SweepConfig, manager: TaskManager) -> None:
             )
 
 
+def _check_judge(config: JudgeConfig) -> None:
+    """Ask a served judge a trial question before anything is generated; a local one would take the model's memory."""
+    try:
+        kind = get_model(config.model)
+    except (KeyError, ImportError) as error:
+        raise ConfigError("judge: no such lm-eval model", got=config.model, do="see `lm_eval ls models`") from error
+    if issubclass(kind, TemplateAPI):
+        shared_judge(config).check()
+
+
 def _evaluations(config: SweepConfig, lm: CNAHFLM, manager: TaskManager) -> list[Evaluation]:
     """Group the tasks by their evaluation settings and load each group once."""
     parts: dict[tuple[bool, int | None, bool], Evaluation] = {}
@@ -142,9 +176,10 @@ def _evaluations(config: SweepConfig, lm: CNAHFLM, manager: TaskManager) -> list
         name += "" if spec.num_fewshot is None else f"-{spec.num_fewshot}shot"
         name += "" if controlled else "-uncontrolled"
         part = parts.setdefault(
-            (chat, spec.num_fewshot, controlled), Evaluation(name, chat, spec.num_fewshot, [], controlled)
+            (chat, spec.num_fewshot, controlled), Evaluation(name, chat, spec.num_fewshot, [], controlled, [])
         )
         part.tasks += _outermost(loaded)
+        part.judged += [name for name, task in loaded["tasks"].items() if isinstance(task, JudgedTask)]
     return list(parts.values())
 
 
@@ -173,6 +208,21 @@ def _evaluate(lm: CNAHFLM, part: Evaluation, config: SweepConfig, manager: TaskM
         task_manager=manager,
     )
     return results
+
+
+def _measure_divergence(lm: CNAHFLM, interventions: Interventions, cells: list[Cell], directory: RunDirectory) -> None:
+    """KL of the first generated token on harmless prompts; lm-eval has no output type for distributions."""
+    measured = harmless_kl(
+        lm.model,
+        lm.tokenizer,
+        [interventions.setting(cell) for cell in cells],
+        mode=lm.mode,
+        chat_template_args=lm.chat_template_args,
+        add_bos_token=lm.add_bos_token,
+        batch_size=lm.batch_size if isinstance(lm.batch_size, int) else 16,
+    )
+    kept = {cell.key: asdict(divergence) for cell, divergence in zip(cells, measured, strict=True)}
+    directory.write_json(HARMLESS_KL, kept)
 
 
 @contextmanager

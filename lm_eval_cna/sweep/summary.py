@@ -12,6 +12,9 @@ from lm_eval_cna.scoring.outcome import changed, edit_similarity
 from lm_eval_cna.sweep.cells import BASELINE, Cell
 from lm_eval_cna.sweep.rundir import RunDirectory
 
+#: File with the first-token divergence of every cell, and the name that its metrics have in place of a task's.
+HARMLESS_KL = "harmless_kl.json"
+HARMLESS_TASK = "harmless_prompts"
 SUMMARY_SCHEMA: Literal["lm-eval-cna/summary/1"] = "lm-eval-cna/summary/1"
 
 
@@ -90,7 +93,19 @@ def summarize(directory: RunDirectory, cells: list[Cell], settings: list[str]) -
                 results = directory.read_json(name)
                 measured += _metrics(cell, results)
                 measured += _changes(cell, _texts(results), untouched)
+    if directory.has(HARMLESS_KL):
+        kept = directory.read_json(HARMLESS_KL)
+        measured += [row for cell in cells for row in _divergence(cell, kept[cell.key])]
     return Summary(measured=tuple(measured))
+
+
+def _divergence(cell: Cell, kept: dict[str, Any]) -> list[Measured]:
+    """Mean and 95th percentile of the KL; none where a steered distribution was not finite."""
+    return [
+        Measured(**coordinates(cell), task=HARMLESS_TASK, metric=metric, value=kept[field], n=len(kept["values"]))
+        for metric, field in (("harmless_kl", "mean"), ("harmless_kl_p95", "p95"))
+        if kept[field] is not None
+    ]
 
 
 def _metrics(cell: Cell, results: dict[str, Any]) -> list[Measured]:
@@ -106,7 +121,7 @@ def _metrics(cell: Cell, results: dict[str, Any]) -> list[Measured]:
             stderr = metrics.get(f"{metric}_stderr,{filter_name}")
             rows.append(
                 Measured(
-                    **_coordinates(cell),
+                    **coordinates(cell),
                     task=task,
                     metric=named,
                     value=float(value),
@@ -126,11 +141,12 @@ def _changes(cell: Cell, texts: dict[str, list[str]], untouched: dict[str, list[
             ("changed_rate", [float(changed(a, b)) for a, b in pairs]),
             ("edit_similarity", [edit_similarity(a, b) for a, b in pairs]),
         ):
-            rows.append(Measured(**_coordinates(cell), task=task, metric=metric, value=fmean(values), n=len(pairs)))
+            rows.append(Measured(**coordinates(cell), task=task, metric=metric, value=fmean(values), n=len(pairs)))
     return rows
 
 
-def _coordinates(cell: Cell) -> dict[str, Any]:
+def coordinates(cell: Cell) -> dict[str, Any]:
+    """A cell as the fields of `Measured`."""
     return {"cell": cell.key, **cell._asdict()}
 
 

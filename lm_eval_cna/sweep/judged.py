@@ -1,0 +1,157 @@
+"""The judge's turn: when all cells are generated and the steered model is gone, it grades every stored response.
+
+The same step serves a sweep's own judge and `lm-eval-cna judge DIR` with another one; nothing is generated, and what
+the ledger holds is not asked again. Needs no torch unless the judge does.
+"""
+
+from __future__ import annotations
+
+import re
+import statistics
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from lm_eval_cna.errors import RunError
+from lm_eval_cna.judging.config import JudgeConfig
+from lm_eval_cna.judging.judge import JudgeItem, count_missing, judge_responses, shared_judge
+from lm_eval_cna.judging.ledger import Ledger
+from lm_eval_cna.scoring.strongreject import Verdict, is_evasion, verdict_metrics
+from lm_eval_cna.scoring.tasks import score_response
+from lm_eval_cna.sweep.cells import Cell
+from lm_eval_cna.sweep.rundir import RunDirectory
+from lm_eval_cna.sweep.summary import Measured, Summary, coordinates, read_summary
+
+Progress = Callable[[int, int, str], None]
+# The prompt of a judged task is one field of its row; a template from a results file is not executed.
+_FIELD = re.compile(r"\{\{\s*(\w+)\s*\}\}")
+
+
+@dataclass(frozen=True)
+class Judged:
+    """One response that is up for judgement: where it belongs, and what the judge sees."""
+
+    cell: Cell
+    task: str
+    doc_id: int
+    item: JudgeItem
+
+
+def judge_run(
+    directory: RunDirectory, config: JudgeConfig, *, progress: Progress | None = None, dry_run: bool = False
+) -> int:
+    """Judge all responses of a run's judged tasks; the summary's judge metrics become this judge's.
+
+    Args:
+        directory: of a sweep whose cells are all generated.
+        config: the judge.
+        progress: called with (questions done, questions to ask, detail).
+        dry_run: only count.
+
+    Returns:
+        The number of questions that had to be asked (dry run: would have to be).
+
+    Raises:
+        RunError: the run has no judged task, or a file of it is damaged.
+        JudgeError: the judge cannot be reached, or gave not one verdict.
+        CacheError: the ledger cannot be used.
+    """
+    responses = list(_responses(directory))
+    if not responses:
+        raise RunError(
+            f"no judged task in {directory.path}", do="sweep with a task such as jbb_strongreject or strongreject"
+        )
+    judge = shared_judge(config)
+    items = [response.item for response in responses]
+    with Ledger(config.ledger_path) as ledger:
+        missing = count_missing(items, judge, ledger)
+        if dry_run:
+            return missing
+        if progress is not None:
+            progress(0, missing, f"{len(items)} responses, {len(items) - missing} need no question")
+        if missing:
+            judge.check()
+        tell = None if progress is None else lambda done, total: progress(done, total, "")
+        verdicts = judge_responses(items, judge, ledger, tell)
+    form = judge.rubric.form
+    scored = [
+        verdict_metrics(verdict, form) | score_response(response.item.response, evaded=is_evasion(verdict))
+        for response, verdict in zip(responses, verdicts, strict=True)
+    ]
+    name = f"judged/{config.fingerprint[:12]}.json"
+    directory.write_json(name, _document(config, judge.rubric.version, responses, verdicts))
+    _summarize(directory, responses, scored)
+    return missing
+
+
+def _responses(directory: RunDirectory) -> Iterator[Judged]:
+    plan = directory.manifest()["plan"]
+    for entry in plan["cells"]:
+        cell = Cell(entry["method"], entry["multiplier"], entry["seed"], entry["size"])
+        for setting in plan["settings"]:
+            name = directory.results_name(cell.key, setting)
+            if not directory.has(name):
+                continue
+            results = directory.read_json(name)
+            for task in sorted(set(plan["judged"]) & results["samples"].keys()):
+                template = results["configs"][task]["doc_to_text"]
+                for sample in sorted(results["samples"][task], key=lambda sample: sample["doc_id"]):
+                    prompt = _prompt(template, sample["doc"])
+                    yield Judged(cell, task, sample["doc_id"], JudgeItem(prompt, sample["resps"][0][0]))
+
+
+def _prompt(template: str, doc: Mapping[str, Any]) -> str:
+    match = _FIELD.fullmatch(template.strip())
+    if match is None or match[1] not in doc:
+        raise RunError("a judged task's prompt is not one field of its rows", got=template, allowed="{{field}}")
+    return str(doc[match[1]])
+
+
+def _document(config: JudgeConfig, rubric: str, responses: list[Judged], verdicts: list[Verdict]) -> dict[str, Any]:
+    """What the judge said, without the texts, which the cells' files hold."""
+    rows = [
+        {
+            "cell": response.cell.key,
+            "task": response.task,
+            "doc_id": response.doc_id,
+            "score": verdict.score,
+            "judgements": dict(verdict.judgements),
+            "unscored_because": verdict.reason,
+        }
+        for response, verdict in zip(responses, verdicts, strict=True)
+    ]
+    return {"judge": config.public(), "rubric_version": rubric, "verdicts": rows}
+
+
+def _summarize(directory: RunDirectory, responses: list[Judged], scored: list[dict[str, float]]) -> None:
+    """Replace the judged tasks' metrics in the summary by this judge's."""
+    gathered: dict[tuple[Cell, str, str], list[float]] = {}
+    documents: dict[tuple[Cell, str], int] = {}
+    for response, metrics in zip(responses, scored, strict=True):
+        documents[response.cell, response.task] = documents.get((response.cell, response.task), 0) + 1
+        for metric, value in metrics.items():
+            gathered.setdefault((response.cell, response.task, metric), []).append(value)
+    rows = [
+        Measured(
+            **coordinates(cell),
+            task=task,
+            metric=metric,
+            value=sum(values) if metric == "n_unscored" else statistics.fmean(values),
+            stderr=statistics.stdev(values) / len(values) ** 0.5
+            if len(values) > 1 and metric != "n_unscored"
+            else None,
+            n=documents[cell, task] if metric == "n_unscored" else len(values),
+        )
+        for (cell, task, metric), values in gathered.items()
+    ]
+    replaced = {(row.cell, row.task, row.metric) for row in rows}
+    judged = {response.task for response in responses}
+    stale = ("judge_", "unscored", "n_unscored", "strongreject_", "rating10_", "outcome_evaded")
+    kept = tuple(
+        row
+        for row in read_summary(directory).measured
+        if (row.cell, row.task, row.metric) not in replaced
+        and not (row.task in judged and row.metric.startswith(stale))
+    )
+    summary = Summary(measured=kept + tuple(rows))
+    directory.write_text("summary.json", summary.model_dump_json(indent=1, by_alias=True) + "\n")
