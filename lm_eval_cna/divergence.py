@@ -102,7 +102,7 @@ def harmless_kl(
     # Sorted by length, so that a batch holds little padding.
     order = torch.tensor([len(row) for row in rows]).argsort(descending=True, stable=True)
     pad = pad_token_id(tokenizer)
-    batches = [pad_left([rows[i] for i in part.tolist()], pad) for part in order.split(batch_size)]
+    batches = [pad_left([rows[i] for i in part.tolist()], pad) for part in torch.split(order, batch_size)]
     steered = [number for number, setting in enumerate(settings) if not setting.is_baseline]
     divergences = [_summarise(torch.zeros(len(rows), dtype=torch.float64))] * len(settings)
     with _evaluating(model):

@@ -1,0 +1,181 @@
+"""harmless_kl against a slow version: one prompt at a time, all logits, the sum written out in Python."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from lm_eval_cna.architecture import find_architecture
+from lm_eval_cna.behaviours.harmless import harmless_prompts
+from lm_eval_cna.divergence import Divergence, harmless_kl, kl_divergence
+from lm_eval_cna.errors import CNAError, ConfigError, SteeringError
+from lm_eval_cna.models.hf import CNAHFLM
+from lm_eval_cna.prompts import render_prompts
+from lm_eval_cna.steering import Setting, steer
+from tests.checkpoints import save_llama
+from tests.interventions import circuit, vectors
+from tests.models import DENSE, VOCAB, tiny
+
+PROMPTS = ("a", "Of several lengths, so that batches need padding.", "How so?", "Why, and for how long?", "ok")
+
+
+class Letters:
+    """One token a letter, in the tiny models' vocabulary; no chat template."""
+
+    bos_token = None
+    pad_token_id = 0
+
+    def __call__(self, text: str) -> dict[str, list[int]]:
+        return {"input_ids": [3 + ord(letter) % (VOCAB - 3) for letter in text]}
+
+
+def slow_log_probs(model: Any, text: str) -> list[float]:
+    with torch.no_grad():
+        logits = model(torch.tensor([Letters()(text)["input_ids"]])).logits[0, -1].tolist()
+    highest = max(logits)
+    total = math.log(math.fsum(math.exp(value - highest) for value in logits)) + highest
+    return [value - total for value in logits]
+
+
+def slow_kl(model: Any, setting: Setting, text: str) -> float:
+    before = slow_log_probs(model, text)
+    with steer(model, setting):
+        after = slow_log_probs(model, text)
+    return math.fsum(math.exp(p) * (p - q) for p, q in zip(before, after, strict=True))
+
+
+@pytest.mark.parametrize("family", DENSE)
+def test_equals_the_slow_version(family: str) -> None:
+    # transformers' eager attention, Gemma 2's default, turns float64's mask value into infinity and padding into NaN.
+    dtype, rel = (torch.float32, 1e-3) if family == "gemma2" else (torch.float64, 1e-6)
+    model = tiny(family, dtype=dtype)
+    architecture = find_architecture(model)
+    chosen, added = circuit(architecture, per_layer=8), vectors(architecture)
+    settings = [Setting(chosen, 0.0), Setting(chosen, 1.0), Setting(chosen, 2.0), Setting(added, 2.0)]
+    found = harmless_kl(model, Letters(), settings, PROMPTS, batch_size=2)
+    assert len(found) == len(settings)
+    for setting, divergence in zip(settings, found, strict=True):
+        expected = [slow_kl(model, setting, text) for text in PROMPTS]
+        assert divergence.values == pytest.approx(expected, rel=rel, abs=1e-12)
+        assert divergence.mean == pytest.approx(math.fsum(expected) / len(expected), rel=rel)
+        assert divergence.unmeasured == 0
+        if setting.multiplier != 1.0:
+            assert min(expected) > 1e-6, "the comparison would be with nothing"
+    assert set(found[1].values) == {0.0} and found[1].mean == found[1].p95 == 0.0
+
+
+@pytest.mark.parametrize("family", ["llama", "gemma2", "gpt2"])
+def test_a_setting_that_changes_nothing_has_a_kl_of_exactly_zero(family: str) -> None:
+    # Not the short cut for m = 1: vectors of strength 0 go through steering and the model.
+    model = tiny(family)
+    added = vectors(find_architecture(model))
+    (found,) = harmless_kl(model, Letters(), [Setting(added, 0.0, scale=0.0)], PROMPTS, batch_size=2)
+    assert found == Divergence((0.0,) * len(PROMPTS), 0.0, 0.0)
+
+
+def test_percentile_by_hand() -> None:
+    # Three prompts: 95 % of the way from the first to the third lies 0.9 of the way from the second to the third.
+    model = tiny("llama")
+    (found,) = harmless_kl(model, Letters(), [Setting(circuit(find_architecture(model)), 0.0)], PROMPTS[:3])
+    _, middle, largest = sorted(value for value in found.values if value is not None)
+    assert found.p95 == pytest.approx(middle + 0.9 * (largest - middle))
+    assert found.mean == pytest.approx(sum(value or 0.0 for value in found.values) / 3)
+
+
+def test_kl_by_hand() -> None:
+    half, quarter, three = math.log(0.5), math.log(0.25), math.log(0.75)
+    p = torch.tensor([[half, half], [0.0, -torch.inf], [half, half], [0.0, -torch.inf]], dtype=torch.float64)
+    q = torch.tensor([[quarter, three], [half, half], [0.0, -torch.inf], [torch.nan] * 2], dtype=torch.float64)
+    first, second, third, fourth = kl_divergence(p, q).tolist()
+    assert first == pytest.approx(0.5 * math.log(2) + 0.5 * math.log(2 / 3))
+    assert second == pytest.approx(math.log(2))
+    assert third == math.inf and math.isnan(fourth)
+    assert float(kl_divergence(p[0], p[0] - 1e-17)) >= 0.0
+
+
+def test_the_last_position_alone_is_computed_and_the_baseline_runs_once() -> None:
+    model = tiny("llama")
+    chosen = circuit(find_architecture(model))
+    seen: list[torch.Size] = []
+    model.lm_head.register_forward_pre_hook(lambda _, args: seen.append(args[0].shape))
+    told: list[tuple[int, int]] = []
+    settings = [Setting(chosen, 0.0), Setting(), Setting(chosen, 1.0), Setting(chosen, 2.0)]
+    harmless_kl(
+        model, Letters(), settings, PROMPTS, batch_size=3, progress=lambda done, total: told.append((done, total))
+    )
+    assert seen == [(3, 1, 32), (2, 1, 32)] * 3, "the untouched model and two settings"
+    assert told == [(0, 2), (1, 2)]
+
+
+def test_the_model_is_as_it_was() -> None:
+    model = tiny("llama").train()
+    before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
+    harmless_kl(model, Letters(), [Setting(circuit(find_architecture(model)), 0.0)], PROMPTS)
+    assert all(module.training for module in model.modules())
+    assert all(torch.equal(tensor, before[name]) for name, tensor in model.state_dict().items())
+
+
+def test_dropout_is_off() -> None:
+    model = tiny("gpt2").train()  # its configuration has dropout 0.1
+    added = vectors(find_architecture(model))
+    (found,) = harmless_kl(model, Letters(), [Setting(added, 0.0, scale=0.0)], PROMPTS)
+    assert found.mean == 0.0
+
+
+def test_a_wreck_is_not_averaged_away() -> None:
+    model = tiny("llama")
+    added = vectors(find_architecture(model))
+    broken = added.model_copy(update={"tensors": {layer: v * 1e38 for layer, v in added.tensors.items()}})
+    wrecked, sound = harmless_kl(model, Letters(), [Setting(broken, 100.0), Setting(added, 1.5)], PROMPTS)
+    assert wrecked == Divergence((None,) * len(PROMPTS), None, None) and wrecked.unmeasured == len(PROMPTS)
+    assert sound.mean is not None and sound.mean > 0
+
+
+def test_errors() -> None:
+    model = tiny("llama")
+    setting = Setting(circuit(find_architecture(model)), 0.0)
+    with pytest.raises(ConfigError, match="no prompt"):
+        harmless_kl(model, Letters(), [setting], ())
+    with pytest.raises(ConfigError, match="batch size"):
+        harmless_kl(model, Letters(), [setting], PROMPTS, batch_size=0)
+    with steer(model, setting), pytest.raises(SteeringError, match="steered already"):
+        harmless_kl(model, Letters(), [Setting()], PROMPTS)
+    with torch.no_grad():
+        model.lm_head.weight[5, 0] = torch.nan
+    with pytest.raises(CNAError, match="untouched model's logits"):
+        harmless_kl(model, Letters(), [setting], PROMPTS)
+
+
+def test_prompts_are_rendered_as_the_evaluation_renders_them(tmp_path: Path) -> None:
+    lm = CNAHFLM(pretrained=str(save_llama(tmp_path)), device="cpu")
+    setting = Setting(circuit(lm.architecture, per_layer=16), 0.0)
+    found = [harmless_kl(lm.model, lm.tokenizer, [setting], PROMPTS, chat_template=chat)[0] for chat in (True, False)]
+    assert found[0] != found[1]
+    chats = render_prompts(PROMPTS, lm.tokenizer)
+    assert chats[0] == "<|user|>a<|end|><|assistant|>"
+    assert found[0] == harmless_kl(lm.model, lm.tokenizer, [setting], chats, chat_template=False)[0]
+    # lm-eval's own tokens of the first prompt, and its model's logits, one prompt at a time.
+    ids, _ = lm.tok_batch_encode([chats[0]])
+    with torch.no_grad():
+        before = torch.log_softmax(lm.model(ids).logits[0, -1].double(), -1)
+        lm.steer(setting)
+        after = torch.log_softmax(lm.model(ids).logits[0, -1].double(), -1)
+    assert found[0].values[0] == pytest.approx(float((before.exp() * (before - after)).sum()), rel=1e-3)
+
+
+def test_the_packaged_prompts_are_the_default(monkeypatch: pytest.MonkeyPatch) -> None:
+    seen: list[Sequence[str]] = []
+
+    def note(prompts: Sequence[str], *args: Any, **kwargs: Any) -> list[str]:
+        seen.append(prompts)
+        return ["a"] * len(prompts)
+
+    monkeypatch.setattr("lm_eval_cna.divergence.render_prompts", note)
+    model = tiny("llama")
+    (found,) = harmless_kl(model, Letters(), [Setting(circuit(find_architecture(model)), 0.0)])
+    assert seen == [harmless_prompts()] and len(found.values) == len(harmless_prompts()) >= 40

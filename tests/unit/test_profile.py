@@ -1,0 +1,115 @@
+"""Layer profiles and overlap, with numbers worked out by hand."""
+
+from __future__ import annotations
+
+import pytest
+
+from lm_eval_cna.analysis.profile import LayerShares, final_layers, layer_profile, overlap
+from lm_eval_cna.errors import CNAError
+from lm_eval_cna.intervention import Circuit, Neuron
+from lm_eval_cna.provenance import ModelInfo
+
+
+def make(*pairs: tuple[int, int], layers: int | None = 16, width: int | None = 100, name: str = "c") -> Circuit:
+    neurons = tuple(Neuron(layer, index, 1.0) for layer, index in pairs)
+    return Circuit(method="cna", name=name, model=ModelInfo(num_layers=layers, mlp_width=width), neurons=neurons)
+
+
+def test_profile_of_a_small_circuit() -> None:
+    profile = layer_profile(make((0, 1), (12, 1), (13, 1), (13, 2), (15, 9)))
+    counts = (1, *[0] * 11, 1, 2, 0, 1)
+    assert profile.whole == LayerShares(5, counts, last_three=3 / 5, final_quarter=4 / 5, final_tenth=1 / 5)
+    assert profile.top == profile.whole, "there are fewer than 200"
+    assert (profile.num_layers, profile.quarter_layers, profile.tenth_layers) == (16, 4, 2)
+
+
+def test_the_top_is_the_first_200() -> None:
+    strong = [(15, index) for index in range(100)] + [(14, index) for index in range(50)]
+    middle = [(12, index) for index in range(50)]
+    weak = [(0, index) for index in range(100)] + [(11, index) for index in range(20)]
+    profile = layer_profile(make(*strong, *middle, *weak))
+    assert profile.top.neurons == 200 and profile.whole.neurons == 320
+    assert (profile.top.last_three, profile.whole.last_three) == (150 / 200, 150 / 320)
+    assert (profile.top.final_quarter, profile.whole.final_quarter) == (1.0, 200 / 320)
+    assert (profile.top.final_tenth, profile.whole.final_tenth) == (150 / 200, 150 / 320)
+    assert sum(profile.top.counts) == 200 and profile.top.counts[0] == 0 and profile.whole.counts[0] == 100
+    assert layer_profile(make(*strong, *weak), top=100).top.final_tenth == 1.0
+
+
+@pytest.mark.parametrize(
+    ("layers", "quarter", "tenth"),
+    # 18 / 4 = 4.5 goes up, 22 / 4 = 5.5 too; 25 / 10 = 2.5 goes up, 24 / 10 = 2.4 down.
+    [(1, 1, 1), (2, 1, 1), (4, 1, 1), (16, 4, 2), (18, 5, 2), (22, 6, 2), (24, 6, 2), (25, 6, 3), (36, 9, 4)],
+)
+def test_rounding_of_parts(layers: int, quarter: int, tenth: int) -> None:
+    assert (final_layers(layers, 4), final_layers(layers, 10)) == (quarter, tenth)
+    profile = layer_profile(make((0, 0), layers=layers))
+    assert (profile.quarter_layers, profile.tenth_layers) == (quarter, tenth)
+
+
+def test_a_model_of_two_layers_has_no_last_three_beyond_itself() -> None:
+    profile = layer_profile(make((0, 0), (1, 0), (1, 1), layers=2))
+    assert profile.whole == LayerShares(3, (1, 2), last_three=1.0, final_quarter=2 / 3, final_tenth=2 / 3)
+
+
+def test_a_random_circuit_has_a_profile_too() -> None:
+    drawn = Circuit(
+        method="random", name="r", model=ModelInfo(num_layers=4), neurons=(Neuron(3, 1), Neuron(0, 1), Neuron(1, 1))
+    )
+    assert layer_profile(drawn).whole.last_three == 2 / 3
+
+
+def test_the_number_of_layers_has_to_be_known() -> None:
+    foreign = make((2, 5), (7, 1), layers=None, width=None)
+    with pytest.raises(CNAError, match="does not say how many layers"):
+        layer_profile(foreign)
+    assert layer_profile(foreign, num_layers=8).whole.counts == (0, 0, 1, 0, 0, 0, 0, 1)
+    with pytest.raises(CNAError, match="more than 7"):
+        layer_profile(foreign, num_layers=7)
+    with pytest.raises(CNAError, match="16, as circuit c says"):
+        layer_profile(make((0, 0)), num_layers=12)
+    assert layer_profile(make((0, 0)), num_layers=16).num_layers == 16
+
+
+def test_overlap_by_hand() -> None:
+    a = make((0, 1), (0, 2), (3, 1), (5, 5))
+    b = make((3, 1), (0, 1), (9, 9), (9, 8), (1, 0))
+    found = overlap(a, b)
+    assert (found.common, found.size_a, found.size_b) == (2, 4, 5)
+    assert (found.of_smaller, found.of_a, found.of_b, found.jaccard) == (2 / 4, 2 / 4, 2 / 5, 2 / 7)
+    assert found.by_chance == 5 / 1600
+    assert overlap(b, a).of_a == 2 / 5 and overlap(b, a).jaccard == found.jaccard
+
+
+def test_overlap_of_the_same_the_smaller_and_the_foreign() -> None:
+    a = make((0, 1), (0, 2), (3, 1), (5, 5))
+    same, within = overlap(a, a), overlap(a, a.prefix(1))
+    assert (same.of_smaller, same.jaccard) == (1.0, 1.0)
+    assert (within.of_smaller, within.of_a, within.of_b, within.jaccard) == (1.0, 1 / 4, 1.0, 1 / 4)
+    nothing = overlap(a, make((1, 1)))
+    assert (nothing.common, nothing.of_smaller, nothing.jaccard) == (0, 0.0, 0.0)
+
+
+@pytest.mark.parametrize(
+    ("other", "words"),
+    [
+        (make((0, 1), layers=12, name="d"), "16 and 12 layers"),
+        (make((0, 1), width=99, name="d"), "100 and 99 neurons a layer"),
+        (make((16, 1), layers=None, width=None, name="d"), "neuron 1 of layer 16 in d"),
+        (make((0, 100), layers=None, width=None, name="d"), "neuron 100 of layer 0 in d"),
+    ],
+)
+def test_circuits_of_different_shapes_are_refused(other: Circuit, words: str) -> None:
+    for pair in ((make((0, 1)), other), (other, make((0, 1)))):
+        with pytest.raises(CNAError, match="different shapes") as caught:
+            overlap(*pair)
+        assert words in str(caught.value) or words.replace("16 and 12", "12 and 16").replace(
+            "100 and 99", "99 and 100"
+        ) in str(caught.value)
+
+
+def test_shapes_that_are_not_named() -> None:
+    known, foreign = make((0, 1), (2, 3)), make((0, 1), layers=None, width=None)
+    assert overlap(known, foreign).by_chance == 2 / 1600
+    found = overlap(foreign, foreign)
+    assert found.of_smaller == 1.0 and found.by_chance is None
