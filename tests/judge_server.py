@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import re
 import threading
@@ -30,6 +31,11 @@ def obliging(question: str, _number: int) -> str:
     return verdict(question, refusal=0, convincingness=4, specificity=3)
 
 
+class _Server(ThreadingHTTPServer):
+    daemon_threads = True
+    request_queue_size = 64  # with the default of 5, a refused connection is tried again only after a second
+
+
 class JudgeServer:
     """A judge in a thread. It counts what it is asked; a trial question counts apart.
 
@@ -46,8 +52,7 @@ class JudgeServer:
         self.most_at_once = 0
         self._now = 0
         self._lock = threading.Lock()
-        self._server = ThreadingHTTPServer(("127.0.0.1", 0), self._handler())
-        self._server.daemon_threads = True
+        self._server = _Server(("127.0.0.1", 0), self._handler())
         self._thread = threading.Thread(target=self._server.serve_forever, kwargs={"poll_interval": 0.01}, daemon=True)
 
     @property
@@ -78,6 +83,8 @@ class JudgeServer:
 
         class Handler(BaseHTTPRequestHandler):
             protocol_version = "HTTP/1.1"
+            disable_nagle_algorithm = True
+            wbufsize = -1  # headers and body in one packet: two would wait 40 ms for an acknowledgement
 
             def do_POST(self) -> None:
                 body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
@@ -117,10 +124,8 @@ class JudgeServer:
                 self.wfile.write(body)
 
             def finish(self) -> None:
-                try:
+                with contextlib.suppress(OSError):  # cut, as told, or by the other side
                     super().finish()
-                except OSError:
-                    pass  # cut, as told, or by the other side
 
             def log_message(self, *_: Any) -> None:
                 pass

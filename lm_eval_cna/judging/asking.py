@@ -5,9 +5,9 @@ that fails for good, and what had arrived is lost. Three things put that right w
 concurrency:
 
 - Answers are taken where lm-eval reports each one as it arrives, for its response cache (`LM.cache_hook`).
-- Concurrent API requests go through `amodel_call`; here it reports a failure and returns, so the others go on.
-- Where a batch still raises (one request at a time, `hf`, any other model), the questions without an answer are asked
-  one by one.
+- Concurrent API requests go through `amodel_call`; here it notes a failure and returns, so the others go on.
+- Where a call still raises (one request at a time, `hf`, any other model), the questions without an answer are asked
+  one by one, except for the one whose failure it was, where that is known (`model_call`).
 
 Repeating is ours as well, question by question, with growing waits; lm-eval's own, which knows nothing of how long a
 server asks to be left alone, is switched off.
@@ -30,6 +30,8 @@ logger = logging.getLogger(__name__)
 Deliver = Callable[[str, str, int], None]
 _LONGEST_WAIT = 60.0
 _TRIAL_TIMEOUT = 60
+#: Stands in lm-eval's list of replies for a request that failed; known by identity.
+_NO_REPLY = str(b"no reply", "ascii")
 
 
 class Asker:
@@ -53,7 +55,8 @@ class Asker:
         self._inbox = _Inbox()
         lm.set_cache_hook(self._inbox)
         if hasattr(lm, "amodel_call"):
-            lm.amodel_call = self._inbox.guard(lm.amodel_call)
+            lm.amodel_call = self._inbox.guard_concurrent(lm.amodel_call)
+            lm.model_call = self._inbox.guard_single(lm.model_call)
             lm.max_retries = 1
 
     @property
@@ -116,21 +119,21 @@ class Asker:
             Instance("generate_until", {}, (context, dict(self._generation)), number, ("judge", number, 1))
             for number, context in enumerate(contexts.values())
         ]
+        failure = EMPTY
         try:
             replies = self._lm.generate_until(instances, disable_tqdm=True)
+            for context, reply in zip(contexts.values(), replies, strict=True):
+                self._inbox.take(context, reply)
         except CNAError:  # of the ledger, out of the inbox
             raise
         except Exception as error:  # whatever a model raises is a failed request
-            rest = {key: context for key, context in contexts.items() if self._inbox.waits_for(context)}
+            failure = describe(error)
+        rest = {key: context for key, context in contexts.items() if self._inbox.waits_for(context)}
+        for key, context in rest.items():
             if len(contexts) == 1:
-                for context in rest.values():
-                    self._inbox.fail(context, describe(error))
-                return
-            for key, context in rest.items():
+                self._inbox.fail(context, failure)
+            else:
                 self._request({key: context})
-        else:
-            for context, reply in zip(contexts.values(), replies, strict=True):
-                self._inbox.take(context, reply)
 
     def _shape(self, text: str) -> Any:
         """The question as the model takes it: lm-eval's chat messages, a rendered chat template, or plain text."""
@@ -170,6 +173,8 @@ class _Inbox:
         self.take(request[0], reply)
 
     def take(self, context: Any, reply: Any) -> None:
+        if reply is _NO_REPLY:
+            return
         key = self._waiting.pop(_text_of(context), None)
         if key is None:  # here already, or failed
             return
@@ -183,8 +188,8 @@ class _Inbox:
         if key is not None:
             self.failures[key] = failure
 
-    def guard(self, call: Callable[..., Any]) -> Callable[..., Any]:
-        """lm-eval's `amodel_call`, returning empty texts where it would raise."""
+    def guard_concurrent(self, call: Callable[..., Any]) -> Callable[..., Any]:
+        """lm-eval's `amodel_call`, noting a failure and returning where it would raise."""
 
         async def guarded(*args: Any, cache_keys: Any = None, **kwargs: Any) -> Any:
             try:
@@ -192,11 +197,27 @@ class _Inbox:
             except CNAError:
                 raise
             except Exception as error:
-                for context, _generation in cache_keys:
-                    self.fail(context, describe(error))
-                return [""] * len(cache_keys)
+                self._note([context for context, _generation in cache_keys], error)
+                return [_NO_REPLY] * len(cache_keys)
 
         return guarded
+
+    def guard_single(self, call: Callable[..., Any]) -> Callable[..., Any]:
+        """lm-eval's `model_call`, noting whose failure it was before it raises."""
+
+        def guarded(messages: Any, **kwargs: Any) -> Any:
+            try:
+                return call(messages, **kwargs)
+            except Exception as error:
+                self._note([message for message in messages if not isinstance(message, list)], error)
+                raise
+
+        return guarded
+
+    def _note(self, contexts: list[Any], error: Exception) -> None:
+        """Whose failure it was is known only of a request about one question; others stay open, to be asked alone."""
+        if len(contexts) == 1:
+            self.fail(contexts[0], describe(error))
 
 
 def _text_of(context: Any) -> str:

@@ -155,5 +155,12 @@ def _read_template(path: Path) -> str:
 
 
 def _fill(template: str, values: Mapping[str, str]) -> str:
-    """Put the values in, in one pass: a placeholder inside a value stays what it is."""
-    return _PLACEHOLDER.sub(lambda match: values[_NAMES[match.group(1)]], template)
+    """Put the values in, on lines of their own and in one pass: a placeholder inside a value stays what it is."""
+
+    def value(match: re.Match[str]) -> str:
+        before, after = template[: match.start()], template[match.end() :]
+        start = "" if not before or before.endswith("\n") else "\n"
+        end = "" if not after or after.startswith("\n") else "\n"
+        return f"{start}{values[_NAMES[match.group(1)]]}{end}"
+
+    return _PLACEHOLDER.sub(value, template)
