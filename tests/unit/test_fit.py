@@ -1,0 +1,135 @@
+"""Shapes refuse, identity warns."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+
+from lm_eval_cna.architecture import Architecture, find_architecture
+from lm_eval_cna.errors import InterventionError
+from lm_eval_cna.fit import check_fit, columns_sha256, describe_model, fit_warnings, named_columns
+from lm_eval_cna.intervention import Circuit, Neuron
+from lm_eval_cna.provenance import DiscoveryInfo, ModelInfo
+from tests.interventions import circuit, vectors
+from tests.models import tiny
+
+
+@pytest.fixture(scope="module")
+def architecture() -> Architecture:
+    return find_architecture(tiny("llama"))  # 3 layers of 48 neurons, hidden 32
+
+
+def made_on(architecture: Architecture, **fields: Any) -> Circuit:
+    """A circuit that was found on `architecture`, some facts of its header changed."""
+    found = circuit(architecture)
+    info = describe_model(architecture, named_columns(found), id="a/b", revision="r1")
+    return found.model_copy(
+        update={
+            "model": info.model_copy(update=fields),
+            "discovery": DiscoveryInfo(chat_template_sha256="t1"),
+        }
+    )
+
+
+def warned(intervention: Circuit, architecture: Architecture, **given: Any) -> tuple[str, ...]:
+    return fit_warnings(intervention, architecture, **{"revision": "r1", "chat_template_sha256": "t1", **given})
+
+
+def test_what_was_made_here_fits_without_a_word(architecture: Architecture) -> None:
+    found = made_on(architecture)
+    check_fit(found, architecture)
+    check_fit(vectors(architecture), architecture)
+    assert warned(found, architecture) == ()
+    assert found.model.num_layers == 3 and found.model.mlp_width == 48 and found.model.hidden_size == 32
+    assert found.model.dtype == "float32" and found.model.architecture == "LlamaForCausalLM"
+
+
+@pytest.mark.parametrize(("field", "value"), [("num_layers", 4), ("mlp_width", 64), ("hidden_size", 16)])
+def test_another_shape_is_refused(architecture: Architecture, field: str, value: int) -> None:
+    with pytest.raises(InterventionError) as caught:
+        check_fit(made_on(architecture, **{field: value}), architecture)
+    message = str(caught.value)
+    assert f"a/b of {field} {value}" in message and "LlamaForCausalLM" in message and "discover" in message
+
+
+@pytest.mark.parametrize(("layer", "index"), [(3, 0), (0, 48)])
+def test_a_neuron_that_the_model_has_not_is_refused(architecture: Architecture, layer: int, index: int) -> None:
+    foreign = Circuit(method="cna", name="foreign", neurons=(Neuron(layer, index, 1.0),))
+    with pytest.raises(InterventionError, match=f"neuron {index} of layer {layer}; allowed: 3 layers of 48 neurons"):
+        check_fit(foreign, architecture)
+
+
+def test_vectors_for_a_layer_that_the_model_has_not_are_refused(architecture: Architecture) -> None:
+    deep = vectors(architecture).model_copy(update={"tensors": {3: torch.ones(32)}})
+    with pytest.raises(InterventionError, match="layer 3; allowed: 3 layers"):
+        check_fit(deep, architecture)
+
+
+@pytest.mark.xfail(strict=True, reason="vectors whose header names no hidden_size are not held against the model")
+def test_vectors_of_another_width_are_refused_whatever_their_header_says(architecture: Architecture) -> None:
+    narrow = vectors(architecture).model_copy(update={"tensors": {0: torch.ones(31)}})
+    with pytest.raises(InterventionError, match="31"):
+        check_fit(narrow, architecture)
+
+
+def test_a_warning_for_another_revision(architecture: Architecture) -> None:
+    (warning,) = warned(made_on(architecture), architecture, revision="r2")
+    assert "revision" in warning and "r1" in warning and "r2" in warning
+    assert warned(made_on(architecture), architecture, revision=None) == ()
+    assert warned(made_on(architecture, revision=None), architecture, revision="r2") == ()
+
+
+def test_a_warning_for_another_chat_template(architecture: Architecture) -> None:
+    (warning,) = warned(made_on(architecture), architecture, chat_template_sha256="t2")
+    assert "chat template" in warning
+    assert warned(made_on(architecture), architecture, chat_template_sha256=None) == ()
+
+
+def test_a_warning_for_other_weights(architecture: Architecture) -> None:
+    found = made_on(architecture)
+    (warning,) = warned(found, find_architecture(tiny("llama", seed=1)))
+    assert "columns of the named neurons" in warning
+    assert warned(made_on(architecture, columns_sha256=None), find_architecture(tiny("llama", seed=1))) == ()
+
+
+def test_a_warning_for_another_precision_instead_of_a_comparison_of_weights(architecture: Architecture) -> None:
+    (warning,) = warned(made_on(architecture), find_architecture(tiny("llama", dtype=torch.bfloat16)))
+    assert "float32" in warning and "bfloat16" in warning and "cannot be compared" in warning
+
+
+def test_all_warnings_together(architecture: Architecture) -> None:
+    other = find_architecture(tiny("llama", seed=1))
+    assert len(warned(made_on(architecture), other, revision="r2", chat_template_sha256="t2")) == 3
+
+
+@pytest.mark.parametrize("family", ["llama", "gpt2"])
+def test_the_columns_hash_sees_the_named_columns_and_no_others(family: str) -> None:
+    model = tiny(family)
+    architecture = find_architecture(model)
+    named = [(0, 3), (2, 5)]
+    before = columns_sha256(architecture, named)
+    assert before == columns_sha256(architecture, reversed(named))
+    layer = architecture.layers[2]
+    column = (slice(None), 4) if layer.neuron_dim else (4, slice(None))
+    with torch.no_grad():
+        layer.weight[column] += 1
+    assert columns_sha256(architecture, named) == before
+    column = (0, 5) if layer.neuron_dim else (5, 0)
+    with torch.no_grad():
+        layer.weight[column] += 1e-6
+    assert columns_sha256(architecture, named) != before
+
+
+def test_weights_that_are_not_in_memory_are_not_compared(architecture: Architecture) -> None:
+    with torch.device("meta"):
+        absent = find_architecture(tiny("llama"))
+    assert columns_sha256(absent, [(0, 0)]) is None
+    assert warned(made_on(architecture), absent) == ()
+
+
+def test_a_foreign_file_says_nothing_of_its_model(architecture: Architecture) -> None:
+    foreign = Circuit(method="cna", name="foreign", model=ModelInfo(), neurons=(Neuron(2, 47, 1.0),))
+    check_fit(foreign, architecture)
+    assert warned(foreign, architecture) == ()
