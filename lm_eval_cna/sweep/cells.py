@@ -32,7 +32,9 @@ class Cell(NamedTuple):
             return self.method
         seed = "" if self.seed is None else f"-s{self.seed}"
         size = "" if self.size is None else f"-k{self.size}"
-        return re.sub(r"[^a-z0-9.-]", "_", f"{self.method}{seed}{size}-m{self.multiplier:g}")
+        # Not by "g", whose six digits would give two close multipliers one name and so one results file.
+        multiplier = repr(float(self.multiplier)).removesuffix(".0")
+        return re.sub(r"[^a-z0-9.-]", "_", f"{self.method}{seed}{size}-m{multiplier}")
 
     @property
     def is_control(self) -> bool:

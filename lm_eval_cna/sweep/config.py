@@ -88,7 +88,12 @@ class SweepConfig(_Model):
     @field_validator("multipliers", "control_multipliers", "top_k")
     @classmethod
     def _each_once(cls, value: tuple[float, ...] | None) -> tuple[float, ...] | None:
-        return None if value is None else tuple(sorted(set(value)))
+        return None if value is None else tuple(sorted({number + 0 for number in value}))  # -0.0 + 0 is 0.0
+
+    @field_validator("methods")
+    @classmethod
+    def _each_method_once(cls, value: tuple[Method, ...] | None) -> tuple[Method, ...] | None:
+        return None if value is None else tuple(dict.fromkeys(value))
 
     @model_validator(mode="after")
     def _consistent(self) -> Self:
@@ -96,8 +101,9 @@ class SweepConfig(_Model):
             raise ValueError("a task is named more than once")
         if self.methods is not None and not self.methods:
             raise ValueError("methods must not be empty")
-        if self.circuit is not None and self.vectors is None and {"caa", "caa-residual"} & set(self.methods or ()):
-            raise ValueError("methods caa and caa-residual need vectors where a circuit is given")
+        of_vectors = {"caa", "caa-residual", "random-vectors"} & set(self.methods or ())
+        if self.circuit is not None and self.vectors is None and of_vectors:
+            raise ValueError(f"method {min(of_vectors)} needs vectors where a circuit is given")
         return self
 
     @property
@@ -150,8 +156,11 @@ def read_config(path: Path) -> dict[str, Any]:
         raise ConfigError(f"{path} is too large for a configuration", allowed="up to 1 MiB")
     try:
         values = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except (yaml.YAMLError, UnicodeDecodeError, RecursionError) as error:
-        raise ConfigError(f"{path} is not YAML: {error}") from error
+    except OSError as error:
+        raise ConfigError(f"cannot read {path}: {error.strerror or error}") from error
+    except (yaml.YAMLError, ValueError, LookupError, AttributeError, RecursionError) as error:
+        # PyYAML lets the errors of its scalar constructors through: 2020-13-45, !!int "", !!timestamp x.
+        raise ConfigError(f"{path} is not YAML: {error or 'nested too deeply'}") from error
     if not isinstance(values, dict) or not all(isinstance(key, str) for key in values):
         raise ConfigError(f"{path} does not hold a mapping of field names to values")
     return values

@@ -9,7 +9,7 @@ import fcntl
 import json
 import os
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -60,12 +60,14 @@ class RunDirectory:
             return
         kept = self.manifest()["plan"]
         plan = json.loads(json.dumps(manifest["plan"]))
-        for field in sorted(kept.keys() | plan.keys()):
+        # What the user wrote, in the order of the configuration, before what follows from it: cells, hashes.
+        for field in dict.fromkeys([*plan, *kept]):
             if kept.get(field) != plan.get(field):
+                begun = repr(kept.get(field))
                 raise RunError(
                     f"{self.path} holds a sweep with another {field}",
                     got=plan.get(field),
-                    allowed=f"{kept.get(field)!r}, as it was begun",
+                    allowed=f"{begun if len(begun) <= 200 else begun[:200] + '...'}, as it was begun",
                     do="choose another --output",
                 )
 
@@ -128,7 +130,8 @@ class RunDirectory:
         except OSError as error:
             raise RunError(f"cannot write {path}: {error.strerror or error}") from error
         finally:
-            temporary.unlink(missing_ok=True)
+            with suppress(OSError):  # it is gone where all went well, and its folder may be missing where not
+                temporary.unlink()
 
 
 def find_runs(path: Path) -> list[RunDirectory]:

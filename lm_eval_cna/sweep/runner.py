@@ -159,7 +159,7 @@ def _check_judge(config: JudgeConfig) -> None:
     """Ask a served judge a trial question before anything is generated; a local one would take the model's memory."""
     try:
         kind = get_model(config.model)
-    except (KeyError, ImportError) as error:
+    except (ValueError, ImportError) as error:
         raise ConfigError("judge: no such lm-eval model", got=config.model, do="see `lm_eval ls models`") from error
     if issubclass(kind, TemplateAPI):
         shared_judge(config).check()

@@ -19,7 +19,8 @@ SUMMARY_SCHEMA: Literal["lm-eval-cna/summary/1"] = "lm-eval-cna/summary/1"
 
 
 class _Record(BaseModel):
-    model_config = ConfigDict(frozen=True, extra="forbid")
+    # A perplexity can be infinite; as null it could not be read back.
+    model_config = ConfigDict(frozen=True, extra="forbid", ser_json_inf_nan="constants")
 
 
 class Measured(_Record):
@@ -154,7 +155,9 @@ def _texts(results: dict[str, Any]) -> dict[str, list[str]]:
     """Generated responses of each task, in document order; tasks without generated text are left out."""
     texts = {}
     for task, samples in results.get("samples", {}).items():
-        responses = [sample["resps"][0][0] for sample in sorted(samples, key=lambda sample: sample["doc_id"])]
+        # A task with several filters has a sample for each, all with the same response.
+        by_document = {sample["doc_id"]: sample["resps"][0][0] for sample in samples}
+        responses = [by_document[document] for document in sorted(by_document)]
         if responses and all(isinstance(response, str) for response in responses):
             texts[task] = responses
     return texts
