@@ -11,7 +11,15 @@ from contextlib import contextmanager
 
 from rich.box import HEAVY_HEAD
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from rich.progress import (
+    BarColumn,
+    MofNCompleteColumn,
+    Progress,
+    TaskID,
+    TextColumn,
+    TimeElapsedColumn,
+    TimeRemainingColumn,
+)
 from rich.table import Table
 from rich.text import Text
 
@@ -38,7 +46,7 @@ def progress(console: Console) -> Iterator[Tell]:
         console=console,
     )
     with bars:
-        stages: dict[str, int] = {}
+        stages: dict[str, TaskID] = {}
 
         def tell(stage: str, done: int, total: int, detail: str) -> None:
             if stage not in stages:
