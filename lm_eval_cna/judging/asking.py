@@ -82,7 +82,7 @@ class Asker:
         failures: dict[str, Failure] = {}
         again = list(questions)
         for attempt in range(1, self._retries + 2):
-            with _short_timeout(self._lm, trial):
+            with _short_timeout(self._lm, trial), _no_headers_in_logs():
                 last = self._attempt({key: questions[key] for key in again}, attempt, deliver)
             for key in again:
                 failures.pop(key, None)
@@ -122,6 +122,8 @@ class Asker:
         failure = EMPTY
         try:
             replies = self._lm.generate_until(instances, disable_tqdm=True)
+            if self._inbox.broken is not None:
+                raise self._inbox.broken
             for context, reply in zip(contexts.values(), replies, strict=True):
                 self._inbox.take(context, reply)
         except CNAError:  # of the ledger, out of the inbox
@@ -157,11 +159,12 @@ class _Inbox:
 
     def __init__(self) -> None:
         self.failures: dict[str, Failure] = {}
+        self.broken: CNAError | None = None
         self._waiting: dict[str, str] = {}
         self._deliver: Callable[[str, str], None] = lambda _key, _reply: None
 
     def open(self, contexts: Mapping[str, Any], deliver: Callable[[str, str], None]) -> None:
-        self.failures = {}
+        self.failures, self.broken = {}, None
         self._waiting = {_text_of(context): key for key, context in contexts.items()}
         self._deliver = deliver
 
@@ -192,10 +195,13 @@ class _Inbox:
         """lm-eval's `amodel_call`, noting a failure and returning where it would raise."""
 
         async def guarded(*args: Any, cache_keys: Any = None, **kwargs: Any) -> Any:
+            if self.broken is not None:
+                return [_NO_REPLY] * len(cache_keys)
             try:
                 return await call(*args, cache_keys=cache_keys, **kwargs)
-            except CNAError:
-                raise
+            except CNAError as error:  # of the ledger; raised here, it would come out of every task under way
+                self.broken = error
+                return [_NO_REPLY] * len(cache_keys)
             except Exception as error:
                 self._note([context for context, _generation in cache_keys], error)
                 return [_NO_REPLY] * len(cache_keys)
@@ -231,6 +237,18 @@ def _is_chat(lm: Any) -> bool:
     if hasattr(lm, "tokenizer_backend") and not (lm.tokenizer_backend == "huggingface" and lm.tokenized_requests):
         return False  # lm-eval would put JSON into a completion's prompt
     return bool(getattr(getattr(lm, "tokenizer", None), "chat_template", None))
+
+
+@contextmanager
+def _no_headers_in_logs() -> Iterator[None]:
+    """lm-eval logs a failed request with its headers, and so with the key. Failures are reported by us."""
+    chatty = logging.getLogger("lm_eval.models.api_models")
+    before = chatty.level
+    chatty.setLevel(logging.CRITICAL)
+    try:
+        yield
+    finally:
+        chatty.setLevel(before)
 
 
 @contextmanager

@@ -209,6 +209,20 @@ def test_a_wrong_key_or_name_is_found_out_at_once(status: int, monkeypatch: pyte
             judge_at(server).check()
 
 
+@pytest.mark.parametrize("concurrent", [8, 1])
+def test_no_key_is_logged(
+    ledger: Ledger, concurrent: int, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    caplog.set_level("DEBUG")
+    monkeypatch.setenv("OPENAI_API_KEY", "sesame")
+    with JudgeServer(lambda q, _: 500 if number_in(q) == 3 else obliging(q, 0)) as server:
+        found = judge_responses(
+            ITEMS[:5], judge_at(server, max_retries=1, model_args={"num_concurrent": concurrent}), ledger
+        )
+    assert found[3].score is None and "HTTP status 500" in caplog.text
+    assert "sesame" not in caplog.text, "lm-eval logs the headers of a failed request"
+
+
 def test_a_full_disk_is_not_taken_for_a_failing_judge(ledger: Ledger, monkeypatch: pytest.MonkeyPatch) -> None:
     def full(*_: Any, **__: Any) -> str:
         raise CacheError("the disk is full")
