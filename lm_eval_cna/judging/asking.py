@@ -1,16 +1,9 @@
 """Puts questions to an lm-eval model so that one failing request costs no other request its answer.
 
-Floor 3. lm-eval gives a batch back whole or not at all: its API models cancel what is under way at the first request
-that fails for good, and what had arrived is lost. Three things put that right without touching lm-eval's batching and
-concurrency:
-
-- Answers are taken where lm-eval reports each one as it arrives, for its response cache (`LM.cache_hook`).
-- Concurrent API requests go through `amodel_call`; here it notes a failure and returns, so the others go on.
-- Where a call still raises (one request at a time, `hf`, any other model), the questions without an answer are asked
-  one by one, except for the one whose failure it was, where that is known (`model_call`).
-
-Repeating is ours as well, question by question, with growing waits; lm-eval's own, which knows nothing of how long a
-server asks to be left alone, is switched off.
+Floor 3. lm-eval gives a batch back whole or not at all; `lm_eval_cna.judging.inbox` gets hold of every reply as it
+arrives and of every failure. What has failed is asked again here, question by question, with growing waits; lm-eval's
+own repeating, which knows nothing of how long a server asks to be left alone, is switched off. Where a call raises and
+nobody knows for which question (`hf`, or any other model), those without a reply are asked one by one.
 """
 
 from __future__ import annotations
@@ -23,6 +16,7 @@ from typing import Any
 
 from lm_eval_cna.errors import CNAError
 from lm_eval_cna.judging.failure import EMPTY, Failure, describe
+from lm_eval_cna.judging.inbox import Inbox
 
 logger = logging.getLogger(__name__)
 
@@ -30,8 +24,6 @@ logger = logging.getLogger(__name__)
 Deliver = Callable[[str, str, int], None]
 _LONGEST_WAIT = 60.0
 _TRIAL_TIMEOUT = 60
-#: Stands in lm-eval's list of replies for a request that failed; known by identity.
-_NO_REPLY = str(b"no reply", "ascii")
 
 
 class Asker:
@@ -52,7 +44,7 @@ class Asker:
         self._generation = dict(generation)
         self._chat = _is_chat(lm) if chat is None else chat
         self._retries, self._backoff = retries, backoff
-        self._inbox = _Inbox()
+        self._inbox = Inbox()
         lm.set_cache_hook(self._inbox)
         if hasattr(lm, "amodel_call"):
             lm.amodel_call = self._inbox.guard_concurrent(lm.amodel_call)
@@ -87,7 +79,8 @@ class Asker:
             for key in again:
                 failures.pop(key, None)
             failures |= last
-            again = [key for key, failure in last.items() if not failure.final]
+            # A reply that is empty once more was not lost on the way: a filter, or all tokens spent on thinking.
+            again = [key for key, f in last.items() if not f.final and not (f is EMPTY and attempt > 1)]
             if trial:
                 again = [key for key in again if not last[key].unreachable]
             if not again or attempt > self._retries:
@@ -149,85 +142,6 @@ class Asker:
         tokens = encode(context)
         new = int(self._generation.get("max_gen_toks", 0))
         return isinstance(tokens, list) and len(tokens) + new > limit
-
-
-class _Inbox:
-    """Where replies arrive, in the place of lm-eval's cache hook."""
-
-    #: lm-eval looks at it to see whether there is a cache.
-    dbdict = None
-
-    def __init__(self) -> None:
-        self.failures: dict[str, Failure] = {}
-        self.broken: CNAError | None = None
-        self._waiting: dict[str, str] = {}
-        self._deliver: Callable[[str, str], None] = lambda _key, _reply: None
-
-    def open(self, contexts: Mapping[str, Any], deliver: Callable[[str, str], None]) -> None:
-        self.failures, self.broken = {}, None
-        self._waiting = {_text_of(context): key for key, context in contexts.items()}
-        self._deliver = deliver
-
-    def waits_for(self, context: Any) -> bool:
-        return _text_of(context) in self._waiting
-
-    def add_partial(self, _attribute: str, request: Any, reply: Any) -> None:
-        """lm-eval's call for each finished request."""
-        self.take(request[0], reply)
-
-    def take(self, context: Any, reply: Any) -> None:
-        if reply is _NO_REPLY:
-            return
-        key = self._waiting.pop(_text_of(context), None)
-        if key is None:  # here already, or failed
-            return
-        if isinstance(reply, str) and reply.strip():
-            self._deliver(key, reply)
-        else:
-            self.failures[key] = EMPTY
-
-    def fail(self, context: Any, failure: Failure) -> None:
-        key = self._waiting.pop(_text_of(context), None)
-        if key is not None:
-            self.failures[key] = failure
-
-    def guard_concurrent(self, call: Callable[..., Any]) -> Callable[..., Any]:
-        """lm-eval's `amodel_call`, noting a failure and returning where it would raise."""
-
-        async def guarded(*args: Any, cache_keys: Any = None, **kwargs: Any) -> Any:
-            if self.broken is not None:
-                return [_NO_REPLY] * len(cache_keys)
-            try:
-                return await call(*args, cache_keys=cache_keys, **kwargs)
-            except CNAError as error:  # of the ledger; raised here, it would come out of every task under way
-                self.broken = error
-                return [_NO_REPLY] * len(cache_keys)
-            except Exception as error:
-                self._note([context for context, _generation in cache_keys], error)
-                return [_NO_REPLY] * len(cache_keys)
-
-        return guarded
-
-    def guard_single(self, call: Callable[..., Any]) -> Callable[..., Any]:
-        """lm-eval's `model_call`, noting whose failure it was before it raises."""
-
-        def guarded(messages: Any, **kwargs: Any) -> Any:
-            try:
-                return call(messages, **kwargs)
-            except Exception as error:
-                self._note([message for message in messages if not isinstance(message, list)], error)
-                raise
-
-        return guarded
-
-    def _note(self, contexts: list[Any], error: Exception) -> None:
-        """Whose failure it was is known only of a request about one question; others stay open, to be asked alone."""
-        if len(contexts) == 1:
-            self.fail(contexts[0], describe(error))
-
-
-def _text_of(context: Any) -> str:
-    return context if isinstance(context, str) else str(context.prompt)  # lm-eval's JsonChatStr
 
 
 def _is_chat(lm: Any) -> bool:

@@ -31,7 +31,7 @@ class Failure:
     wait: float = 0.0
 
 
-EMPTY = Failure("the judge's reply was empty")
+EMPTY = Failure("the judge's reply was empty: filtered, or all of max_gen_toks spent on thinking")
 
 
 def describe(error: Exception) -> Failure:

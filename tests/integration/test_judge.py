@@ -136,6 +136,14 @@ def test_a_reply_without_a_verdict_is_kept_and_unscored(ledger: Ledger) -> None:
         assert judge_responses(ITEMS, judge_at(server), ledger) == found and len(server.asked) == 40
 
 
+def test_a_reply_that_stays_empty_is_asked_for_twice(ledger: Ledger) -> None:
+    with JudgeServer(lambda q, _: "null" if number_in(q) == 3 else obliging(q, 0)) as server:
+        found = judge_responses(ITEMS, judge_at(server), ledger)
+        assert [n for n, v in enumerate(found) if v.score is None] == [3]
+        assert found[3].reason is not None and "empty" in found[3].reason
+        assert len(server.asked) == 41
+
+
 def test_a_server_is_left_alone_as_long_as_it_asks(ledger: Ledger, monkeypatch: pytest.MonkeyPatch) -> None:
     waits: list[float] = []
     monkeypatch.setattr(asking, "time", SimpleNamespace(sleep=waits.append))
