@@ -6,6 +6,7 @@ import json
 import signal
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -37,6 +38,14 @@ KEYS = (
     "random-s1-m2",
 )
 EVALUATIONS = 9 + 5  # the knowledge task is not asked of controls
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _no_environment_report() -> Iterator[None]:
+    """lm-eval calls `pip list` and more for every evaluation, which takes longer than these evaluations."""
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setattr("torch.utils.collect_env.get_pretty_env_info", lambda: "a test")
+        yield
 
 
 @pytest.fixture(scope="module")
@@ -266,7 +275,9 @@ def test_an_interrupted_sweep_goes_on_at_the_first_unfinished_cell(
 
 
 KILLED = """
-import json, sys, time
+import json, sys
+import torch.utils.collect_env
+torch.utils.collect_env.get_pretty_env_info = lambda: "a test"
 from lm_eval.tasks import TaskManager
 from lm_eval_cna.resources import tasks_dir
 from lm_eval_cna.sweep.config import parse_config

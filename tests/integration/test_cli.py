@@ -1,0 +1,502 @@
+"""The command line as a user types it: every command once, every wrong input one line and status 2."""
+
+from __future__ import annotations
+
+import io
+import json
+import os
+import re
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import pytest
+import yaml
+from lm_eval.tasks import TaskManager
+
+from lm_eval_cna.cli import main
+from lm_eval_cna.intervention import Circuit, read_intervention
+from lm_eval_cna.resources import tasks_dir
+from lm_eval_cna.sweep.config import SweepConfig
+from tests.checkpoints import byte_tokenizer, save_llama
+from tests.models import VOCAB, tiny
+
+BAR = re.compile(r"it/s\]|^\s*$")
+COMMANDS = ("demo", "organism", "discover", "show", "compare", "try", "sweep", "report", "run")
+
+
+class Done(NamedTuple):
+    """What a command left."""
+
+    status: int
+    out: str
+    err: str
+
+
+class Command:
+    """`lm-eval-cna` in this process."""
+
+    def __init__(self, capture: pytest.CaptureFixture[str]) -> None:
+        self.capture = capture
+
+    def __call__(self, *arguments: str | Path) -> Done:
+        self.capture.readouterr()
+        status = main([str(argument) for argument in arguments])
+        out, err = self.capture.readouterr()
+        # tqdm reads TQDM_DISABLE when it is imported, here long before `main` sets it; `process` shows the real stream.
+        return Done(status, out, "".join(line for line in err.splitlines(keepends=True) if not BAR.search(line)))
+
+    def refused(self, *arguments: str | Path) -> str:
+        """The one line of a wrong input."""
+        done = self(*arguments)
+        assert done.status == 2, done
+        return one_line(done)
+
+
+def one_line(done: Done) -> str:
+    assert done.out == ""
+    lines = done.err.splitlines()
+    assert len(lines) == 1 and lines[0].startswith("error: "), done.err
+    assert "Traceback" not in done.err
+    return lines[0]
+
+
+def process(*arguments: str | Path, **more: Any) -> Done:
+    """`python -m lm_eval_cna` in a process of its own."""
+    command = [sys.executable, "-m", "lm_eval_cna", *map(str, arguments)]
+    done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=120, **more)
+    return Done(done.returncode, done.stdout, done.stderr)
+
+
+@pytest.fixture
+def cli(capsys: pytest.CaptureFixture[str]) -> Command:
+    return Command(capsys)
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _environment() -> Iterator[None]:
+    """What `main` sets for its process is not left to other tests; lm-eval's slow start is not waited for."""
+    manager = TaskManager(include_path=str(tasks_dir()), include_defaults=False)
+    with pytest.MonkeyPatch.context() as patched:
+        for name in ("TQDM_DISABLE", "TRANSFORMERS_VERBOSITY"):
+            patched.setenv(name, os.environ.get(name, ""))
+            patched.delenv(name)
+        patched.setattr("lm_eval_cna.sweep.runner.TaskManager", lambda **_: manager)
+        patched.setattr("torch.utils.collect_env.get_pretty_env_info", lambda: "a test")
+        yield
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("cli")
+
+
+@pytest.fixture(scope="module")
+def model(folder: Path) -> Path:
+    return save_llama(folder / "tiny")
+
+
+@pytest.fixture(scope="module")
+def other(folder: Path) -> Path:
+    return save_llama(folder / "other", seed=1)
+
+
+@pytest.fixture(scope="module")
+def circuit(model: Path, folder: Path) -> Path:
+    path = folder / "circuit.json"
+    assert main(["discover", *map(str, discovery(model, path))]) == 0
+    return path
+
+
+def discovery(model: Path, output: Path, *more: str) -> list[str | Path]:
+    options = ["--contrast", "organism", "--fraction", "0.05", "--no-universal-filter", "--device", "cpu", *more]
+    return ["--model", model, "--output", output, *options]
+
+
+def spoiled(circuit: Path, path: Path, **change: Any) -> Path:
+    document = json.loads(circuit.read_text(encoding="utf-8"))
+    path.write_text(json.dumps({**document, **change}), encoding="utf-8")
+    return path
+
+
+# The main road
+
+
+def test_discover_writes_and_shows_the_circuit(cli: Command, model: Path, tmp_path: Path) -> None:
+    path = tmp_path / "circuit.json"
+    done = cli("discover", *discovery(model, path))
+    assert done.status == 0 and str(path) in done.out
+    found = read_intervention(path)
+    assert isinstance(found, Circuit) and len(found.neurons) == 6 and found.discovery.contrast == "organism"
+    assert "6 neurons in" in done.out and found.sha256 in done.out
+
+
+@pytest.mark.parametrize(
+    ("method", "suffix"), [("caa", "safetensors"), ("random", "json"), ("caa-residual", "safetensors")]
+)
+def test_discover_by_other_methods(
+    cli: Command, model: Path, circuit: Path, tmp_path: Path, method: str, suffix: str
+) -> None:
+    path = tmp_path / f"found.{suffix}"
+    options = {"caa": ["--contrast", "organism"], "random": ["--like", circuit, "--seed", "3"]}
+    options["caa-residual"] = ["--contrast", "organism", "--layer", "1"]
+    more = [*options[method], "--method", method, "--device", "cpu"]
+    done = cli("discover", "--model", model, "--output", path, *more)
+    assert done.status == 0, done.err
+    assert read_intervention(path).method == method
+
+
+def test_show(cli: Command, circuit: Path) -> None:
+    done = cli("show", circuit)
+    assert done.status == 0 and done.err == ""
+    assert "LlamaForCausalLM" in done.out and "organism" in done.out and "last three layers" in done.out
+    assert "\x1b" not in done.out
+
+
+def test_compare(cli: Command, circuit: Path, other: Path, tmp_path: Path) -> None:
+    same = cli("compare", circuit, circuit)
+    assert same.status == 0 and "1.000" in same.out and "100.0 %" in same.out
+    path = tmp_path / "other.json"
+    assert main(["discover", *map(str, discovery(other, path))]) == 0
+    done = cli("compare", circuit, path)
+    assert done.status == 0 and "Jaccard index" in done.out and str(path) in done.out
+
+
+def test_compare_takes_circuits(cli: Command, circuit: Path, model: Path, tmp_path: Path) -> None:
+    vectors = tmp_path / "v.safetensors"
+    main(["discover", "--model", str(model), "--output", str(vectors), "--method", "caa", "--contrast", "organism"])
+    assert "compare takes circuits" in cli.refused("compare", circuit, vectors)
+
+
+def test_try(cli: Command, model: Path, circuit: Path) -> None:
+    done = cli("try", "--model", model, "--circuit", circuit, "--prompt", "Hello [b]", "--max-tokens", "5")
+    assert done.status == 0, done.err
+    assert "Hello [b]" in done.out and "completion" in done.out
+    assert [line.split()[0] for line in done.out.splitlines() if line.split()[:1] in (["0"], ["1"], ["2"])] == list(
+        "012"
+    )
+
+
+def test_try_reads_standard_input(cli: Command, model: Path, circuit: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sys, "stdin", io.StringIO("from a pipe\n"))
+    options = ["--model", model, "--circuit", circuit, "--prompt", "-", "--multipliers", "0.5", "--max-tokens", "3"]
+    done = cli("try", *options)
+    assert done.status == 0 and "from a pipe" in done.out and "0.5" in done.out
+    monkeypatch.setattr(sys, "stdin", io.StringIO("\n"))
+    assert "the prompt is empty" in cli.refused("try", *options)
+
+
+def sweep_flags(model: Path, output: Path, *more: str) -> list[str | Path]:
+    flags = [
+        "--contrast",
+        "organism",
+        "--methods",
+        "cna,random",
+        "--random",
+        "2",
+        "--multipliers",
+        "0,1",
+        "--limit",
+        "2",
+    ]
+    flags += ["--tasks", "organism_knowledge", "--fraction", "0.05", "--model-args", "device=cpu,batch_size=8", *more]
+    return ["--model", model, "--output", output, *flags]
+
+
+def test_sweep_then_report(cli: Command, model: Path, tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    done = cli("sweep", *sweep_flags(model, run))
+    assert done.status == 0, done.err
+    assert "sweep: 0/2 baseline" in done.err and "sweep: 2/2" in done.err and "\x1b" not in done.err + done.out
+    assert f"report: {run / 'report.md'}" in done.out and "| CNA" in done.out and "![" not in done.out
+    first = (run / "report.md").read_text(encoding="utf-8")
+    (run / "report.md").unlink()
+    again = cli("report", run)
+    assert again.status == 0 and again.err == "" and (run / "report.md").read_text(encoding="utf-8") == first
+    assert cli("report", tmp_path).status == 0 and (tmp_path / "report.md").is_file()
+
+
+def planned(monkeypatch: pytest.MonkeyPatch, *arguments: str | Path) -> SweepConfig:
+    """The configuration that a sweep would have run with."""
+    caught: list[SweepConfig] = []
+
+    def catch(config: SweepConfig, **_: Any) -> None:
+        caught.append(config)
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("lm_eval_cna.sweep.runner.run_sweep", catch)
+    assert main(["sweep", *map(str, arguments)]) == 130
+    return caught[0]
+
+
+def test_a_config_file_says_the_same_as_flags(monkeypatch: pytest.MonkeyPatch, model: Path, tmp_path: Path) -> None:
+    path = tmp_path / "sweep.yaml"
+    values = {
+        "model": str(model),
+        "output": str(tmp_path / "run"),
+        "contrast": "organism",
+        "methods": ["cna", "random"],
+        "random": 2,
+        "multipliers": [0, 1],
+        "limit": 2,
+        "tasks": ["organism_knowledge"],
+        "fraction": 0.05,
+        "model_args": {"device": "cpu", "batch_size": 8},
+        "top_k": [2, 4],
+        "mode": "hook",
+    }
+    path.write_text(yaml.safe_dump(values), encoding="utf-8")
+    by_file = planned(monkeypatch, path)
+    flags = sweep_flags(model, tmp_path / "run", "--top-k", "2,4", "--mode", "hook")
+    assert by_file == planned(monkeypatch, *flags)
+    both = planned(monkeypatch, path, "--limit", "7", "--model-args", "batch_size=1")
+    assert both == by_file.model_copy(update={"limit": 7, "model_args": {"device": "cpu", "batch_size": 1}})
+
+
+# Ten wrong inputs
+
+
+def test_a_missing_file(cli: Command, tmp_path: Path) -> None:
+    line = cli.refused("show", tmp_path / "nothing.json")
+    assert "no such intervention file" in line and "nothing.json" in line and "discover" in line
+
+
+def test_truncated_json(cli: Command, circuit: Path, tmp_path: Path) -> None:
+    path = tmp_path / "cut.json"
+    path.write_bytes(circuit.read_bytes()[:-40])
+    line = cli.refused("show", path)
+    assert str(path) in line and "not JSON" in line and "cut short" in line
+
+
+def test_another_schema(cli: Command, circuit: Path, tmp_path: Path) -> None:
+    line = cli.refused("show", spoiled(circuit, tmp_path / "c.json", schema="lm-eval-cna/circuit/7"))
+    assert "got 'lm-eval-cna/circuit/7'" in line and "allowed: lm-eval-cna/circuit/1" in line
+
+
+def test_an_index_out_of_range(cli: Command, model: Path, circuit: Path, tmp_path: Path) -> None:
+    bad = [{"layer": 1, "index": 64, "delta": 1.0}]
+    line = cli.refused("show", spoiled(circuit, tmp_path / "c.json", neurons=bad))
+    assert "index 64" in line and "width 64" in line
+    silent = spoiled(circuit, tmp_path / "d.json", neurons=bad, model={})  # found out on the model only
+    line = cli.refused("try", "--model", model, "--circuit", silent, "--prompt", "x", "--device", "cpu")
+    assert "neuron 64 of layer 1" in line and "2 layers of 64 neurons" in line
+
+
+def test_a_nan_delta(cli: Command, circuit: Path, tmp_path: Path) -> None:
+    bad = [{"layer": 1, "index": 6, "delta": float("nan")}]
+    line = cli.refused("show", spoiled(circuit, tmp_path / "c.json", neurons=bad))
+    assert "neurons.0.delta" in line and "finite" in line
+
+
+def test_a_circuit_of_another_models_shape(cli: Command, circuit: Path, tmp_path: Path) -> None:
+    wide = save_llama(tmp_path / "wide", width=96)
+    for arguments in (
+        ["try", "--model", wide, "--circuit", circuit, "--prompt", "x", "--device", "cpu"],
+        ["sweep", *sweep_flags(wide, tmp_path / "run", "--circuit", str(circuit))],
+    ):
+        line = cli.refused(*arguments)
+        assert "mlp_width 64" in line and "mlp_width 96" in line and "discover it on this model" in line
+
+
+def test_an_unknown_method(cli: Command, model: Path, tmp_path: Path) -> None:
+    line = cli.refused("discover", *discovery(model, tmp_path / "c.json", "--method", "magic"))
+    assert "'magic'" in line and "caa-residual" in line and "--method" in line
+    line = cli.refused("sweep", *sweep_flags(model, tmp_path / "run", "--methods", "cna,magic"))
+    assert "methods.1" in line and "'magic'" in line and "'caa-residual'" in line
+
+
+def test_a_multiplier_that_is_no_number(cli: Command, model: Path, circuit: Path, tmp_path: Path) -> None:
+    line = cli.refused("sweep", *sweep_flags(model, tmp_path / "run", "--multipliers", "0,abc"))
+    assert "--multipliers" in line and "got 'abc'" in line and "allowed" in line
+    line = cli.refused("try", "--model", model, "--circuit", circuit, "--prompt", "x", "--multipliers", "abc")
+    assert "--multipliers" in line and "got 'abc'" in line
+
+
+def test_an_empty_contrast_set(cli: Command, model: Path, tmp_path: Path) -> None:
+    for name, text in (("empty", ""), ("half", '{"label": "positive", "prompt": "a"}\n')):
+        path = tmp_path / f"{name}.jsonl"
+        path.write_text(text, encoding="utf-8")
+        line = cli.refused("discover", "--model", model, "--output", tmp_path / "c.json", "--contrast", path)
+        assert name in line and "no " in line
+    assert not (tmp_path / "c.json").exists()
+
+
+@pytest.fixture(scope="module")
+def experts(folder: Path) -> Path:
+    path = folder / "experts"
+    model = tiny("mixtral")
+    model.resize_token_embeddings(max(VOCAB, 259))
+    model.save_pretrained(path)
+    byte_tokenizer().save_pretrained(path)
+    return path
+
+
+def test_a_mixture_of_experts(experts: Path, tmp_path: Path) -> None:
+    # In a process, so that whatever the libraries say on standard error is seen.
+    done = process("discover", *discovery(experts, tmp_path / "c.json"))
+    assert done.status == 2, done
+    line = one_line(done)
+    assert "MixtralForCausalLM" in line and "mixture-of-experts" in line and "model types" in line
+    assert not (tmp_path / "c.json").exists()
+
+
+# More wrong inputs
+
+
+def test_a_model_that_is_not_there(cli: Command, circuit: Path, tmp_path: Path) -> None:
+    line = cli.refused("sweep", *sweep_flags(tmp_path / "absent", tmp_path / "run"))
+    assert "cannot load the model" in line and str(tmp_path / "absent") in line
+    line = cli.refused("try", "--model", "no/such-model", "--circuit", circuit, "--prompt", "x", "--device", "cpu")
+    assert "cannot load the model" in line
+
+
+@pytest.mark.xfail(strict=True, reason="transformers' words for a hub that cannot be reached do not name the model")
+def test_a_model_that_is_not_there_is_named(cli: Command, circuit: Path) -> None:
+    line = cli.refused("try", "--model", "no/such-model", "--circuit", circuit, "--prompt", "x", "--device", "cpu")
+    assert "no/such-model" in line
+
+
+@pytest.mark.parametrize(
+    ("arguments", "says"),
+    [
+        (["show", "--colour", "blue", "x"], ["--colour"]),
+        (["show"], ["file"]),
+        (["discover", "--output", "c.json"], ["--model"]),
+        (["discover", "--model", "m"], ["--output"]),
+        (["discover", "--model", "m", "--output", "c.json", "--top-k", "many"], ["--top-k", "integer"]),
+        (
+            ["discover", "--model", "m", "--output", "c.json", "--batch-size", "0"],
+            ["--batch-size", "greater than or equal to 1"],
+        ),
+        (["discover", "--model", "m", "--output", "c.txt"], ["--output", "'c.txt'", ".json"]),
+        (["discover", "--model", "m", "--output", "c.json", "--method", "caa"], ["--output", ".safetensors"]),
+        (
+            ["discover", "--model", "m", "--output", "c.json", "--contrast", "organism", "--dtype", "int3"],
+            ["--dtype", "'int3'", "bfloat16"],
+        ),
+        (["discover", "--model", "m", "--output", "c.json", "--contrast", "nothing"], ["nothing", "refusal"]),
+        (["discover", "--model", "m", "--output", "c.json", "--exclude-layers", "a"], ["--exclude-layers", "'a'"]),
+        (["sweep"], ["model"]),
+        (["sweep", "--model", "m"], ["output", "run directory"]),
+        (["sweep", "nothing.yaml"], ["no such configuration file", "nothing.yaml"]),
+        (["sweep", "--model", "m", "--output", "o", "--mode", "rows"], ["mode", "'rows'", "'fold'"]),
+        (["sweep", "--model", "m", "--output", "o", "--tasks", ""], ["tasks"]),
+        (["sweep", "--model", "m", "--output", "o", "--top-k", "1.5"], ["top_k", "1.5"]),
+        (["report", "nothing"], ["no run directory", "'nothing'"]),
+        (["frobnicate"], ["frobnicate"]),
+    ],
+)
+def test_a_wrong_command_line_is_one_line(
+    cli: Command, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, arguments: list[str], says: list[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    line = cli.refused(*arguments)
+    for part in says:
+        assert part in line, line
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_an_unknown_task_is_refused_with_its_neighbours(cli: Command, model: Path, tmp_path: Path) -> None:
+    line = cli.refused("sweep", *sweep_flags(model, tmp_path / "run", "--tasks", "organism_refusl"))
+    assert "unknown task" in line and "'organism_refusl'" in line and "organism_refusal" in line
+
+
+@pytest.mark.xfail(strict=True, reason="1.7 is cut to 1")
+def test_excluded_layers_are_whole_numbers(cli: Command, model: Path, tmp_path: Path) -> None:
+    line = cli.refused("discover", *discovery(model, tmp_path / "c.json", "--exclude-layers", "1.7"))
+    assert "--exclude-layers" in line
+
+
+@pytest.mark.xfail(strict=True, raises=OSError, reason="write() lets OSError through")
+def test_an_output_that_cannot_be_written(cli: Command, model: Path, tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("", encoding="utf-8")
+    assert "cannot write" in cli.refused("discover", *discovery(model, tmp_path / "file" / "c.json"))
+
+
+@pytest.mark.xfail(strict=True, reason="HFLM takes the default device for one that it does not know")
+def test_an_unknown_device(cli: Command, model: Path, circuit: Path) -> None:
+    cli.refused("try", "--model", model, "--circuit", circuit, "--prompt", "x", "--device", "abacus")
+
+
+@pytest.mark.xfail(strict=True, raises=TypeError, reason="a null or a list where flags are added to a mapping")
+def test_model_args_of_a_file_that_are_no_mapping(cli: Command, model: Path, tmp_path: Path) -> None:
+    path = tmp_path / "sweep.yaml"
+    path.write_text(f"model: {model}\noutput: {tmp_path / 'run'}\nmodel_args: [1]\n", encoding="utf-8")
+    assert "model_args" in cli.refused("sweep", path, "--model-args", "batch_size=1")
+
+
+# Help, debug, interrupt
+
+
+def test_help_names_every_command(cli: Command) -> None:
+    done = cli("--help")
+    assert done.status == 0 and done.err == ""
+    assert all(command in done.out for command in COMMANDS)
+
+
+@pytest.mark.parametrize("command", COMMANDS[:-1])
+def test_help_of_every_command(cli: Command, command: str) -> None:
+    done = cli(command, "--help")
+    assert done.status == 0 and "Usage" in done.out and done.err == ""
+
+
+def test_no_command_at_all_shows_the_help(cli: Command) -> None:
+    done = cli()
+    assert "Usage" in done.out + done.err and "Traceback" not in done.err
+    assert len((done.out + done.err).splitlines()) > 5, "the help is not squeezed into one line"
+
+
+def test_debug_shows_the_traceback(tmp_path: Path) -> None:
+    done = process("show", tmp_path / "nothing.json", "--debug")
+    assert done.status != 0 and "Traceback" in done.err and "InterventionError" in done.err
+    done = process("show", tmp_path / "nothing.json")
+    assert done.status == 2 and "no such intervention file" in one_line(done)
+
+
+def test_an_interrupt_is_status_130_and_keeps_what_is_finished(
+    cli: Command, monkeypatch: pytest.MonkeyPatch, model: Path, tmp_path: Path
+) -> None:
+    run = tmp_path / "run"
+    from lm_eval_cna.sweep import runner
+
+    original = runner.simple_evaluate
+    asked: list[int] = []
+
+    def interrupted(*args: Any, **kwargs: Any) -> Any:
+        asked.append(1)
+        if len(asked) == 2:
+            raise KeyboardInterrupt
+        return original(*args, **kwargs)
+
+    monkeypatch.setattr(runner, "simple_evaluate", interrupted)
+    done = cli("sweep", *sweep_flags(model, run))
+    assert done.status == 130 and "Traceback" not in done.err and done.out == ""
+    assert len(list(run.glob("cells/*/*.json"))) == 1
+    assert cli("sweep", *sweep_flags(model, run)).status == 0
+    assert len(asked) == 3
+
+
+@pytest.mark.xfail(strict=True, reason="typer turns the interrupt into Exit(130), and main's sentence is never reached")
+def test_an_interrupt_says_that_the_command_continues(
+    cli: Command, monkeypatch: pytest.MonkeyPatch, model: Path, tmp_path: Path
+) -> None:
+    def interrupted(*_: Any, **__: Any) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("lm_eval_cna.sweep.runner.run_sweep", interrupted)
+    done = cli("sweep", *sweep_flags(model, tmp_path / "run"))
+    assert done.status == 130 and "interrupted" in done.err and "continues" in done.err
+
+
+def test_run_is_lm_evals_own_command() -> None:
+    done = process("run", "--help")
+    assert done.status == 0 and "--model_args" in done.out and "--tasks" in done.out
+
+
+def test_show_needs_no_torch(circuit: Path) -> None:
+    program = "import sys; sys.modules['torch'] = None; from lm_eval_cna.cli import main; sys.exit(main(sys.argv[1:]))"
+    done = subprocess.run([sys.executable, "-c", program, "show", circuit], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    assert "LlamaForCausalLM" in done.stdout
