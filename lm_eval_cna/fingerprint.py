@@ -8,8 +8,6 @@ It detects mistakes, not adversaries.
 from __future__ import annotations
 
 import hashlib
-import json
-from typing import Any
 
 import torch
 from torch import nn
@@ -39,8 +37,3 @@ def _checksum(tensor: torch.Tensor) -> bytes:
     total = bits.sum(dtype=torch.int64)
     ends = torch.cat([bits[:8], bits[-8:]]).to(torch.int64)
     return torch.cat([total.view(1), ends]).cpu().numpy().tobytes()
-
-
-def json_sha256(value: Any) -> str:
-    """Hash of plain data by its canonical JSON."""
-    return hashlib.sha256(json.dumps(value, sort_keys=True, default=str).encode()).hexdigest()

@@ -5,8 +5,6 @@ Floor 3; lm-eval is imported only to read arguments given as one string.
 
 from __future__ import annotations
 
-import hashlib
-import json
 import os
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -14,6 +12,7 @@ from typing import Annotated, Any, Literal
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
 
 from lm_eval_cna.errors import ConfigError
+from lm_eval_cna.hashing import json_sha256
 
 #: Arguments that decide how the judge is reached or how fast it is, not what it answers: not part of its fingerprint.
 _REACHED_BY = {
@@ -87,7 +86,7 @@ class JudgeConfig(BaseModel):
         """
         kept = {k: v for k, v in self.model_args.items() if k not in _REACHED_BY | _SECRET}
         identity = {"model": self.model, "args": kept, "generation": self.generation, "chat": self.chat}
-        return hashlib.sha256(json.dumps(identity, sort_keys=True, default=str).encode()).hexdigest()
+        return json_sha256(identity)
 
     @property
     def ledger_path(self) -> Path:

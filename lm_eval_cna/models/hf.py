@@ -18,8 +18,9 @@ from lm_eval.models.huggingface import HFLM
 
 from lm_eval_cna.architecture import Architecture, find_architecture
 from lm_eval_cna.errors import ConfigError
-from lm_eval_cna.fingerprint import json_sha256, weights_sha256
+from lm_eval_cna.fingerprint import weights_sha256
 from lm_eval_cna.fit import check_fit, fit_warnings
+from lm_eval_cna.hashing import json_sha256
 from lm_eval_cna.intervention import Circuit, Vectors, read_intervention
 from lm_eval_cna.models.cache_guard import guard_cache
 from lm_eval_cna.prompts import chat_template_sha256
@@ -81,7 +82,7 @@ class CNAHFLM(HFLM):  # type: ignore[misc]  # lm-eval carries no type informatio
         self.mode: Mode = mode
         self.setting = Setting()
         self.steering: Steering | None = None
-        self.warnings: tuple[str, ...] = ()
+        self._found_warnings: dict[tuple[Any, ...], tuple[str, ...]] = {}
         # Before any steering: the fingerprint is that of the untouched weights.
         self.weights_sha256 = weights_sha256(self.model)
         if intervention is not None:
@@ -106,7 +107,8 @@ class CNAHFLM(HFLM):  # type: ignore[misc]  # lm-eval carries no type informatio
         intervention = setting.intervention
         if intervention is not None:
             check_fit(intervention, self.architecture)
-            self.warnings = self._warn(intervention)
+            for warning in self._warnings(intervention):
+                logger.warning("%s: %s", intervention.name, warning)
             self.steering = apply(self.model, setting, mode=self.mode, architecture=self.architecture)
         self.setting = setting
 
@@ -114,30 +116,26 @@ class CNAHFLM(HFLM):  # type: ignore[misc]  # lm-eval carries no type informatio
         """Put the model back, bit for bit."""
         if self.steering is not None:
             self.steering.undo()
-        self.steering, self.setting, self.warnings = None, Setting(), ()
-
-    def describe_setting(self) -> dict[str, Any]:
-        """The setting as plain data: what the results file and the fingerprint say of it."""
-        if self.setting.intervention is None:
-            return {"method": "baseline", "multiplier": 1.0, "mode": "none"}
-        return {
-            "method": self.setting.intervention.method,
-            "name": self.setting.intervention.name,
-            "intervention_sha256": self.setting.intervention.sha256,
-            "multiplier": self.setting.multiplier,
-            "scale": self.setting.scale,
-            "mode": "none" if self.steering is None else self.steering.mode,
-        }
+        self.steering, self.setting = None, Setting()
 
     @property
     def fingerprint(self) -> str:
-        """Identity of everything but the request that decides a response: weights, precision, steering, tokenizing."""
+        """Identity of everything but the request that decides a response, as the model is steered now."""
+        return self.fingerprint_of(self.setting, self._mode_in_use)
+
+    def fingerprint_of(self, setting: Setting, mode: str) -> str:
+        """Identity of everything but the request that decides a response: weights, precision, steering, tokenizing.
+
+        Args:
+            setting: what the model is steered with.
+            mode: how: "fold", "hook" or "rows".
+        """
         generation = getattr(self.model, "generation_config", None)
         return json_sha256(
             {
                 "weights": self.weights_sha256,
                 "dtype": str(self.model.dtype),
-                "setting": None if self.setting.is_baseline else self.describe_setting(),
+                "setting": None if setting.is_baseline else _described(setting, mode),
                 "generation_config": None if generation is None else generation.to_dict(),
                 "tokenizer": [self.tokenizer.name_or_path, len(self.tokenizer)],
                 "arguments": [
@@ -179,7 +177,7 @@ class CNAHFLM(HFLM):  # type: ignore[misc]  # lm-eval carries no type informatio
             CacheError: it does.
         """
         if cache_hook.dbdict is not None:
-            setting = self.describe_setting()
+            setting = _described(self.setting, self._mode_in_use)
             described = f"{self.model.name_or_path}, {setting['method']} at multiplier {setting['multiplier']:g}"
             guard_cache(cache_hook.dbdict.filename, self.fingerprint, described)
         super().set_cache_hook(cache_hook)
@@ -187,32 +185,44 @@ class CNAHFLM(HFLM):  # type: ignore[misc]  # lm-eval carries no type informatio
     def get_model_info(self) -> dict[str, Any]:
         """lm-eval's model information with the intervention, multiplier and fingerprint; goes into the results file."""
         info: dict[str, Any] = super().get_model_info()
-        intervention = self.setting.intervention
+        return info | {"cna": self.steering_info(self.setting, self._mode_in_use)}
+
+    def steering_info(self, setting: Setting, mode: str) -> dict[str, Any]:
+        """What a results file says of a setting: intervention, multiplier, mode, warnings, fingerprint."""
+        intervention = setting.intervention
         provenance = None
         if intervention is not None:
             provenance = intervention.model_dump(mode="json", by_alias=True, exclude={"neurons"})
             if isinstance(intervention, Circuit):
                 provenance["size"] = len(intervention.neurons)
-        return info | {
-            "cna": {
-                **self.describe_setting(),
-                "intervention": provenance,
-                "warnings": list(self.warnings),
-                "weights_sha256": self.weights_sha256,
-                "fingerprint": self.fingerprint,
-            }
+        return {
+            **_described(setting, mode),
+            "intervention": provenance,
+            "warnings": [] if intervention is None else list(self._warnings(intervention)),
+            "weights_sha256": self.weights_sha256,
+            "fingerprint": self.fingerprint_of(setting, mode),
         }
 
-    def _warn(self, intervention: Circuit | Vectors) -> tuple[str, ...]:
-        found = fit_warnings(
-            intervention,
-            self.architecture,
-            revision=self.revision if self.revision != "main" else None,
-            chat_template_sha256=chat_template_sha256(self.tokenizer),
-        )
-        for warning in found:
-            logger.warning("%s: %s", intervention.name, warning)
-        return found
+    @property
+    def warnings(self) -> tuple[str, ...]:
+        """What does not quite fit between the model and the intervention at hand."""
+        return () if self.setting.intervention is None else self._warnings(self.setting.intervention)
+
+    @property
+    def _mode_in_use(self) -> str:
+        return "none" if self.steering is None else self.steering.mode
+
+    def _warnings(self, intervention: Circuit | Vectors) -> tuple[str, ...]:
+        """What does not quite fit; looked up once, since the columns are hashed as they are without steering."""
+        key = (intervention.sha256, intervention.model, intervention.discovery.chat_template_sha256)
+        if key not in self._found_warnings:
+            self._found_warnings[key] = fit_warnings(
+                intervention,
+                self.architecture,
+                revision=self.revision if self.revision != "main" else None,
+                chat_template_sha256=chat_template_sha256(self.tokenizer),
+            )
+        return self._found_warnings[key]
 
     def _share_requests_between_cpu_processes(self, kwargs: dict[str, Any]) -> None:
         """Give every process its share of the requests; HFLM does so only where it sees several GPUs."""
@@ -237,6 +247,20 @@ def _processes_on_cpu(device: str, kwargs: dict[str, Any]) -> Iterator[None]:
             del os.environ["ACCELERATE_USE_CPU"]
         else:
             os.environ["ACCELERATE_USE_CPU"] = before
+
+
+def _described(setting: Setting, mode: str) -> dict[str, Any]:
+    """A setting as plain data."""
+    if setting.intervention is None:
+        return {"method": "baseline", "multiplier": 1.0, "mode": "none"}
+    return {
+        "method": setting.intervention.method,
+        "name": setting.intervention.name,
+        "intervention_sha256": setting.intervention.sha256,
+        "multiplier": setting.multiplier,
+        "scale": setting.scale,
+        "mode": "none" if setting.is_baseline else mode,
+    }
 
 
 def _number(name: str, value: float | str) -> float:
