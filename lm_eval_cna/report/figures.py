@@ -28,14 +28,18 @@ def overview(rows: list[Row], shown: list[Column], *, title: str, stem: Path) ->
     axes: Any = figure.subplots(down, across, squeeze=False).flatten()
     for axis, number in zip(axes, panels, strict=False):
         _panel(axis, rows, number)
-        axis.set_title(f"{shown[number].task}\n{shown[number].metric}", fontsize=9)
+        # Names come from files: a dollar sign in one begins no formula.
+        axis.set_title(f"{shown[number].task}\n{shown[number].metric}", fontsize=9, parse_math=False)
     for axis in axes[len(panels) :]:
         axis.set_visible(False)
     handles, labels = axes[0].get_legend_handles_labels()  # the first task is asked of every method
-    figure.legend(handles, labels, loc="outside lower center", ncols=len(labels), fontsize=9, frameon=False)
-    figure.suptitle(title, fontsize=11)
+    legend = figure.legend(handles, labels, loc="outside lower center", ncols=len(labels), fontsize=9, frameon=False)
+    for text in legend.get_texts():
+        text.set_parse_math(False)
+    figure.suptitle(title, fontsize=11, parse_math=False)
     stem.parent.mkdir(parents=True, exist_ok=True)
-    files = [stem.with_suffix(suffix) for suffix in (".png", ".pdf")]
+    # Not with_suffix, for which qwen-1.5b and qwen-1.7b are one name.
+    files = [stem.with_name(stem.name + suffix) for suffix in (".png", ".pdf")]
     for file in files:
         temporary = file.with_name(f".{file.stem}.tmp{file.suffix}")
         figure.savefig(temporary, dpi=150)
