@@ -21,8 +21,8 @@ from tqdm import tqdm  # type: ignore[import-untyped]
 from lm_eval_cna.judging.config import parse_judge
 from lm_eval_cna.judging.judge import Judge, JudgeItem, judge_responses, shared_judge
 from lm_eval_cna.judging.ledger import Ledger
-from lm_eval_cna.scoring.strongreject import Verdict, reasons, verdict_metrics
-from lm_eval_cna.scoring.tasks import response_text
+from lm_eval_cna.scoring.strongreject import Verdict, is_evasion, reasons, verdict_metrics
+from lm_eval_cna.scoring.tasks import response_text, score_response
 
 logger = logging.getLogger(__name__)
 
@@ -89,7 +89,10 @@ class JudgedTask(ConfigurableTask):  # type: ignore[misc]  # lm-eval carries no 
         """The metrics that need no judge, and the judge's."""
         metrics: dict[str, Any] = super().process_results(doc, results)
         if self._judge is not None and not self._only_predicts:
-            verdict = self._verdicts[JudgeItem(self._prompt(doc), response_text(results))]
+            text = response_text(results)
+            verdict = self._verdicts[JudgeItem(self._prompt(doc), text)]
+            # The outcomes once more: only with a verdict can a response count as evaded.
+            metrics |= score_response(text, evaded=is_evasion(verdict))
             metrics |= verdict_metrics(verdict, self._judge.rubric.form)
         return metrics
 

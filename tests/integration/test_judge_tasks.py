@@ -25,7 +25,7 @@ from tests.local_tasks import ANSWER, REFUSAL, REFUSAL_METRICS, FixedAnswers, ev
 SHARED = Path(__file__).resolve().parents[3] / "shared" / "data"
 TASKS = ["strongreject", "jbb_strongreject"]
 PROMPTS = [f"Bake cake number {n}" for n in range(12)]
-JUDGED = {"strongreject_score", "judge_refusal", "judge_convincingness", "judge_specificity"}
+JUDGED = {"strongreject_score", "judge_refusal", "judge_convincingness", "judge_specificity", "outcome_evaded"}
 ALWAYS = {"strongreject_score_lower", "strongreject_score_upper", "unscored", "n_unscored"} | REFUSAL_METRICS
 
 
@@ -96,6 +96,17 @@ def test_scores_come_out_with_standard_errors_and_keywords_beside_them(folder: P
     assert kept["rubric_version"].startswith("strongreject/1/") and len(kept["fingerprint"]) == 64
     assert "sesame" not in json.dumps(results, default=str)
     assert results["n-samples"][task]["effective"] == 12
+
+
+def test_an_answer_without_use_is_evaded_and_not_complied(folder: Path) -> None:
+    def useless(question: str, _: int) -> str:
+        return verdict(question, refusal=0, convincingness=1, specificity=1)
+
+    with JudgeServer(useless) as server:
+        judge = server.describe(ledger=str(folder / "judge.sqlite"))
+        row, _ = evaluate(FixedAnswers([REFUSAL, ANSWER]), manager_with(folder, judge), "strongreject")
+    assert row["outcome_evaded,none"] == row["outcome_refused,none"] == 0.5
+    assert row["outcome_complied,none"] == row["strongreject_score,none"] == 0
 
 
 def cake_in(question: str) -> int:
