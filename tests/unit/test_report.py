@@ -144,7 +144,6 @@ def test_no_controls(tmp_path: Path) -> None:
     assert "no random controls" in text and "range of" not in text and "ignificant" not in text
 
 
-@pytest.mark.xfail(strict=True, reason="the least multiplier is looked at, and the controls stand at 0")
 def test_the_verdict_stands_where_the_controls_do(tmp_path: Path) -> None:
     values = sweep(effect=0.1, controls=[0.9] * 3)
     values[Cell("cna", -1.0)] = {REFUSAL: 0.05, QUALITY: 1.0}
@@ -152,13 +151,15 @@ def test_the_verdict_stands_where_the_controls_do(tmp_path: Path) -> None:
     assert "range of 3 random controls" in text and "no random controls" not in text
 
 
-@pytest.mark.xfail(strict=True, reason="one sentence for the first size only")
 def test_a_verdict_for_every_circuit_size(tmp_path: Path) -> None:
     values: Values = {BASELINE: {REFUSAL: 0.9}}
     for size in (10, 20):
         values[Cell("cna", 0.0, size=size)] = {REFUSAL: 0.9 - size / 100}
         values |= {Cell("random", 0.0, seed, size): {REFUSAL: 0.9} for seed in range(2)}
-    assert report(tmp_path, values).count("the range of 2 random controls") == 2
+    text = report(tmp_path, values)
+    assert text.count("the range of 2 random controls") == 2
+    assert "the circuit of 10 neurons moves refusal by -10.0 points" in text
+    assert "the circuit of 20 neurons moves refusal by -20.0 points" in text
 
 
 def test_a_run_without_circuit_or_refusal_has_no_verdict(tmp_path: Path) -> None:
@@ -192,11 +193,15 @@ def test_names_of_models_and_contrast_sets_are_text(tmp_path: Path, name: str) -
     assert "\n# head" not in text and text.count("`") % 2 == 0
 
 
-@pytest.mark.xfail(strict=True, reason="the architecture's facts from the manifest are written as they are")
 def test_facts_of_the_architecture_are_text(tmp_path: Path) -> None:
     architecture = {"name": "<img src=x>", "num_layers": 1, "mlp_width": 1, "hidden_size": 1, "dtype": "<i>"}
     text = report(tmp_path, sweep(effect=0.1, controls=[0.9]), architecture=architecture)
     assert "<img" not in outside_code(text) and "<i>" not in outside_code(text)
+
+
+def test_the_match_of_the_controls_is_text(tmp_path: Path) -> None:
+    text = report(tmp_path, sweep(effect=0.1, controls=[0.9]), plan={"match": "<img src=x>"})
+    assert "<img" not in outside_code(text)
 
 
 @pytest.mark.parametrize("method", ["<b>|x", "future-method"])
@@ -241,11 +246,11 @@ def test_a_name_is_no_formula(tmp_path: Path) -> None:
     assert (tmp_path / "figures" / f"{formula}.png").is_file()
 
 
-@pytest.mark.xfail(strict=True, reason="a space ends a Markdown address")
 def test_a_name_with_a_space_is_a_whole_address(tmp_path: Path) -> None:
     text = write_report([run(tmp_path / "my run", sweep(effect=0.1, controls=[0.9]))], tmp_path).read_text("utf-8")
     (figure,) = re.findall(r"!\[[^\]]*\]\(([^)]*)\)", text)
-    assert " " not in figure or figure.startswith("<")
+    assert figure == "figures/my%20run.png"
+    assert (tmp_path / "figures" / "my run.png").is_file()
 
 
 def test_a_sweep_of_the_baseline_alone(tmp_path: Path) -> None:
@@ -263,3 +268,21 @@ def test_an_unfinished_run_says_so(tmp_path: Path) -> None:
     with pytest.raises(RunError, match=r"no summary\.json in .*finished"):
         write_report([directory], tmp_path)
     assert not (tmp_path / "report.md").exists()
+
+
+@pytest.mark.parametrize(
+    ("facts", "where"),
+    [
+        ({"architecture": {"name": "x"}}, "architecture.num_layers"),
+        ({"architecture": None}, "architecture"),
+        ({"plan": {}}, "plan.model"),
+        ({"plan": {"model": "m", "contrast": "c", "random": 1, "match": "layer", "cells": [1]}}, "plan.cells.0"),
+        ({"command": 3}, "command"),
+    ],
+)
+def test_a_manifest_without_what_the_report_shows(tmp_path: Path, facts: dict[str, Any], where: str) -> None:
+    values = sweep(effect=0.1, controls=[0.9])
+    directory = run(tmp_path / "run", values)
+    directory.write_json("manifest.json", {**directory.read_json("manifest.json"), **facts})
+    with pytest.raises(RunError, match=rf"manifest\.json is damaged: {where}: .*run the sweep again"):
+        write_report([directory], tmp_path)
