@@ -89,5 +89,14 @@ def show_table(console: Console, title: str, head: Sequence[str], rows: Sequence
 
 
 def clean(text: str, *, lines: bool = False) -> str:
-    """Text without control characters, which could move the cursor or retitle the terminal; line breaks if asked."""
-    return "".join(char if char.isprintable() or (lines and char == "\n") else "�" for char in text)
+    """Text without control characters, which could move the cursor or retitle the terminal; line breaks if asked.
+
+    Other white space becomes a space: `str.isprintable` knows U+0020 alone, and a tab or a wide space is no danger.
+    """
+    return "".join(_shown(char, lines=lines) for char in text)
+
+
+def _shown(char: str, *, lines: bool) -> str:
+    if char.isprintable() or (lines and char == "\n"):
+        return char
+    return " " if char.isspace() else "�"

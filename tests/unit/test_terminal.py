@@ -42,7 +42,6 @@ def test_ordinary_text_is_left_alone() -> None:
     assert clean("a\nb", lines=True) == "a\nb" and "\n" not in clean("a\nb")
 
 
-@pytest.mark.xfail(strict=True, reason="str.isprintable is false for every space but U+0020")
 @pytest.mark.parametrize("space", ["\t", "\xa0", "\u3000", "\u202f"])
 def test_other_spaces_are_spaces(space: str) -> None:
     assert clean(f"a{space}b") == "a b"
