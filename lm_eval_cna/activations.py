@@ -1,15 +1,16 @@
 """Last-token activations of prompts, as streaming statistics.
 
-Floor 2. Forward passes of the decoder stack only: no logits, no cache, no gradient. What a hook sees is added to
-running float64 sums on the device at once, so memory beyond the model is 16 bytes a neuron for two classes, whatever
-the number of prompts, and no activation is copied to the host.
+Floor 2. Forward passes of the decoder stack only: no logits, no cache, no gradient, and no further than the last
+value that is read; the last layer's MLP sees the last position alone. What a hook sees is added to running float64 sums
+on the device at once, so memory beyond the model is 16 bytes a neuron for two classes, whatever the number of prompts,
+and no activation is copied to the host.
 """
 
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Collection, Iterator, Sequence
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from typing import Any, Literal, get_args
 
@@ -110,7 +111,7 @@ def mean_activations(
     groups: Sequence[int],
     *,
     read: Sequence[Read] = ("neurons",),
-    batch_size: int = 16,
+    batch_size: int = 32,
     pad: int = 0,
     progress: Progress | None = None,
 ) -> Means:
@@ -164,7 +165,7 @@ def count_in_top(
     rows: Rows,
     k: int,
     *,
-    batch_size: int = 16,
+    batch_size: int = 32,
     pad: int = 0,
     progress: Progress | None = None,
 ) -> torch.Tensor:
@@ -235,6 +236,10 @@ def _batches(rows: Rows, batch_size: int, progress: Progress | None) -> Iterator
             progress(start, len(order))
 
 
+class _SeenAll(Exception):
+    """Ends a forward pass once everything that is read has been seen."""
+
+
 @torch.inference_mode()
 def _forward(architecture: Architecture, rows: Rows, pad: int) -> None:
     """One forward pass of the decoder stack, for what the hooks see of it."""
@@ -245,7 +250,8 @@ def _forward(architecture: Architecture, rows: Rows, pad: int) -> None:
     if "position_ids" in inspect.signature(stack.forward).parameters:
         # Counted from the first real token, as `generate` does: learned positions (GPT-2) depend on it.
         inputs["position_ids"] = (mask.cumsum(-1) - 1).clamp(min=0).to(device)
-    stack(**inputs, use_cache=False)
+    with suppress(_SeenAll):
+        stack(**inputs, use_cache=False)
 
 
 @contextmanager
@@ -261,6 +267,7 @@ def _watch(architecture: Architecture, observers: dict[Read, _Observer]) -> Iter
             module.training = False  # dropout would make a circuit of chance
         for layer in architecture.layers:
             handles += [_hook(layer, what, observer) for what, observer in observers.items()]
+        handles += _end_early(architecture.layers[-1], observers)
         yield
     finally:
         for handle in handles:
@@ -279,3 +286,23 @@ def _hook(layer: Layer, what: Read, observer: _Observer) -> torch.utils.hooks.Re
     if what in ("neurons", "magnitudes"):
         return layer.down.register_forward_pre_hook(before)
     return (layer.write if what == "writes" else layer.block).register_forward_hook(after)
+
+
+def _end_early(last: Layer, read: Collection[Read]) -> list[torch.utils.hooks.RemovableHandle]:
+    """Hooks that leave out what nobody looks at in the last layer: other positions' MLP, and all that comes after.
+
+    To be registered behind the observers' hooks, since a module's hooks are called in order.
+    """
+
+    def end(*_: Any) -> None:
+        raise _SeenAll
+
+    def cut(module: nn.Module, inputs: tuple[Any, ...]) -> tuple[Any, ...]:
+        return tuple(x[:, -1:].contiguous() if isinstance(x, torch.Tensor) else x for x in inputs)
+
+    if "blocks" in read:
+        return [last.block.register_forward_hook(end)]
+    mlp = next(module for module in last.block.modules() if any(child is last.down for child in module.children()))
+    if "writes" in read:
+        return [mlp.register_forward_pre_hook(cut), last.write.register_forward_hook(end)]
+    return [mlp.register_forward_pre_hook(cut), last.down.register_forward_pre_hook(end)]

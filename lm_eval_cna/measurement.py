@@ -10,6 +10,7 @@ import platform
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
+from functools import cache
 from importlib.metadata import version
 from typing import Any
 
@@ -26,6 +27,7 @@ from lm_eval_cna.prompts import chat_template_sha256, encode_prompts, pad_token_
 from lm_eval_cna.provenance import DiscoveryInfo, ModelInfo, UniversalFilter
 
 DEFAULT_FRACTION = 0.001
+_version = cache(version)  # reading a package's metadata takes milliseconds
 
 
 @dataclass(frozen=True)
@@ -43,7 +45,7 @@ class Settings:
     chat_template: bool = True
     chat_template_args: Mapping[str, Any] = field(default_factory=dict)
     add_bos_token: bool | None = None
-    batch_size: int = 16
+    batch_size: int = 32
     progress: Progress | None = None
 
 
@@ -269,6 +271,6 @@ def identity_of(model: Any) -> tuple[str | None, str | None]:
 
 def stamp() -> dict[str, Any]:
     """The versions that were used, and now."""
-    versions = {name: version(name) for name in ("torch", "transformers")}
+    versions = {name: _version(name) for name in ("torch", "transformers")}
     versions |= {"lm_eval_cna": lm_eval_cna.__version__, "python": platform.python_version()}
     return {"versions": versions, "created": datetime.now(UTC).isoformat(timespec="seconds")}

@@ -9,7 +9,7 @@ import pytest
 import torch
 import transformers as tf
 
-from lm_eval_cna.activations import RunningSums, count_in_top, mean_activations
+from lm_eval_cna.activations import Read, RunningSums, count_in_top, mean_activations
 from lm_eval_cna.architecture import find_architecture
 from lm_eval_cna.errors import CNAError, ConfigError, ContrastError
 from tests.models import tiny
@@ -120,6 +120,25 @@ def test_a_long_prompt_does_not_pad_short_ones(monkeypatch: pytest.MonkeyPatch) 
         progress=lambda done, total: seen.append((done, total)),
     )
     assert shapes == [(2, 60), (5, 9)] and seen == [(2, 7), (7, 7)]
+
+
+@pytest.mark.parametrize("read", ["neurons", "magnitudes", "writes", "blocks"])
+def test_nothing_is_computed_that_is_not_read(read: Read) -> None:
+    model, seen = tiny("gemma2"), []
+
+    def note(name: str, module: torch.nn.Module) -> None:
+        module.register_forward_hook(lambda _, __, out: seen.append((name, out.shape[1])))
+
+    last = model.model.layers[-1]
+    for name, module in (
+        ("down", last.mlp.down_proj),
+        ("first", model.model.layers[0].mlp),
+        ("norm", model.model.norm),
+    ):
+        note(name, module)
+    mean_activations(find_architecture(model), [[5] * 9], [0], read=(read,))
+    after = {"writes": [("down", 1)], "blocks": [("down", 9)]}.get(read, [])
+    assert seen == [("first", 9), *after]
 
 
 def test_no_tensor_leaves_inference_mode_with_a_graph() -> None:
