@@ -10,7 +10,9 @@ import hashlib
 import json
 import math
 import os
+import re
 from collections import Counter
+from contextlib import suppress
 from itertools import pairwise
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal, NamedTuple, Self
@@ -86,13 +88,14 @@ class Circuit(Intervention):
 
     @model_validator(mode="after")
     def _consistent(self) -> Self:
+        depth, width = self.model.num_layers, self.model.mlp_width  # None where a foreign file does not say
         for position, (layer, index, delta) in enumerate(self.neurons):
-            if not 0 <= layer < (self.model.num_layers or 100_000):
-                raise ValueError(
-                    f"neurons.{position}: layer {layer} is outside a model of {self.model.num_layers} layers"
-                )
-            if not 0 <= index < (self.model.mlp_width or 2**31):
-                raise ValueError(f"neurons.{position}: index {index} is outside an MLP of width {self.model.mlp_width}")
+            if not 0 <= layer < (depth or 100_000):
+                model = f"a model of {depth} layers" if depth else "any model"
+                raise ValueError(f"neurons.{position}: layer {layer} is outside {model}")
+            if not 0 <= index < (width or 2**31):
+                mlp = f"an MLP of width {width}" if width else "any MLP"
+                raise ValueError(f"neurons.{position}: index {index} is outside {mlp}")
             if delta is not None and not math.isfinite(delta):
                 raise ValueError(f"neurons.{position}: delta {delta} is not a finite number")
         repeated = [pair for pair, n in Counter((n.layer, n.index) for n in self.neurons).items() if n > 1]
@@ -136,7 +139,11 @@ class Circuit(Intervention):
         return grouped
 
     def write(self, path: str | Path) -> None:
-        """Write the circuit as one JSON document, whole or not at all."""
+        """Write the circuit as one JSON document, whole or not at all.
+
+        Raises:
+            InterventionError: the file cannot be written there.
+        """
         header = self.model_dump(by_alias=True, mode="json", exclude={"neurons"})
         header = {"schema": header.pop("schema"), "method": header.pop("method"), **header}
         opened = json.dumps(header, indent=1, allow_nan=False).removesuffix("\n}")
@@ -171,7 +178,8 @@ class Vectors(Intervention):
                 raise ValueError(f"layer.{layer} holds values that are not finite")
         sizes = {tensor.shape[0] for tensor in self.tensors.values()}
         if len(sizes) > 1 or (self.model.hidden_size is not None and sizes != {self.model.hidden_size}):
-            raise ValueError(f"vectors of sizes {sorted(sizes)} in a model of width {self.model.hidden_size}")
+            model = f"a model of width {self.model.hidden_size}" if self.model.hidden_size else "one model"
+            raise ValueError(f"vectors of sizes {sorted(sizes)} in {model}")
         if self.model.num_layers is not None and max(self.tensors) >= self.model.num_layers:
             raise ValueError(f"layer.{max(self.tensors)} is outside a model of {self.model.num_layers} layers")
         return self
@@ -190,7 +198,11 @@ class Vectors(Intervention):
         return _sha256(data)
 
     def write(self, path: str | Path) -> None:
-        """Write the vectors as safetensors with the header in the metadata, whole or not at all."""
+        """Write the vectors as safetensors with the header in the metadata, whole or not at all.
+
+        Raises:
+            InterventionError: the file cannot be written there.
+        """
         from safetensors.torch import save
 
         header = json.dumps(self.model_dump(by_alias=True, mode="json"), allow_nan=False)
@@ -246,9 +258,11 @@ def _from_reference(path: Path, document: dict[str, Any]) -> Circuit:
         try:
             layer, _, index = (int(part) for part in key.split(","))
             value = float(value)
-        except (TypeError, ValueError) as error:
+            if not math.isfinite(value):  # NaN is larger and smaller than nothing: its neuron would be lost
+                raise ValueError("not a finite number")
+        except (TypeError, ValueError, OverflowError) as error:
             raise InterventionError(
-                f"{path} is not a reference circuit", got={key: value}, allowed='"layer,position,neuron": number'
+                f"{path} is not a reference circuit", got={key: value}, allowed='"layer,position,neuron": finite number'
             ) from error
         if abs(value) >= abs(deltas.get((layer, index), 0.0)):
             deltas[layer, index] = value
@@ -271,10 +285,10 @@ def _read_vectors(path: Path) -> Vectors:
         raise InterventionError(f"{path} is not a vectors file", got=got or "no header", allowed=VECTORS_SCHEMA)
     by_layer = {}
     for key, tensor in tensors.items():
-        prefix, _, number = key.partition(".")
-        if prefix != "layer" or not number.isdecimal() or len(number) > 6:
+        named = re.fullmatch(r"layer\.(0|[1-9][0-9]{0,5})", key)  # layer.00 would take the place of layer.0
+        if named is None:
             raise InterventionError(f"{path} has a tensor of unknown name", got=key, allowed="layer.<number>")
-        by_layer[int(number)] = tensor
+        by_layer[int(named[1])] = tensor
     return Vectors.model_validate({**header, "tensors": by_layer})
 
 
@@ -298,13 +312,16 @@ def _first_error(error: ValidationError) -> str:
 
 
 def _write_atomically(path: Path, data: bytes) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
+        path.parent.mkdir(parents=True, exist_ok=True)
         temporary.write_bytes(data)
         os.replace(temporary, path)
+    except OSError as error:
+        raise InterventionError(f"cannot write {path}: {error.strerror or error}") from error
     finally:
-        temporary.unlink(missing_ok=True)
+        with suppress(OSError):  # it is gone where all went well, and its folder may be missing where not
+            temporary.unlink()
 
 
 def _download(source: str) -> Path:

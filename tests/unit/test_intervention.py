@@ -211,8 +211,8 @@ def test_the_documents_that_the_refusals_change_are_good(tmp_path: Path) -> None
         (neurons({"layer": -1, "index": 1, "delta": 1.0}), ["neurons.0", "layer -1", "4 layers"]),
         (neurons({"layer": 0, "index": 100, "delta": 1.0}), ["neurons.0", "index 100", "width 100"]),
         (neurons({"layer": 0, "index": -1, "delta": 1.0}), ["neurons.0", "index -1", "width 100"]),
-        (neurons({"layer": 10**9, "index": 1, "delta": 1.0}, model={}), ["neurons.0", "layer 1000000000"]),
-        (neurons({"layer": 0, "index": 2**31, "delta": 1.0}, model={}), ["neurons.0", "index 2147483648"]),
+        (neurons({"layer": 10**9, "index": 1, "delta": 1.0}, model={}), ["neurons.0", "layer 1000000000", "any model"]),
+        (neurons({"layer": 0, "index": 2**31, "delta": 1.0}, model={}), ["neurons.0", "index 2147483648", "any MLP"]),
         (neurons({"layer": True, "index": 1, "delta": 1.0}), ["neurons.0.layer", "integer"]),
         (neurons({"layer": 0.0, "index": 1, "delta": 1.0}), ["neurons.0.layer", "integer"]),
         (neurons({"layer": "0", "index": 1, "delta": 1.0}), ["neurons.0.layer", "integer"]),
@@ -311,7 +311,7 @@ def test_wrong_circuits_in_code_are_refused_too() -> None:
         ({"layer.9999999": torch.ones(3)}, HEADER, ["unknown name"]),
         ({"layer.4": torch.ones(3)}, HEADER, ["layer.4", "4 layers"]),
         ({"layer.0": torch.ones(2)}, HEADER, ["sizes [2]", "width 3"]),
-        ({"layer.0": torch.ones(3), "layer.1": torch.ones(2)}, {**HEADER, "model": {}}, ["sizes [2, 3]"]),
+        ({"layer.0": torch.ones(3), "layer.1": torch.ones(2)}, {**HEADER, "model": {}}, ["sizes [2, 3] in one model"]),
         ({"layer.0": torch.ones(3, 1)}, HEADER, ["layer.0", "one dimension"]),
         ({"layer.0": torch.tensor([1.0, float("nan"), 0.0])}, HEADER, ["layer.0", "not finite"]),
         ({"layer.0": torch.tensor([1.0, float("inf"), 0.0])}, HEADER, ["layer.0", "not finite"]),
@@ -343,7 +343,6 @@ def test_pickles_are_not_opened(tmp_path: Path) -> None:
     assert "not JSON" in refusal(path.rename(tmp_path / "c.pt"))
 
 
-@pytest.mark.xfail(strict=True, reason="layer.0 and layer.00 fall together and the first is lost")
 def test_two_names_of_one_layer_are_refused(tmp_path: Path) -> None:
     data = vectors_bytes({"layer.0": torch.ones(3), "layer.00": torch.zeros(3)})
     assert "layer.00" in refusal(written(tmp_path, data, "v.safetensors"))
@@ -368,7 +367,7 @@ def test_reference_circuits(tmp_path: Path) -> None:
         ({"0,1,x": 1.0}, ["not a reference circuit", "0,1,x"]),
         ({"-1,1,2": 1.0}, ["layer -1"]),
         ({"0,1,-2": 1.0}, ["index -2"]),
-        ({"0,1,2": float("inf")}, ["neurons.0.delta", "finite number"]),
+        ({"0,1,2": float("inf")}, ["not a reference circuit", "finite number"]),
         ({"0,1,2": 1.0, "name": "x"}, ["no schema"]),
     ],
 )
@@ -378,14 +377,12 @@ def test_wrong_reference_circuits(tmp_path: Path, document: Any, says: list[str]
         assert part in message, message
 
 
-@pytest.mark.xfail(strict=True, reason="abs(nan) >= 0 is false, so the neuron disappears without a word")
 def test_reference_circuits_with_nan_are_refused(tmp_path: Path) -> None:
-    refusal(written(tmp_path, {"0,1,2": float("nan"), "0,1,3": 1.0}))
+    assert "nan" in refusal(written(tmp_path, {"0,1,2": float("nan"), "0,1,3": 1.0}))
 
 
-@pytest.mark.xfail(strict=True, raises=OverflowError, reason="float(10**400) is an OverflowError")
 def test_reference_circuits_with_huge_integers_are_refused(tmp_path: Path) -> None:
-    refusal(written(tmp_path, {"0,1,2": 10**400}))
+    assert "not a reference circuit" in refusal(written(tmp_path, {"0,1,2": 10**400}))
 
 
 # What a circuit says of itself
@@ -450,13 +447,12 @@ def test_a_failed_write_leaves_the_old_file(tmp_path: Path, monkeypatch: pytest.
         monkeypatch.setattr(Path, "write_bytes", half)
     else:
         monkeypatch.setattr(os, "replace", refuse)
-    with pytest.raises((OSError, InterventionError)):
+    with pytest.raises(InterventionError, match=r"cannot write .*circuit\.json: (No space left|Read-only)"):
         circuit(Neuron(3, 4, 2.0)).write(path)
     assert path.read_bytes() == before
     assert [entry.name for entry in tmp_path.iterdir()] == ["circuit.json"]
 
 
-@pytest.mark.xfail(strict=True, raises=OSError, reason="write() lets OSError through, a traceback on the command line")
 def test_a_place_that_cannot_be_written_is_a_clear_error(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("", encoding="utf-8")
     with pytest.raises(InterventionError, match="cannot write"):
