@@ -13,7 +13,7 @@ import torch
 
 from lm_eval_cna.architecture import Architecture, weight_columns
 from lm_eval_cna.errors import InterventionError
-from lm_eval_cna.intervention import Circuit, Intervention, tensor_bytes
+from lm_eval_cna.intervention import Circuit, Intervention, Vectors, tensor_bytes
 from lm_eval_cna.provenance import ModelInfo
 
 
@@ -39,10 +39,19 @@ def check_fit(intervention: Intervention, architecture: Architecture) -> None:
                     f"{intervention.name} names neuron {index} of layer {layer}",
                     allowed=f"{ours['num_layers']} layers of {ours['mlp_width']} neurons in {architecture.name}",
                 )
-    elif max(intervention.layers) >= ours["num_layers"]:
-        raise InterventionError(
-            f"{intervention.name} names layer {max(intervention.layers)}", allowed=f"{ours['num_layers']} layers"
-        )
+    elif isinstance(intervention, Vectors):
+        if max(intervention.layers) >= ours["num_layers"]:
+            raise InterventionError(
+                f"{intervention.name} names layer {max(intervention.layers)}", allowed=f"{ours['num_layers']} layers"
+            )
+        # The header need not say how wide the vectors are; they are of one width, Vectors makes sure of that.
+        width = next(iter(intervention.tensors.values())).shape[0]
+        if width != ours["hidden_size"]:
+            raise InterventionError(
+                f"the vectors of {intervention.name} are {width} wide",
+                allowed=f"{ours['hidden_size']}, the hidden size of {architecture.name}",
+                do="discover them on this model",
+            )
 
 
 def fit_warnings(
