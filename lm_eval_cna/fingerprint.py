@@ -33,7 +33,8 @@ def weights_sha256(model: nn.Module) -> str:
 
 def _checksum(tensor: torch.Tensor) -> bytes:
     """Sum of the elements' bit patterns and the first and last eight elements, modulo 2^64."""
-    bits = tensor.contiguous().view(-1).view(_PATTERN[tensor.element_size()]) if tensor.numel() else tensor.int()
+    flat = tensor.contiguous().view(-1)
+    bits = flat.view(_PATTERN[flat.element_size()])
     total = bits.sum(dtype=torch.int64)
     ends = torch.cat([bits[:8], bits[-8:]]).to(torch.int64)
     return torch.cat([total.view(1), ends]).cpu().numpy().tobytes()
