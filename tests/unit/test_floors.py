@@ -41,6 +41,7 @@ FLOORS = {
     "organism": 4,
     "analysis": 5,
     "report": 5,
+    "terminal": 5,
     "cli": 6,
     "demo": 6,
     "__main__": 6,
