@@ -30,7 +30,9 @@ class Letters:
     bos_token = None
     pad_token_id = 0
 
-    def __call__(self, text: str) -> dict[str, list[int]]:
+    def __call__(self, text: str | list[str]) -> dict[str, Any]:
+        if isinstance(text, list):
+            return {"input_ids": [self(one)["input_ids"] for one in text]}
         return {"input_ids": [3 + ord(letter) % (VOCAB - 3) for letter in text]}
 
 
