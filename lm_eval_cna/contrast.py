@@ -98,8 +98,8 @@ def load_contrast(name_or_path: str | Path) -> ContrastSet:
     """Load a packaged contrast set by name, or one from a file.
 
     Args:
-        name_or_path: `refusal-8`, `refusal`, `organism`; or a path that ends in .jsonl, .yaml or .yml. YAML sets name
-            public data sets, which are fetched with `datasets`.
+        name_or_path: `refusal`, `refusal-8`, `organism`, `capitals` or `sva` (contrasts/README.md describes them); or a
+            path that ends in .jsonl, .yaml or .yml. YAML sets name public data sets, which are fetched with `datasets`.
 
     Raises:
         ContrastError: there is no such set, or it is not whole.

@@ -39,6 +39,16 @@ def test_refusal_8() -> None:
     assert contrast.prompts == contrast.positive + contrast.negative
 
 
+def test_every_packaged_set_is_named_where_people_look() -> None:
+    folder = Path(load_contrast("refusal-8").source).parent
+    table = (folder / "README.md").read_text(encoding="utf-8")
+    packaged = {path.stem for path in folder.iterdir() if path.suffix in {".jsonl", ".yaml"}} - {"universal"}
+    assert packaged == {"refusal", "refusal-8", "organism", "capitals", "sva"}
+    for name in packaged:
+        assert f"\n| `{name}` |" in table, name
+        assert f"`{name}`" in (load_contrast.__doc__ or ""), name
+
+
 def test_universal_prompts_are_diverse_and_ours() -> None:
     prompts = load_universal_prompts()
     assert len(prompts) >= 40 and len(set(prompts)) == len(prompts)
