@@ -2,12 +2,15 @@
 
 Floor 2. The same arithmetic as the hook mode: a row's activations are multiplied with its own factors (exactly 1
 for neurons that are not in its circuit), a row's vector is added to its own hidden states (zeros for circuits).
+Each module has one table with a line per setting; the operands of a batch are lines picked from it, so that a batch
+whose rows change, as it does whenever a response is finished, costs one `index_select` a module.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import Any
+from dataclasses import dataclass, field
+from typing import Any, Literal
 
 import torch
 from torch import nn
@@ -15,8 +18,25 @@ from torch import nn
 from lm_eval_cna.architecture import Architecture, find_architecture
 from lm_eval_cna.errors import SteeringError
 from lm_eval_cna.fit import check_fit
-from lm_eval_cna.intervention import Circuit, Vectors
+from lm_eval_cna.intervention import Circuit
 from lm_eval_cna.steering import Setting, mark_steered, refuse_nesting, unmark_steered
+
+Kind = Literal["factors", "vectors"]
+
+
+@dataclass
+class _Touched:
+    """A module that some setting touches.
+
+    Attributes:
+        kind: whether its input is multiplied or its output added to.
+        table: factors or vectors [settings, channels]; placed where the module runs at its first call.
+        operand: the lines of the batch at hand [rows, 1, channels], or None after an assignment.
+    """
+
+    kind: Kind
+    table: torch.Tensor
+    operand: torch.Tensor | None = field(default=None)
 
 
 class RowSteering:
@@ -42,8 +62,9 @@ class RowSteering:
                 check_fit(setting.intervention, self._architecture)
         self._settings = tuple(settings)
         self._rows: tuple[int, ...] = ()
-        self._operands: dict[nn.Module, torch.Tensor] = {}
-        self._handles = [self._hook(module, kind) for module, kind in self._touched()]
+        self._index: torch.Tensor | None = None
+        self._touched = self._tables()
+        self._handles = [_hook(module, self._operand, touched) for module, touched in self._touched.items()]
         mark_steered(self._architecture)
 
     def __enter__(self) -> RowSteering:
@@ -65,72 +86,63 @@ class RowSteering:
             rows: for each batch row the position of its setting.
         """
         if tuple(rows) != self._rows:
-            self._rows = tuple(rows)
-            self._operands.clear()
+            self._rows, self._index = tuple(rows), None
+            for touched in self._touched.values():
+                touched.operand = None
 
-    def _touched(self) -> list[tuple[nn.Module, str]]:
-        """The modules that some setting touches, with the kind of operand each takes."""
-        found: dict[nn.Module, str] = {}
-        for setting in self._settings:
-            if setting.is_baseline or setting.intervention is None:
+    def _tables(self) -> dict[nn.Module, _Touched]:
+        """The modules that some setting touches, each with its table in float32."""
+        found: dict[nn.Module, _Touched] = {}
+
+        def line(module: nn.Module, kind: Kind, channels: int, position: int) -> torch.Tensor:
+            if module not in found:
+                neutral = torch.ones if kind == "factors" else torch.zeros
+                found[module] = _Touched(kind, neutral(len(self._settings), channels))
+            return found[module].table[position]
+
+        for position, setting in enumerate(self._settings):
+            intervention = setting.intervention
+            if setting.is_baseline or intervention is None:
                 continue
-            for index in setting.intervention.layers:
+            if isinstance(intervention, Circuit):
+                for index, neurons in intervention.by_layer().items():
+                    down = self._architecture.layers[index].down
+                    line(down, "factors", self._architecture.width, position)[neurons] = setting.multiplier
+                continue
+            for index, vector in intervention.tensors.items():
                 layer = self._architecture.layers[index]
-                if isinstance(setting.intervention, Circuit):
-                    found[layer.down] = "factors"
-                else:
-                    found[layer.write if setting.intervention.place == "write" else layer.block] = "vectors"
-        return list(found.items())
+                module = layer.write if intervention.place == "write" else layer.block
+                line(module, "vectors", self._architecture.hidden, position).copy_(vector.float() * setting.strength)
+        return found
 
-    def _hook(self, module: nn.Module, kind: str) -> torch.utils.hooks.RemovableHandle:
-        if kind == "factors":
-
-            def scale(module: nn.Module, args: tuple[Any, ...]) -> tuple[Any, ...]:
-                return (args[0] * self._operand(module, args[0], self._factors), *args[1:])
-
-            return module.register_forward_pre_hook(scale)
-
-        def add(module: nn.Module, args: tuple[Any, ...], output: Any) -> Any:
-            hidden = output[0] if isinstance(output, tuple) else output
-            steered = hidden + self._operand(module, hidden, self._vectors)
-            return (steered, *output[1:]) if isinstance(output, tuple) else steered
-
-        return module.register_forward_hook(add)
-
-    def _operand(
-        self, module: nn.Module, x: torch.Tensor, build: Callable[[nn.Module, int], torch.Tensor]
-    ) -> torch.Tensor:
+    def _operand(self, touched: _Touched, x: torch.Tensor) -> torch.Tensor:
         """The operand [rows, 1, channels] of a module for the rows at hand, made once per assignment."""
         if len(self._rows) != x.shape[0]:
             raise SteeringError(
                 "rows of the batch", got=x.shape[0], allowed=f"the {len(self._rows)} that were assigned"
             )
-        operand = self._operands.get(module)
-        if operand is None:
-            operand = build(module, x.shape[-1]).to(device=x.device, dtype=x.dtype).unsqueeze(1)
-            self._operands[module] = operand
-        return operand
+        if touched.operand is None:
+            if self._index is None or self._index.device != x.device:
+                self._index = torch.tensor(self._rows, device=x.device)
+            touched.table = touched.table.to(device=x.device, dtype=x.dtype)
+            touched.operand = touched.table.index_select(0, self._index).unsqueeze(1)
+        return touched.operand
 
-    def _factors(self, module: nn.Module, channels: int) -> torch.Tensor:
-        factors = torch.ones(len(self._rows), channels)
-        for row, setting in self._active():
-            if isinstance(setting.intervention, Circuit):
-                for layer, indices in setting.intervention.by_layer().items():
-                    if self._architecture.layers[layer].down is module:
-                        factors[row, indices] = setting.multiplier
-        return factors
 
-    def _vectors(self, module: nn.Module, channels: int) -> torch.Tensor:
-        vectors = torch.zeros(len(self._rows), channels)
-        for row, setting in self._active():
-            if isinstance(setting.intervention, Vectors):
-                for index, tensor in setting.intervention.tensors.items():
-                    layer = self._architecture.layers[index]
-                    if (layer.write if setting.intervention.place == "write" else layer.block) is module:
-                        vectors[row] = tensor.float().cpu() * setting.strength
-        return vectors
+def _hook(
+    module: nn.Module, operand: Callable[[_Touched, torch.Tensor], torch.Tensor], touched: _Touched
+) -> torch.utils.hooks.RemovableHandle:
+    """Multiply what goes into the module, or add to what comes out of it."""
+    if touched.kind == "factors":
 
-    def _active(self) -> list[tuple[int, Setting]]:
-        """Batch rows that are steered, with their settings."""
-        chosen = ((row, self._settings[position]) for row, position in enumerate(self._rows))
-        return [(row, setting) for row, setting in chosen if not setting.is_baseline]
+        def scale(module: nn.Module, args: tuple[Any, ...]) -> tuple[Any, ...]:
+            return (args[0] * operand(touched, args[0]), *args[1:])
+
+        return module.register_forward_pre_hook(scale)
+
+    def add(module: nn.Module, args: tuple[Any, ...], output: Any) -> Any:
+        hidden = output[0] if isinstance(output, tuple) else output
+        steered = hidden + operand(touched, hidden)
+        return (steered, *output[1:]) if isinstance(output, tuple) else steered
+
+    return module.register_forward_hook(add)

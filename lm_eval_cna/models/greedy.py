@@ -1,0 +1,268 @@
+"""A greedy decoding loop whose finished rows leave the batch and its KV cache.
+
+Floor 3. The loop is a decoding method that transformers' `generate` is given as `custom_generate`, so everything
+before it is transformers' own: the merged generation settings, the cache, the position ids, the logits processors.
+
+A row is decoded as if it were alone and without padding, whatever the batch. Two things make that so:
+
+- In the ids that processors see, the padding on a row's left is the row's own first token. A repetition penalty
+  counts a token once however often it occurs, so it is exact; the stock `generate` of some transformers versions
+  penalises the padding token instead, in padded rows only.
+- Processors that read a row's tail or its length (`_BY_LENGTH`) are called once for all rows with the same padding,
+  with the padding cut off.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+from transformers.generation import logits_process as processors
+
+from lm_eval_cna.errors import ConfigError
+
+#: Scores closer than this, relative to the larger of 1 and the top score's size, are a near-tie: rounding that depends
+#: on the batch (padding, the order of sums) may decide them. 8 steps of float32; other precisions: 8 of their steps.
+NEAR_TIE = 1e-6
+
+#: Processors that give the same on a row whose padding is its own first token.
+_ANY_PADDING: tuple[type, ...] = (
+    processors.RepetitionPenaltyLogitsProcessor,
+    processors.MinNewTokensLengthLogitsProcessor,
+    processors.ForcedEOSTokenLogitsProcessor,
+    processors.ExponentialDecayLengthPenalty,
+    processors.SuppressTokensLogitsProcessor,
+    processors.SuppressTokensAtBeginLogitsProcessor,
+    processors.InfNanRemoveLogitsProcessor,
+    processors.LogitNormalization,
+)
+#: Processors that must not see padding: n-grams and bad words would match in it, lengths would count it.
+_BY_LENGTH: tuple[type, ...] = (
+    processors.MinLengthLogitsProcessor,
+    processors.NoRepeatNGramLogitsProcessor,
+    processors.SequenceBiasLogitsProcessor,
+    processors.ForcedBOSTokenLogitsProcessor,
+)
+
+#: Rows leave when at least this share of the batch has finished: a smaller batch costs a copy of the cache. Measured
+#: on two CPU cores: leaving at once is best or as good as best from 16 to 256 rows.
+SHRINK_AT = 0.0
+
+#: On an accelerator, tokens are looked at every so many steps: reading them waits for the device. What a row generated
+#: past its end is thrown away.
+LOOK_EVERY = 8
+
+
+class Row:
+    """One response in the making.
+
+    Args:
+        limit: the most tokens to generate.
+        ends: token ids that end the response; the ending token is kept.
+        stopped: called with the tokens so far after each one; True ends the response. None where nothing else does.
+
+    Attributes:
+        tokens: generated so far.
+        near_ties: steps at which the choice was a near-tie.
+        done: whether the response is complete.
+    """
+
+    def __init__(
+        self, limit: int, ends: frozenset[int], stopped: Callable[[Sequence[int]], bool] | None = None
+    ) -> None:
+        self.limit = limit
+        self.tokens: list[int] = []
+        self.near_ties = 0
+        self.done = False
+        self._ends = ends
+        self._stopped = stopped
+
+    def add(self, token: int, near: int) -> None:
+        """Take the next token, unless the response is complete."""
+        if self.done:
+            return
+        self.tokens.append(token)
+        self.near_ties += near
+        self.done = (
+            token in self._ends
+            or len(self.tokens) >= self.limit
+            or (self._stopped is not None and self._stopped(self.tokens))
+        )
+
+
+def greedy_rows(rows: Sequence[Row], moved: Callable[[list[int]], None]) -> Callable[..., Sequence[Row]]:
+    """A decoding method for `generate(custom_generate=...)` that fills `rows` and returns them.
+
+    Args:
+        rows: one for each row of the batch.
+        moved: called with the numbers of the rows that make up the batch, before its first forward pass and whenever
+            rows have left it.
+
+    Raises:
+        ConfigError: from decoding: the generation settings ask for a logits processor that is not known here.
+    """
+
+    def decode(
+        model: Any,
+        input_ids: torch.Tensor,
+        logits_processor: Any = (),
+        stopping_criteria: Any = None,
+        generation_config: Any = None,
+        # No other names: `generate` passes those that differ from its own methods' on by another way.
+        **model_kwargs: Any,
+    ) -> Sequence[Row]:
+        # `stopping_criteria` are the rows' own affair.
+        mask, positions = model_kwargs.pop("attention_mask", None), model_kwargs.pop("position_ids", None)
+        cache = model_kwargs.pop("past_key_values")
+        options = {name: value for name, value in model_kwargs.items() if name not in ("synced_gpus", "streamer")}
+        batch = _Batch(rows, input_ids, mask, positions, cache, logits_processor)
+        if generation_config.min_new_tokens:  # transformers then sets a minimal length too, counting padding
+            batch.drop_processor(processors.MinLengthLogitsProcessor)
+        moved(batch.active)
+        while True:
+            logits = model(**batch.inputs(), past_key_values=cache, return_dict=True, **options).logits
+            batch.advance(logits[:, -1].to(copy=True, dtype=torch.float32, device=input_ids.device), logits.dtype)
+            del logits
+            if not batch.look():
+                continue
+            left = [place for place, number in enumerate(batch.active) if not rows[number].done]
+            if not left:
+                return rows
+            if len(batch.active) - len(left) > SHRINK_AT * len(batch.active):
+                batch.keep(left)
+                moved(batch.active)
+
+    return decode
+
+
+def look_interval(device: torch.device) -> int:
+    """Steps between looks at the generated tokens."""
+    return 1 if device.type == "cpu" else LOOK_EVERY
+
+
+class _Batch:
+    """The tensors of the rows that are being decoded."""
+
+    def __init__(
+        self,
+        rows: Sequence[Row],
+        ids: torch.Tensor,
+        mask: torch.Tensor | None,
+        positions: torch.Tensor | None,
+        cache: Any,
+        found: Sequence[Any],
+    ) -> None:
+        self.active = list(range(len(rows)))
+        self._rows = rows
+        self._cache = cache
+        self._width = ids.shape[1]
+        self._pending: list[torch.Tensor] = []
+        self._steps = 0
+        self._look_every = look_interval(ids.device)
+        self._padding = [0] * len(rows) if mask is None else (self._width - mask.sum(1)).tolist()
+        room = max(row.limit for row in rows)
+        self._mask = None if mask is None else torch.cat([mask, mask.new_ones(len(rows), room)], dim=1)
+        self._takes_positions = positions is not None
+        self._inputs: dict[str, Any] = {"input_ids": ids, "attention_mask": mask}
+        if positions is not None:
+            self._inputs["position_ids"] = positions
+            positions = positions.expand(len(rows), -1)[:, -1:]
+        self._positions = positions
+        self._processors = [_ready(processor) for processor in found]
+        self._ids: torch.Tensor | None = None
+        if self._processors:
+            first = ids.gather(1, torch.tensor(self._padding, device=ids.device)[:, None])
+            filled = ids if mask is None else torch.where(mask.bool(), ids, first)
+            self._ids = torch.cat([filled, filled.new_zeros(len(rows), room)], dim=1)
+
+    def drop_processor(self, kind: type) -> None:
+        self._processors = [each for each in self._processors if not isinstance(each, kind)]
+
+    def inputs(self) -> dict[str, Any]:
+        """What the model's next call is given besides the cache."""
+        return self._inputs
+
+    def advance(self, scores: torch.Tensor, dtype: torch.dtype) -> None:
+        """Choose the next token of every row from its scores [rows, vocabulary], which are used up."""
+        scores = self._process(scores)
+        token = scores.argmax(dim=-1, keepdim=True)
+        top = scores.gather(1, token)
+        # A second maximum is far cheaper than the two largest at once.
+        second = scores.scatter_(1, token, -torch.inf).amax(dim=-1, keepdim=True)
+        close = NEAR_TIE * torch.finfo(dtype).eps / torch.finfo(torch.float32).eps
+        near = (top - second) < close * top.abs().clamp(min=1.0)
+        self._pending.append(torch.cat([token, near.to(token.dtype)], dim=1))
+        end = self._width + self._steps
+        if self._ids is not None:
+            self._ids[:, end] = token[:, 0]
+        self._steps += 1
+        self._inputs = {"input_ids": token}
+        if self._positions is not None:
+            self._positions = self._positions + 1
+            self._inputs["position_ids"] = self._positions
+        self._inputs["attention_mask"] = None if self._mask is None else self._mask[:, : end + 1]
+
+    def look(self) -> bool:
+        """Hand the tokens to the rows, if it is time to."""
+        last = max(self._rows[number].limit for number in self.active)
+        if len(self._pending) < self._look_every and self._steps < last:
+            return False
+        for step in torch.stack(self._pending).tolist():
+            for number, (token, near) in zip(self.active, step, strict=True):
+                self._rows[number].add(token, near)
+        self._pending.clear()
+        return True
+
+    def keep(self, places: list[int]) -> None:
+        """Let all rows go but those at `places` of the batch."""
+        self.active = [self.active[place] for place in places]
+        index = torch.tensor(places, device=self._inputs["input_ids"].device)
+        self._cache.batch_select_indices(index)
+        self._inputs = {"input_ids": self._inputs["input_ids"].index_select(0, index)}
+        if self._positions is not None:
+            self._positions = self._positions.index_select(0, index)
+            self._inputs["position_ids"] = self._positions
+        if self._ids is not None:
+            self._ids = self._ids.index_select(0, index)
+        if self._mask is not None:
+            padded = any(self._padding[number] for number in self.active)
+            self._mask = self._mask.index_select(0, index) if padded else None
+        self._inputs["attention_mask"] = None if self._mask is None else self._mask[:, : self._width + self._steps]
+
+    def _process(self, scores: torch.Tensor) -> torch.Tensor:
+        if self._ids is None:
+            return scores
+        ids = self._ids[:, : self._width + self._steps]
+        for processor in self._processors:
+            scores = (
+                self._by_length(processor, ids, scores) if isinstance(processor, _BY_LENGTH) else processor(ids, scores)
+            )
+        return scores
+
+    def _by_length(self, processor: Any, ids: torch.Tensor, scores: torch.Tensor) -> torch.Tensor:
+        groups: dict[int, list[int]] = {}
+        for place, number in enumerate(self.active):
+            groups.setdefault(self._padding[number], []).append(place)
+        if len(groups) == 1:
+            return _tensor(processor(ids[:, next(iter(groups)) :], scores))
+        out = scores.clone()
+        for padding, places in groups.items():
+            index = torch.tensor(places, device=ids.device)
+            out[index] = processor(ids.index_select(0, index)[:, padding:], scores.index_select(0, index))
+        return out
+
+
+def _tensor(value: Any) -> torch.Tensor:
+    assert isinstance(value, torch.Tensor)
+    return value
+
+
+def _ready(processor: Any) -> Any:
+    """A processor fit for a batch that loses rows."""
+    if not isinstance(processor, _ANY_PADDING + _BY_LENGTH):
+        raise ConfigError(f"a packed batch cannot run {type(processor).__name__}", do="generate without packing")
+    if isinstance(processor, processors.RepetitionPenaltyLogitsProcessor):
+        # transformers may have given it each row's padding, to be left out; filled padding needs no such thing.
+        return processors.RepetitionPenaltyLogitsProcessor(processor.penalty)
+    return processor
