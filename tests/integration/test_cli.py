@@ -409,7 +409,6 @@ def test_excluded_layers_are_whole_numbers(cli: Command, model: Path, tmp_path: 
     assert "--exclude-layers" in line
 
 
-@pytest.mark.xfail(strict=True, raises=OSError, reason="write() lets OSError through")
 def test_an_output_that_cannot_be_written(cli: Command, model: Path, tmp_path: Path) -> None:
     (tmp_path / "file").write_text("", encoding="utf-8")
     assert "cannot write" in cli.refused("discover", *discovery(model, tmp_path / "file" / "c.json"))
