@@ -1,7 +1,7 @@
 """A greedy decoding loop whose finished rows leave the batch and its KV cache.
 
 Floor 3. The loop is a decoding method that transformers' `generate` is given as `custom_generate`, so everything
-before it is transformers' own: the merged generation settings, the cache, the position ids, the logits processors.
+before it is transformers' own: the merged generation settings, the position ids, the logits processors.
 
 A row is decoded as if it were alone and without padding, whatever the batch. Two things make that so:
 
@@ -21,6 +21,7 @@ import torch
 from transformers.generation import logits_process as processors
 
 from lm_eval_cna.errors import ConfigError
+from lm_eval_cna.models.row_cache import closed_up, keep_rows, roomy_cache
 
 #: Scores closer than this, relative to the larger of 1 and the top score's size, are a near-tie: rounding that depends
 #: on the batch (padding, the order of sums) may decide them. 8 steps of float32; other precisions: 8 of their steps.
@@ -44,10 +45,6 @@ _BY_LENGTH: tuple[type, ...] = (
     processors.SequenceBiasLogitsProcessor,
     processors.ForcedBOSTokenLogitsProcessor,
 )
-
-#: Rows leave when at least this share of the batch has finished: a smaller batch costs a copy of the cache. Measured
-#: on two CPU cores: leaving at once is best or as good as best from 16 to 256 rows.
-SHRINK_AT = 0.0
 
 #: On an accelerator, tokens are looked at every so many steps: reading them waits for the device. What a row generated
 #: past its end is thrown away.
@@ -114,7 +111,8 @@ def greedy_rows(rows: Sequence[Row], moved: Callable[[list[int]], None]) -> Call
     ) -> Sequence[Row]:
         # `stopping_criteria` are the rows' own affair.
         mask, positions = model_kwargs.pop("attention_mask", None), model_kwargs.pop("position_ids", None)
-        cache = model_kwargs.pop("past_key_values")
+        model_kwargs.pop("past_key_values")
+        cache = roomy_cache(model, input_ids.shape[1] + max(row.limit for row in rows))
         options = {name: value for name, value in model_kwargs.items() if name not in ("synced_gpus", "streamer")}
         batch = _Batch(rows, input_ids, mask, positions, cache, logits_processor)
         if generation_config.min_new_tokens:  # transformers then sets a minimal length too, counting padding
@@ -129,8 +127,8 @@ def greedy_rows(rows: Sequence[Row], moved: Callable[[list[int]], None]) -> Call
             left = [place for place, number in enumerate(batch.active) if not rows[number].done]
             if not left:
                 return rows
-            if len(batch.active) - len(left) > SHRINK_AT * len(batch.active):
-                batch.keep(left)
+            if len(left) < len(batch.active):
+                batch.keep(closed_up(left))
                 moved(batch.active)
 
     return decode
@@ -215,10 +213,10 @@ class _Batch:
         return True
 
     def keep(self, places: list[int]) -> None:
-        """Let all rows go but those at `places` of the batch."""
+        """Let all rows go but those at `places` of the batch, which come to stand in this order."""
         self.active = [self.active[place] for place in places]
         index = torch.tensor(places, device=self._inputs["input_ids"].device)
-        self._cache.batch_select_indices(index)
+        keep_rows(self._cache, places, index)
         self._inputs = {"input_ids": self._inputs["input_ids"].index_select(0, index)}
         if self._positions is not None:
             self._positions = self._positions.index_select(0, index)

@@ -17,11 +17,11 @@ from typing import Any, Literal
 import torch
 from lm_eval.models.utils import handle_stop_sequences, normalize_gen_kwargs, postprocess_generated_text
 from transformers import GenerationMixin
-from transformers.cache_utils import DynamicCache, DynamicLayer, DynamicSlidingWindowLayer
 
 from lm_eval_cna.errors import ConfigError, SteeringError
 from lm_eval_cna.models.greedy import NEAR_TIE, Row, greedy_rows
 from lm_eval_cna.models.hf import CNAHFLM
+from lm_eval_cna.models.row_cache import foreign_layers
 from lm_eval_cna.prompts import pad_left, pad_token_id
 from lm_eval_cna.steering import MODES, Mode, Setting, steer
 from lm_eval_cna.steering_rows import RowSteering
@@ -305,8 +305,5 @@ def _why_not_cache(model: Any) -> str | None:
     """The reason why rows cannot leave the model's cache, or None."""
     if getattr(model, "_is_stateful", False) or not model._supports_default_dynamic_cache():
         return f"{type(model).__name__} keeps a cache of its own kind"
-    foreign = {type(layer) for layer in DynamicCache(config=model.config).layers} - {
-        DynamicLayer,
-        DynamicSlidingWindowLayer,
-    }
-    return f"rows cannot leave a cache of {', '.join(sorted(kind.__name__ for kind in foreign))}" if foreign else None
+    foreign = ", ".join(foreign_layers(model))
+    return f"rows cannot leave a cache of {foreign}" if foreign else None

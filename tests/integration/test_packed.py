@@ -80,6 +80,20 @@ def test_rows_of_different_settings_equal_the_rows_alone(family: str) -> None:
     assert not any(module._forward_hooks or module._forward_pre_hooks for module in lm.model.modules())
 
 
+@pytest.mark.parametrize("family", ["mistral", "gemma3_text"])
+@pytest.mark.parametrize("window", [40, 100])
+def test_sliding_windows_that_are_filled_on_the_way_or_never(family: str, window: int) -> None:
+    model = tiny(family)
+    model.config.sliding_window = window
+    for module in model.modules():
+        if getattr(module, "sliding_window", None) is not None:
+            module.sliding_window = window
+    lm = loaded(model)
+    lm.model.generation_config.update(eos_token_id=ENDS, no_repeat_ngram_size=1)
+    settings = settings_of(lm)
+    check_rows(lm, [Job(ids, p, NEW) for ids in prompts() for p in range(len(settings))], settings)
+
+
 PROCESSORS: dict[str, dict[str, Any]] = {
     "repetition penalty": {"repetition_penalty": 1.1},
     "strong repetition penalty": {"repetition_penalty": 3.0},
@@ -124,14 +138,11 @@ def test_padding_is_not_penalised() -> None:
 
 
 @pytest.mark.parametrize("look_every", [1, 3, 100])
-@pytest.mark.parametrize("shrink_at", [0.0, 0.4])
-def test_looking_late_and_shrinking_late_change_nothing(
-    monkeypatch: pytest.MonkeyPatch, look_every: int, shrink_at: float
-) -> None:
-    lm = loaded(tiny("gemma2"))
+@pytest.mark.parametrize("family", ["gemma2", "llama"])
+def test_looking_late_changes_nothing(monkeypatch: pytest.MonkeyPatch, look_every: int, family: str) -> None:
+    lm = loaded(tiny(family))
     lm.model.generation_config.update(eos_token_id=ENDS, repetition_penalty=1.1, no_repeat_ngram_size=4)
     monkeypatch.setattr(greedy, "look_interval", lambda device: look_every)
-    monkeypatch.setattr(greedy, "SHRINK_AT", shrink_at)
     settings = settings_of(lm)
     check_rows(lm, [Job(ids, p, NEW - p) for ids in prompts() for p in range(len(settings))], settings)
 
