@@ -27,10 +27,59 @@ from lm_eval_cna.measurement import (
     stamp,
 )
 
-__all__ = ["METHODS", "Measurement", "Method", "Settings", "control", "discover", "measure"]
+__all__ = ["METHODS", "Measurement", "Method", "Settings", "check_request", "control", "discover", "measure"]
 
 Method = Literal["cna", "caa", "caa-residual", "random", "random-vectors"]
 METHODS: tuple[Method, ...] = ("cna", "caa", "caa-residual", "random", "random-vectors")
+#: Arguments that a method would ignore are refused.
+_ARGUMENTS: dict[str, set[str]] = {
+    "cna": {"fraction", "top_k", "excluded_layers"},
+    "caa": set(),
+    "caa-residual": {"layer"},
+    "random": {"like"},
+    "random-vectors": {"like"},
+}
+
+
+def check_request(
+    method: str,
+    *,
+    fraction: float | None = None,
+    top_k: int | None = None,
+    excluded_layers: Collection[int] = (),
+    layer: int | None = None,
+    like: Circuit | Vectors | None = None,
+    match: str = "layer",
+) -> None:
+    """Refuse what can be seen to be wrong in the arguments of `discover` before there is a model.
+
+    Raises:
+        ConfigError: an argument is missing, out of range, or has no meaning for the method.
+    """
+    if method not in METHODS:
+        raise ConfigError("method", got=method, allowed=", ".join(METHODS))
+    given = {"fraction": fraction, "top_k": top_k, "excluded_layers": excluded_layers or None, "layer": layer}
+    for name, value in {**given, "like": like}.items():
+        if value is not None and name not in _ARGUMENTS[method]:
+            raise ConfigError(f"{name.replace('_', '-')} has no meaning for method {method}", do="leave it out")
+    if fraction is not None and top_k is not None:
+        raise ConfigError("a circuit has one size", got=f"fraction {fraction} and top-k {top_k}", do="give one of them")
+    if fraction is not None and not 0 < fraction <= 1:
+        raise ConfigError("fraction of the model's neurons", got=fraction, allowed="above 0, up to 1")
+    if top_k is not None and top_k < 1:
+        raise ConfigError("top-k, the size of a circuit", got=top_k, allowed="1 or more")
+    if "like" not in _ARGUMENTS[method]:
+        return
+    kind = Circuit if method == "random" else Vectors
+    if not isinstance(like, kind):
+        raise ConfigError(
+            f"{method} is matched to an intervention",
+            got=None if like is None else like.method,
+            allowed="a circuit" if kind is Circuit else "vectors",
+            do="give it with --like FILE",
+        )
+    if match not in ("layer", "activation"):
+        raise ConfigError("match", got=match, allowed="layer, activation")
 
 
 def discover(
@@ -77,22 +126,10 @@ def discover(
         ConfigError: an argument is missing, out of range, or has no meaning for the method.
         CNAError: as in `measure`.
     """
-    if method not in METHODS:
-        raise ConfigError("method", got=method, allowed=", ".join(METHODS))
-    _refuse_strangers(
-        method, fraction=fraction, top_k=top_k, excluded_layers=excluded_layers or None, layer=layer, like=like
+    check_request(
+        method, fraction=fraction, top_k=top_k, excluded_layers=excluded_layers, layer=layer, like=like, match=match
     )
-    if method in ("random", "random-vectors"):
-        kind = Circuit if method == "random" else Vectors
-        if not isinstance(like, kind):
-            raise ConfigError(
-                f"{method} is matched to an intervention",
-                got=None if like is None else like.method,
-                allowed="a circuit" if kind is Circuit else "vectors",
-                do="give it with --like FILE",
-            )
-        if match not in ("layer", "activation"):
-            raise ConfigError("match", got=match, allowed="layer, activation")
+    if like is not None:
         magnitudes = None
         if method == "random" and match == "activation":
             if contrast is None:
@@ -207,16 +244,3 @@ def control(
         discovery=like.discovery.model_copy(update=origin),
         neurons=neurons,
     )
-
-
-def _refuse_strangers(method: Method, **given: object) -> None:
-    """Refuse an argument that the method would ignore."""
-    known = {
-        "cna": {"fraction", "top_k", "excluded_layers"},
-        "caa-residual": {"layer"},
-        "random": {"like"},
-        "random-vectors": {"like"},
-    }.get(method, set())
-    for name, value in given.items():
-        if value is not None and name not in known:
-            raise ConfigError(f"{name.replace('_', '-')} has no meaning for method {method}", do="leave it out")
