@@ -1,0 +1,102 @@
+"""The command line: parses, calls, prints. Exit status 0 done, 1 regression, 2 wrong input, 130 interrupted.
+
+Floor 6. A module for each group of commands, and here what they share: the list of commands, and how each may end.
+Heavy modules are imported by the commands that need them, so that `--help` and `show` are quick.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+from typing import Annotated
+
+import typer
+from pydantic import ValidationError
+
+from lm_eval_cna.cli.interventions import compare, discover, show, try_
+from lm_eval_cna.cli.organisms import demo, organism
+from lm_eval_cna.cli.output import errors, say
+from lm_eval_cna.cli.runs import judge, report, sweep
+from lm_eval_cna.errors import CNAError
+
+PROGRAM = "lm-eval-cna"
+INTERRUPTED = 130  # 128 + SIGINT, as shells have it; typer returns it too
+app = typer.Typer(
+    name=PROGRAM,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    help="Steer a model's neurons inside lm-evaluation-harness and measure what it does, with controls.",
+)
+
+
+@app.callback()
+def _options(debug: Annotated[bool, typer.Option("--debug", help="Show tracebacks.")] = False) -> None:
+    """Options of every command; `main` reads --debug before typer does."""
+
+
+for _name, _command in (
+    ("demo", demo),
+    ("organism", organism),
+    ("discover", discover),
+    ("show", show),
+    ("compare", compare),
+    ("try", try_),
+    ("sweep", sweep),
+    ("judge", judge),
+    ("report", report),
+):
+    app.command(_name)(_command)
+
+
+@app.command(context_settings={"allow_extra_args": True, "ignore_unknown_options": True})
+def run() -> None:
+    """lm-eval's own command with this plugin loaded; `main` hands it over before typer looks at the arguments."""
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Run the command line; returns the exit status."""
+    given = sys.argv[1:] if argv is None else argv
+    arguments = [argument for argument in given if argument != "--debug"]
+    if arguments[:1] == ["run"]:  # lm-eval's own command, with its own --help, bars and exceptions
+        from lm_eval_cna.entry import run_lm_eval
+
+        return run_lm_eval(given[given.index("run") :])
+    os.environ.setdefault("TQDM_DISABLE", "1")  # lm-eval and transformers draw a bar per cell
+    os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
+    debug = len(arguments) < len(given)
+    try:
+        status = int(app(arguments or ["--help"], prog_name=PROGRAM, standalone_mode=False) or 0)
+    except CNAError as error:
+        if debug:
+            raise
+        return _fail(str(error))
+    except (KeyboardInterrupt, typer.Abort):  # Abort: typer's word for an interrupt, in some versions
+        status = INTERRUPTED
+    except OSError as error:
+        # A file or folder that the operating system refuses; without its name, the error is not about one.
+        if debug or error.filename is None:
+            raise
+        return _fail(f"cannot use {error.filename}: {error.strerror}")
+    except Exception as error:
+        # typer's usage errors, which it would print as a box; anything else is a bug and keeps its traceback.
+        if debug or not hasattr(error, "format_message"):
+            raise
+        return _fail(_usage(error, error.format_message()))
+    if status == INTERRUPTED:  # which most versions of typer return, and do not raise
+        return _fail("interrupted; what was finished is kept, and the same command continues", status=INTERRUPTED)
+    return status if arguments else 2
+
+
+def _usage(error: Exception, message: str) -> str:
+    """Words of typer for a wrong command line, with the value where typer leaves it out."""
+    message = message.replace("Value error, ", "").rstrip(".")
+    if isinstance(error.__cause__, ValidationError):
+        got = repr(error.__cause__.errors()[0]["input"])
+        message += "" if got in message else f"; got {got}"
+    context = getattr(error, "ctx", None)
+    return f"{message}; see {PROGRAM if context is None else context.command_path} --help"
+
+
+def _fail(message: str, *, status: int = 2) -> int:
+    say(f"error: {' '.join(message.split())}", console=errors)
+    return status

@@ -1,0 +1,102 @@
+"""Options that several commands have, and how their values are read."""
+
+from __future__ import annotations
+
+from enum import StrEnum
+from typing import Annotated, Any
+
+import typer
+
+from lm_eval_cna.errors import ConfigError
+
+
+class Dtype(StrEnum):
+    """Precisions of a model; auto is the checkpoint's own."""
+
+    auto = "auto"
+    float32 = "float32"
+    float16 = "float16"
+    bfloat16 = "bfloat16"
+
+
+class Method(StrEnum):
+    """Methods of `discover`."""
+
+    cna = "cna"
+    caa = "caa"
+    caa_residual = "caa-residual"
+    random = "random"
+    random_vectors = "random-vectors"
+
+
+class Match(StrEnum):
+    """What random neurons are matched by."""
+
+    layer = "layer"
+    activation = "activation"
+
+
+ModelOption = Annotated[str, typer.Option("--model", help="Model name on the hub, or path.")]
+RevisionOption = Annotated[str | None, typer.Option(help="Revision of the model.")]
+DtypeOption = Annotated[Dtype, typer.Option(help="Precision of the model; auto is the checkpoint's own.")]
+DeviceOption = Annotated[str | None, typer.Option(help="cpu, cuda, cuda:0, mps; by default the best there is.")]
+BatchOption = Annotated[int, typer.Option(min=1, help="Prompts per forward pass.")]
+JudgeModelOption = Annotated[str | None, typer.Option(help="Judge: an lm-eval model, local-chat-completions.")]
+JudgeArgsOption = Annotated[str | None, typer.Option(help="Its arguments, model=NAME,base_url=URL,num_concurrent=16.")]
+
+
+def numbers(name: str, text: str) -> tuple[float, ...]:
+    """Read numbers separated by commas.
+
+    Raises:
+        ConfigError: a part is not a finite number.
+    """
+    from lm_eval_cna.sweep.config import parse_numbers
+
+    return parse_numbers(name, text)
+
+
+def whole_numbers(name: str, text: str) -> tuple[int, ...]:
+    """Read whole numbers from 0 separated by commas.
+
+    Raises:
+        ConfigError: a part is not one.
+    """
+    parts = [part.strip() for part in text.split(",")]
+    for part in parts:
+        if not (part.isascii() and part.isdecimal()):
+            raise ConfigError(f"{name}: not a whole number", got=part, allowed="whole numbers separated by commas, 0,1")
+    return tuple(int(part) for part in parts)
+
+
+def arguments_of(name: str, text: str) -> dict[str, Any]:
+    """Read lm-eval's `a=1,b=2`.
+
+    Raises:
+        ConfigError: a part is no argument with a value, or has no name.
+    """
+    from lm_eval.utils import simple_parse_args_string
+
+    for part in filter(None, text.strip().split(",")):
+        before, equals, _ = part.partition("=")
+        if not (before.strip() and equals):
+            # Not the value: arguments may hold a key, and errors end up in logs.
+            raise ConfigError(f"{name}: not arguments with values", allowed="NAME=VALUE separated by commas")
+    arguments: dict[str, Any] = simple_parse_args_string(text)
+    return arguments
+
+
+def completed(values: dict[str, Any], field: str, more: dict[str, Any]) -> dict[str, Any]:
+    """A mapping of a configuration file with what the flags add to it.
+
+    Raises:
+        ConfigError: the file holds something else there.
+    """
+    given = values.get(field)
+    if given is None:
+        return more
+    if not isinstance(given, dict):
+        raise ConfigError(
+            f"{field} of the configuration file is not a mapping", got=type(given).__name__, allowed="names and values"
+        )
+    return {**given, **more}

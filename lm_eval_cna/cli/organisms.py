@@ -1,0 +1,29 @@
+"""Commands that need nothing from outside: the organism, and the main job on it."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from lm_eval_cna.cli.output import errors, print_report, say, typed_command
+from lm_eval_cna.terminal import progress
+
+
+def demo(output: Annotated[Path, typer.Option(help="Where runs and report go.")] = Path("results/runs/demo")) -> None:
+    """Organism, discovery, sweep, report: the main job with nothing to download."""
+    from lm_eval_cna.demo import run_demo
+
+    with progress(errors) as tell:
+        report = run_demo(output, progress=tell, command=typed_command())
+    print_report(report)
+
+
+def organism(output: Annotated[Path, typer.Option(help="Gets base, instruct and diffuse.")]) -> None:
+    """Train the organism and write it as Hugging Face checkpoints."""
+    from lm_eval_cna.organism.store import ensure_organism
+
+    with progress(errors) as tell:
+        paths = ensure_organism(output, progress=lambda stage, done, total: tell(f"training {stage}", done, total, ""))
+    say(f"{paths.root}: base, instruct, diffuse; {len(paths.planted)} planted neurons")

@@ -1,0 +1,53 @@
+"""What commands print: standard output and standard error, and the pieces that several commands show."""
+
+from __future__ import annotations
+
+import re
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from rich.console import Console
+
+from lm_eval_cna.terminal import clean, show_table
+
+if TYPE_CHECKING:
+    from lm_eval_cna.intervention import Circuit, Vectors
+
+# Without a terminal there is no screen to fold tables to.
+output = Console(width=None if sys.stdout.isatty() else 200)
+errors = Console(stderr=True)
+
+_SECRET = re.compile(r"(key|token|headers?)=[^,]*", re.IGNORECASE)
+
+
+def say(text: str, *, console: Console = output) -> None:
+    """Print text as it is, neither folded nor read as markup, and without control characters."""
+    console.print(clean(text, lines=True), markup=False, highlight=False, emoji=False, soft_wrap=True)
+
+
+def print_intervention(intervention: Circuit | Vectors) -> None:
+    """Print what an intervention is and, of a circuit, where its neurons are."""
+    from lm_eval_cna.intervention import Circuit
+    from lm_eval_cna.report.interventions import facts, profile_rows
+
+    show_table(output, intervention.name, ("what", "value"), facts(intervention))
+    if isinstance(intervention, Circuit):
+        show_table(output, "layer profile", ("circuit", "share in", "all", "top 200"), profile_rows([intervention]))
+
+
+def print_report(path: Path) -> None:
+    """Print the report without its figures, rendered on a terminal, and say where it is."""
+    text = "\n".join(line for line in path.read_text(encoding="utf-8").splitlines() if not line.startswith("!["))
+    if output.is_terminal:
+        from rich.markdown import Markdown
+
+        output.print(Markdown(clean(text, lines=True), hyperlinks=False))
+    else:
+        say(text)
+    say(f"report: {path}")
+
+
+def typed_command() -> list[str]:
+    """What the user typed, for a run's manifest, without keys and tokens."""
+    return ["lm-eval-cna", *(_SECRET.sub(r"\1=(not shown)", argument) for argument in sys.argv[1:])]

@@ -1,0 +1,114 @@
+"""Commands on run directories: sweep, judge, report."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from lm_eval_cna.cli.options import (
+    JudgeArgsOption,
+    JudgeModelOption,
+    arguments_of,
+    completed,
+    numbers,
+    whole_numbers,
+)
+from lm_eval_cna.cli.output import errors, print_report, say, typed_command
+from lm_eval_cna.errors import ConfigError
+from lm_eval_cna.terminal import progress
+
+
+def sweep(
+    config: Annotated[Path | None, typer.Argument(help="YAML file that says the same as the flags, and more.")] = None,
+    model: Annotated[str | None, typer.Option(help="Model name on the hub, or path.")] = None,
+    output: Annotated[Path | None, typer.Option(help="Run directory; a rerun continues there.")] = None,
+    circuit: Annotated[str | None, typer.Option(help="Circuit file; without, it is discovered.")] = None,
+    vectors: Annotated[str | None, typer.Option(help="Vectors file for CAA.")] = None,
+    contrast: Annotated[str | None, typer.Option(help="Contrast set to discover from [refusal].")] = None,
+    methods: Annotated[str | None, typer.Option(help="cna,caa,caa-residual,random,random-vectors.")] = None,
+    fraction: Annotated[float | None, typer.Option(help="Size of a discovered circuit [0.001].")] = None,
+    random: Annotated[int | None, typer.Option(help="Random control seeds [19].")] = None,
+    multipliers: Annotated[str | None, typer.Option(help="Multipliers [0,0.25,0.5,0.75,1,1.5,2].")] = None,
+    top_k: Annotated[str | None, typer.Option(help="Circuit sizes to compare, 100,200,400.")] = None,
+    tasks: Annotated[str | None, typer.Option(help="lm-eval tasks, a,b.")] = None,
+    limit: Annotated[int | None, typer.Option(help="Documents a task, to try things out.")] = None,
+    model_args: Annotated[str | None, typer.Option(help="Arguments of cna-hf, dtype=bfloat16,batch_size=32.")] = None,
+    mode: Annotated[str | None, typer.Option(help="auto, rows, fold or hook.")] = None,
+    judge_model: JudgeModelOption = None,
+    judge_model_args: JudgeArgsOption = None,
+) -> None:
+    """Compare CNA, CAA, random neurons and the baseline over multipliers, from one model load, and report."""
+    from lm_eval_cna.sweep.config import parse_config, read_config
+
+    values: dict[str, Any] = read_config(config) if config is not None else {}
+    flags: dict[str, Any] = {
+        "model": model,
+        "output": output,
+        "circuit": circuit,
+        "vectors": vectors,
+        "contrast": contrast,
+        "methods": None if methods is None else methods.split(","),
+        "fraction": fraction,
+        "random": random,
+        "multipliers": None if multipliers is None else numbers("--multipliers", multipliers),
+        "top_k": None if top_k is None else whole_numbers("--top-k", top_k),
+        "tasks": tasks,
+        "limit": limit,
+        "mode": mode,
+    }
+    values |= {name: value for name, value in flags.items() if value is not None}
+    if model_args is not None:
+        values["model_args"] = completed(values, "model_args", arguments_of("--model-args", model_args))
+    if judge_model is not None:
+        values["judge"] = completed(values, "judge", _judge_values(judge_model, judge_model_args))
+    elif judge_model_args is not None:
+        raise ConfigError("--judge-model-args without a judge", do="give --judge-model NAME too")
+    checked = parse_config(values)
+    from lm_eval_cna.report.page import write_report
+    from lm_eval_cna.sweep.runner import run_sweep
+
+    with progress(errors) as tell:
+        directory = run_sweep(checked, progress=tell, command=typed_command())
+    print_report(write_report([directory], directory.path))
+
+
+def judge(
+    directory: Annotated[Path, typer.Argument(help="A run directory.")],
+    judge_model: JudgeModelOption = None,
+    judge_model_args: JudgeArgsOption = None,
+    rubric: Annotated[str | None, typer.Option(help="strongreject or rating-10.")] = None,
+    judge_template: Annotated[Path | None, typer.Option(help="Your wording, with {prompt} and {response}.")] = None,
+    judge_dry_run: Annotated[bool, typer.Option(help="Only count the questions.")] = False,
+) -> None:
+    """Grade a run's stored responses with a judge; nothing is generated, nothing is asked twice."""
+    if judge_model is None:
+        raise ConfigError("no judge is named", do="give --judge-model NAME and --judge-model-args ARGS")
+    from lm_eval_cna.judging.config import parse_judge
+    from lm_eval_cna.report.page import write_report
+    from lm_eval_cna.sweep.judged import judge_run
+    from lm_eval_cna.sweep.rundir import RunDirectory
+
+    values = _judge_values(judge_model, judge_model_args) | {"rubric": rubric, "judge_template": judge_template}
+    config = parse_judge({name: value for name, value in values.items() if value is not None})
+    run = RunDirectory(directory)
+    run.manifest()  # before a lock is left in a folder that is no run directory
+    if judge_dry_run:
+        say(f"{judge_run(run, config, dry_run=True)} questions to ask")
+        return
+    with run.lock(), progress(errors) as tell:
+        judge_run(run, config, progress=lambda done, total, detail: tell("judge", done, total, detail))
+    print_report(write_report([run], directory))
+
+
+def report(directory: Annotated[Path, typer.Argument(help="A run directory, or a folder of such.")]) -> None:
+    """Write report.md and figures/ of finished runs."""
+    from lm_eval_cna.report.page import write_report
+    from lm_eval_cna.sweep.rundir import find_runs
+
+    print_report(write_report(find_runs(directory), directory))
+
+
+def _judge_values(model: str, arguments: str | None) -> dict[str, Any]:
+    return {"model": model, "model_args": {} if arguments is None else arguments_of("--judge-model-args", arguments)}
