@@ -12,7 +12,6 @@ from contextlib import contextmanager
 from functools import cached_property
 from typing import Any
 
-import torch
 from lm_eval.api.registry import register_model
 from lm_eval.models.huggingface import HFLM
 
@@ -22,6 +21,13 @@ from lm_eval_cna.fingerprint import weights_sha256
 from lm_eval_cna.fit import check_fit, fit_warnings
 from lm_eval_cna.hashing import json_sha256
 from lm_eval_cna.intervention import Circuit, Vectors, read_intervention
+from lm_eval_cna.models.arguments import (
+    check_batch_size,
+    check_device,
+    check_dtype,
+    finite_number,
+    naming_the_model,
+)
 from lm_eval_cna.models.cache_guard import guard_cache
 from lm_eval_cna.prompts import chat_template_sha256
 from lm_eval_cna.steering import MODES, Mode, Setting, Steering, apply
@@ -40,7 +46,7 @@ class CNAHFLM(HFLM):  # type: ignore[misc]  # lm-eval carries no type informatio
         scale: factor of vectors.
         mode: "auto" (fold where weights can be edited), "fold" or "hook".
         revision: of `pretrained`; by default the one that the circuit file names.
-        device: by default CUDA or MPS where there is one, else the CPU.
+        device: one that this machine has; by default, or for "auto", CUDA or MPS where there is one, else the CPU.
         **kwargs: everything that `hf` takes.
 
     Raises:
@@ -61,22 +67,21 @@ class CNAHFLM(HFLM):  # type: ignore[misc]  # lm-eval carries no type informatio
         device: str | None = None,
         **kwargs: Any,
     ) -> None:
-        # Everything that can be wrong in the arguments is found before a model is loaded.
-        number, factor = _number("multiplier", multiplier), _number("scale", scale)
+        # Everything that can be wrong in the arguments is found before a file is read or a model is loaded.
+        number, factor = finite_number("multiplier", multiplier), finite_number("scale", scale)
         if mode not in MODES:
             raise ConfigError("mode", got=mode, allowed=", ".join(MODES))
+        device = check_device(device)
+        check_dtype(kwargs.get("dtype", "auto"))
+        check_batch_size(kwargs.get("batch_size", 1))
         intervention = None if circuit is None else read_intervention(circuit)
         if pretrained is None and intervention is not None:
             pretrained = intervention.model.id
             revision = revision or intervention.model.revision
         if pretrained is None:
             raise ConfigError("no model is named", do="give pretrained=NAME, or a circuit whose file names its model")
-        device = device or _default_device()
-        try:
-            with _processes_on_cpu(device, kwargs):
-                super().__init__(pretrained=pretrained, revision=revision or "main", device=device, **kwargs)
-        except OSError as error:  # transformers' word for a model that is not there
-            raise ConfigError(f"cannot load the model: {error}", do="give a name on the hub or a path") from error
+        with naming_the_model(pretrained), _processes_on_cpu(device, kwargs):
+            super().__init__(pretrained=pretrained, revision=revision or "main", device=device, **kwargs)
         self._share_requests_between_cpu_processes(kwargs)
         self.quiet = False
         self.mode: Mode = mode
@@ -261,19 +266,3 @@ def _described(setting: Setting, mode: str) -> dict[str, Any]:
         "scale": setting.scale,
         "mode": "none" if setting.is_baseline else mode,
     }
-
-
-def _number(name: str, value: float | str) -> float:
-    try:
-        number = float(value)
-    except (TypeError, ValueError):
-        number = float("nan")
-    if isinstance(value, bool) or not abs(number) < float("inf"):
-        raise ConfigError(name, got=value, allowed="a finite number")
-    return number
-
-
-def _default_device() -> str:
-    if torch.cuda.is_available():
-        return "cuda"
-    return "mps" if torch.backends.mps.is_available() else "cpu"
