@@ -61,7 +61,7 @@ def run_demo(
         config = parse_config(
             {
                 "model": str(getattr(organism, variant)),
-                "model_args": {"device": "cpu", "dtype": "float32", "batch_size": 64},
+                "model_args": {"device": "cpu", "dtype": "float32"},
                 "contrast": "organism",
                 "fraction": FRACTION,
                 "tasks": list(_TASKS),
@@ -71,8 +71,8 @@ def run_demo(
             }
         )
 
-        def report_cells(done: int, total: int, detail: str, variant: str = variant) -> None:
-            tell(f"sweep of {variant}", done, total, detail)
+        def report_cells(stage: str, done: int, total: int, detail: str, variant: str = variant) -> None:
+            tell(f"{variant}: {stage}", done, total, detail)
 
         directories.append(run_sweep(config, progress=report_cells, task_manager=manager, command=command))
     return write_report(directories, output, preface=_preface(organism, output / "instruct"))

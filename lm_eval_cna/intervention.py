@@ -129,7 +129,11 @@ class Circuit(Intervention):
             raise InterventionError(
                 "circuit size", got=k, allowed=f"1 to {len(self.neurons)}, the neurons of {self.name}"
             )
-        return self.model_copy(update={"neurons": self.neurons[:k]})
+        if k == len(self.neurons):
+            return self
+        # The header's hash is that of all the circuit's columns.
+        model = self.model.model_copy(update={"columns_sha256": None})
+        return self.model_copy(update={"neurons": self.neurons[:k], "model": model})
 
     def by_layer(self) -> dict[int, list[int]]:
         """Neuron indices of each touched layer, layers and indices ascending."""

@@ -21,6 +21,10 @@ DEFAULT_TASKS = ("jbb_harmful_refusal", "jbb_benign_refusal")
 _MAX_BYTES = 2**20
 
 
+#: Arguments of cna-hf that a sweep gives itself.
+_OURS = {"pretrained", "circuit", "multiplier", "scale", "mode"}
+
+
 class _Model(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
@@ -67,7 +71,10 @@ class SweepConfig(_Model):
     scale: float = Field(default=1.0, description="factor of vectors")
     tasks: tuple[TaskSpec, ...] = Field(default=tuple(TaskSpec(task=name) for name in DEFAULT_TASKS), min_length=1)
     limit: Annotated[int | None, Field(ge=1, description="documents a task; for trying things out")] = None
-    mode: Literal["auto", "fold", "hook"] = "auto"
+    mode: Annotated[
+        Literal["auto", "rows", "fold", "hook"],
+        Field(description="how the model is steered; auto is rows: cells share batches. One mode throughout a sweep"),
+    ] = "auto"
     excluded_layers: tuple[Annotated[int, Field(ge=0)], ...] = ()
     universal_filter: bool = True
     harmless_kl: bool = Field(default=True, description="first-token KL of every cell on harmless prompts")
@@ -99,6 +106,11 @@ class SweepConfig(_Model):
     def _consistent(self) -> Self:
         if len({task.task for task in self.tasks}) < len(self.tasks):
             raise ValueError("a task is named more than once")
+        taken = sorted(_OURS & self.model_args.keys())
+        if taken:
+            raise ValueError(f"model_args: {taken[0]} is set by the sweep itself")
+        if not _is_batch_size(self.model_args.get("batch_size", "auto")):
+            raise ValueError("model_args: batch_size is a whole number from 1, or auto")
         if self.methods is not None and not self.methods:
             raise ValueError("methods must not be empty")
         of_vectors = {"caa", "caa-residual", "random-vectors"} & set(self.methods or ())
@@ -122,6 +134,10 @@ class SweepConfig(_Model):
             least = 0.0 if 0.0 in self.multipliers else min(self.multipliers)
             chosen = (least, max(self.multipliers))
         return tuple(m for m in sorted(set(chosen)) if m != 1.0)
+
+
+def _is_batch_size(value: Any) -> bool:
+    return value == "auto" or (str(value).isdecimal() and int(value) >= 1)
 
 
 def parse_config(values: dict[str, Any]) -> SweepConfig:

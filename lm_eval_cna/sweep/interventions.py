@@ -3,10 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
-
-import torch
 
 from lm_eval_cna.activations import Read
 from lm_eval_cna.attribution import Settings, control, measure
@@ -14,14 +11,17 @@ from lm_eval_cna.contrast import load_contrast
 from lm_eval_cna.errors import ConfigError
 from lm_eval_cna.fit import check_fit
 from lm_eval_cna.intervention import Circuit, Vectors, read_intervention
+from lm_eval_cna.measurement import Measurement
 from lm_eval_cna.models.hf import CNAHFLM
 from lm_eval_cna.steering import Setting
 from lm_eval_cna.sweep.cells import Cell
-from lm_eval_cna.sweep.config import SweepConfig
+from lm_eval_cna.sweep.config import SweepConfig, TaskSpec
 from lm_eval_cna.sweep.rundir import RunDirectory
 
 _FILES = {"cna": "circuit.json", "caa": "vectors.safetensors", "caa-residual": "residual.safetensors"}
 _READS: dict[str, Read] = {"cna": "neurons", "caa": "writes", "caa-residual": "blocks"}
+#: Control -> the method that it is drawn for, and how its file ends.
+_CONTROLS = {"random": ("cna", "json"), "random-vectors": ("caa", "safetensors")}
 
 
 @dataclass(frozen=True)
@@ -47,61 +47,71 @@ class Interventions:
             chosen = chosen.prefix(cell.size)
         return Setting(chosen, cell.multiplier, self.scale)
 
+    @property
+    def hashes(self) -> dict[str, str]:
+        """Identity of every intervention, by the file that it is kept in."""
+        return {name: intervention.sha256 for name, intervention in self._files()}
+
+    def keep(self, directory: RunDirectory) -> None:
+        """Write every intervention into the run directory; of a sweep that has begun, those that are missing."""
+        for name, intervention in self._files():
+            if not directory.begun or not directory.has(name):
+                intervention.write(directory.path / name)
+
+    def _files(self) -> list[tuple[str, Circuit | Vectors]]:
+        found = [(_FILES[method], intervention) for method, intervention in self.found.items()]
+        return found + [(_control_file(*key), intervention) for key, intervention in self.controls.items()]
+
 
 def prepare(config: SweepConfig, lm: CNAHFLM, directory: RunDirectory) -> Interventions:
-    """Read, discover and draw what the sweep needs, and keep every file in the run directory.
+    """Read, discover and draw what the sweep needs; nothing is written.
 
-    What an earlier, interrupted run left there is used again, so that a continued sweep has one circuit.
+    What a sweep that has begun in the directory found is used again, so that a continued sweep has one circuit; what
+    an earlier one left that never got so far is not.
 
     Raises:
-        CNAError: a file cannot be read or does not fit the model, or discovery fails.
+        CNAError: a file cannot be read or does not fit the model or the sizes, or discovery fails.
     """
     methods = _needed(config)
-    found: dict[str, Circuit | Vectors] = {}
     given = {"cna": config.circuit, "caa": config.vectors, "caa-residual": None}
+    found: dict[str, Circuit | Vectors] = {}
     for method in methods:
         kept = directory.path / _FILES[method]
-        source = kept if kept.is_file() else given[method]
+        source = given[method] or (kept if directory.begun and kept.is_file() else None)
         if source is not None:
-            found[method] = _of_kind(method, read_intervention(source))
+            found[method] = _of_method(method, read_intervention(source))
     missing = [method for method in methods if method not in found]
-    means = None
+    magnitudes = None
     if missing or config.match == "activation":
         measurement = _measure(config, lm, missing)
-        means = measurement.means
-        makers: dict[str, Any] = {
-            "cna": lambda: measurement.circuit(**_size(config), excluded_layers=config.excluded_layers),
-            "caa": measurement.vectors,
-            "caa-residual": measurement.residual_vector,
-        }
-        found |= {method: makers[method]() for method in missing}
-    for method, intervention in found.items():
+        magnitudes = measurement.means.magnitudes
+        if "cna" in missing:
+            size: dict[str, Any] = {"top_k": max(config.top_k)} if config.top_k else {"fraction": config.fraction}
+            found["cna"] = measurement.circuit(**size, excluded_layers=config.excluded_layers)
+        if "caa" in missing:
+            found["caa"] = measurement.vectors()
+        if "caa-residual" in missing:
+            found["caa-residual"] = measurement.residual_vector()
+    for intervention in found.values():
         check_fit(intervention, lm.architecture)
-        if not directory.has(_FILES[method]):
-            intervention.write(directory.path / _FILES[method])
-    magnitudes = means.magnitudes.mean(0) if means is not None and means.magnitudes is not None else None
-    return Interventions(found, _controls(config, lm, found, magnitudes, directory.path), config.scale)
+        if isinstance(intervention, Circuit) and config.top_k:
+            intervention.prefix(max(config.top_k))  # refuses a size above the circuit's, before anything is asked
+    return Interventions(found, _draw(config, lm, found, magnitudes, directory), config.scale)
 
 
 def _needed(config: SweepConfig) -> list[str]:
     """Methods whose interventions are needed; a control needs the one that it is matched to."""
-    like = {"random": "cna", "random-vectors": "caa"}
-    return sorted({like.get(method, method) for method in config.compared})
+    return sorted({_CONTROLS.get(method, (method, ""))[0] for method in config.compared})
 
 
-def _size(config: SweepConfig) -> dict[str, Any]:
-    return {"top_k": max(config.top_k)} if config.top_k else {"fraction": config.fraction}
+def _control_file(method: str, seed: int) -> str:
+    return f"controls/{method}-{seed}.{_CONTROLS[method][1]}"
 
 
-def _measure(config: SweepConfig, lm: CNAHFLM, missing: list[str]) -> Any:
+def _measure(config: SweepConfig, lm: CNAHFLM, missing: list[str]) -> Measurement:
     read: list[Read] = [_READS[method] for method in missing]
     if config.match == "activation":
         read.append("magnitudes")
-    settings = Settings(
-        chat_template_args=lm.chat_template_args,
-        add_bos_token=lm.add_bos_token,
-        batch_size=lm.batch_size if isinstance(lm.batch_size, int) else 16,
-    )
     share = max(config.top_k) / lm.architecture.num_neurons if config.top_k else config.fraction
     return measure(
         lm.model,
@@ -110,42 +120,44 @@ def _measure(config: SweepConfig, lm: CNAHFLM, missing: list[str]) -> Any:
         read=tuple(read),
         universal_filter=config.universal_filter,
         universal_fraction=min(share, 1.0),
-        settings=settings,
+        settings=Settings(
+            chat_template=in_chat(config.tasks),
+            chat_template_args=lm.chat_template_args,
+            add_bos_token=lm.add_bos_token,
+        ),
         model_id=config.model,
         revision=lm.revision,
     )
 
 
-def _controls(
-    config: SweepConfig,
-    lm: CNAHFLM,
-    found: dict[str, Circuit | Vectors],
-    magnitudes: torch.Tensor | None,
-    path: Path,
+def in_chat(tasks: tuple[TaskSpec, ...]) -> bool:
+    """Whether prompts that are no task's are rendered with the chat template: unless no task of the sweep is."""
+    return any(task.chat_template is not False for task in tasks)
+
+
+def _draw(
+    config: SweepConfig, lm: CNAHFLM, found: dict[str, Circuit | Vectors], magnitudes: Any, directory: RunDirectory
 ) -> dict[tuple[str, int], Circuit | Vectors]:
     drawn: dict[tuple[str, int], Circuit | Vectors] = {}
-    for method, like, suffix in (("random", "cna", "json"), ("random-vectors", "caa", "safetensors")):
+    identity: dict[str, Any] = {"model_id": config.model, "revision": lm.revision}
+    for method, (like, _) in _CONTROLS.items():
         for seed in range(config.random) if method in config.compared else ():
-            kept = path / "controls" / f"{method}-{seed}.{suffix}"
-            if kept.is_file():
-                drawn[method, seed] = read_intervention(kept)
-                continue
+            kept = directory.path / _control_file(method, seed)
             matched = found[like]
-            identity: dict[str, Any] = {"model_id": config.model, "revision": lm.revision}
-            if isinstance(matched, Circuit):
-                made: Circuit | Vectors = control(lm.model, matched, seed=seed, magnitudes=magnitudes, **identity)
+            if directory.begun and kept.is_file():
+                drawn[method, seed] = read_intervention(kept)
+            elif isinstance(matched, Circuit):
+                drawn[method, seed] = control(lm.model, matched, seed=seed, magnitudes=magnitudes, **identity)
             else:
-                made = control(lm.model, matched, seed=seed, **identity)
-            made.write(kept)
-            drawn[method, seed] = made
+                drawn[method, seed] = control(lm.model, matched, seed=seed, **identity)
     return drawn
 
 
-def _of_kind(method: str, intervention: Circuit | Vectors) -> Circuit | Vectors:
-    """Refuse vectors given as a circuit, and the other way round."""
-    wanted = Circuit if method == "cna" else Vectors
-    if not isinstance(intervention, wanted):
-        raise ConfigError(
-            f"{method} needs {'a circuit' if wanted is Circuit else 'vectors'}", got=f"a {intervention.method} file"
-        )
+def _of_method(method: str, intervention: Circuit | Vectors) -> Circuit | Vectors:
+    """Refuse vectors given as a circuit, a control given as one, and the other way round."""
+    if intervention.method != method:
+        raise ConfigError(f"{method} needs {_WANTED[method]}", got=f"a {intervention.method} file")
     return intervention
+
+
+_WANTED = {"cna": "a circuit", "caa": "vectors", "caa-residual": "vectors of one layer"}

@@ -55,13 +55,28 @@ class RunDirectory:
         Raises:
             RunError: the directory holds another sweep, naming the first field that differs.
         """
-        if not (self.path / "manifest.json").exists():
+        if self.begun:
+            gone = dict.fromkeys(field for field in self._plan() if field not in manifest["plan"])
+            self.check_plan({**manifest["plan"], **gone})
+        else:
             self.write_json("manifest.json", {"schema": MANIFEST_SCHEMA, **manifest})
+
+    @property
+    def begun(self) -> bool:
+        """Whether a sweep has got so far as to write its manifest here."""
+        return self.has("manifest.json")
+
+    def check_plan(self, plan: dict[str, Any]) -> None:
+        """Compare fields of a plan with the manifest's, if there is one.
+
+        Raises:
+            RunError: the directory holds another sweep, naming the first field that differs.
+        """
+        if not self.begun:
             return
-        kept = self.manifest()["plan"]
-        plan = json.loads(json.dumps(manifest["plan"]))
-        # What the user wrote, in the order of the configuration, before what follows from it: cells, hashes.
-        for field in dict.fromkeys([*plan, *kept]):
+        kept = self._plan()
+        plan = json.loads(json.dumps(plan))
+        for field in plan:
             if kept.get(field) != plan.get(field):
                 begun = repr(kept.get(field))
                 raise RunError(
@@ -83,6 +98,10 @@ class RunDirectory:
                 f"{self.path} has a manifest of another schema", got=manifest.get("schema"), allowed=MANIFEST_SCHEMA
             )
         return manifest
+
+    def _plan(self) -> dict[str, Any]:
+        plan: dict[str, Any] = self.manifest()["plan"]
+        return plan
 
     def results_name(self, cell: str, setting: str) -> str:
         """Where the results of a cell under an evaluation setting are, relative to the directory."""

@@ -1,68 +1,56 @@
-"""Runs a sweep: one model load, one cell after another through lm-eval on the same model object.
+"""Runs a sweep from one model load: collect what lm-eval asks, compute it in packed batches, let lm-eval evaluate.
 
-Every cell's results are a file that lm-eval itself could have written, samples included. A killed sweep continues at
-the first cell whose file is missing.
+Every response is in the store as soon as its batch is done, so a killed sweep loses one batch. Every cell's results are
+a file that lm-eval itself could have written, samples included.
 """
 
 from __future__ import annotations
 
+import functools
 import gc
 import logging
 import platform
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
 from importlib.metadata import version
 from typing import Any
+from unittest import mock
 
 import torch
 from lm_eval import simple_evaluate
 from lm_eval.api.registry import get_model
 from lm_eval.models.api_models import TemplateAPI
+from lm_eval.models.huggingface import HFLM
 from lm_eval.tasks import TaskManager
 from lm_eval.utils import handle_non_serializable
+from torch.utils import collect_env
 
 from lm_eval_cna import entry
 from lm_eval_cna.divergence import harmless_kl
 from lm_eval_cna.errors import ConfigError
 from lm_eval_cna.judging.config import JudgeConfig
 from lm_eval_cna.judging.judge import shared_judge
-from lm_eval_cna.judging.task import LATER, JudgedTask
+from lm_eval_cna.judging.task import LATER
 from lm_eval_cna.models.hf import CNAHFLM
-from lm_eval_cna.prompts import chat_template_of
+from lm_eval_cna.sweep.answers import ROWS, Prompts, compute
+from lm_eval_cna.sweep.batches import Batch, Request, plan_batches
 from lm_eval_cna.sweep.cells import Cell, plan_cells
-from lm_eval_cna.sweep.config import SweepConfig, TaskSpec
-from lm_eval_cna.sweep.interventions import Interventions, prepare
+from lm_eval_cna.sweep.config import SweepConfig
+from lm_eval_cna.sweep.interventions import Interventions, in_chat, prepare
 from lm_eval_cna.sweep.judged import judge_run
+from lm_eval_cna.sweep.replay import Replay
+from lm_eval_cna.sweep.requests import Evaluation, collect, load_evaluations
 from lm_eval_cna.sweep.rundir import RunDirectory
+from lm_eval_cna.sweep.store import ResponseStore
 from lm_eval_cna.sweep.summary import HARMLESS_KL, summarize
 
-Progress = Callable[[int, int, str], None]
-_GENERATED = "generate_until"
-
-
-@dataclass
-class Evaluation:
-    """Tasks that one call of lm-eval evaluates: those with the same chat template and few-shot settings.
-
-    Attributes:
-        name: names the setting in the run directory ("chat", "plain-5shot").
-        chat_template: whether the chat template is applied.
-        num_fewshot: few-shot examples, or None for each task's own.
-        tasks: task and group objects, loaded once.
-        controlled: whether random controls are asked too.
-        judged: names of those tasks whose responses a judge grades.
-    """
-
-    name: str
-    chat_template: bool
-    num_fewshot: int | None
-    tasks: list[Any]
-    controlled: bool
-    judged: list[str]
+#: (stage, done, in all, detail)
+Progress = Callable[[str, int, int, str], None]
+_SCORED_ROWS = 16  # rows of a batch of log-likelihoods where the user does not say
 
 
 def run_sweep(
@@ -76,7 +64,7 @@ def run_sweep(
 
     Args:
         config: what to do.
-        progress: called with (cells done, cells in all, the cell at hand).
+        progress: called with (stage, done, in all, detail): responses first, then cells to evaluate, then verdicts.
         task_manager: one that knows our tasks; building one takes seconds, so callers of several sweeps share it.
         command: what the user typed, for the manifest.
 
@@ -84,28 +72,36 @@ def run_sweep(
         CNAError: the configuration, a file, the model or the run directory is not usable.
     """
     entry.register()
+    tell = progress or (lambda stage, done, total, detail: None)
     directory = RunDirectory(config.output)
     with directory.lock(), _quiet_lm_eval():
+        asked_for = config.model_dump(mode="json", exclude={"output", "judge"})
+        directory.check_plan(asked_for)  # before anything is loaded or written
+        if task_manager is not None and config.metadata:
+            raise ConfigError("metadata and a task manager are both given", do="give the metadata to the task manager")
         # Responses are judged when all are generated and the steered model is gone.
         metadata = {"pretrained": config.model, **config.metadata, "judge": LATER}
         manager = task_manager or TaskManager(metadata=metadata)
         _check_tasks(config, manager)
         if config.judge is not None:
             _check_judge(config.judge)
-        lm = CNAHFLM(pretrained=config.model, **config.model_args, mode=config.mode)
-        lm.quiet = True
+        lm = _load(config)
         interventions = prepare(config, lm, directory)
-        cells = plan_cells(config)
-        evaluations = _evaluations(config, lm, manager)
+        sweep = _lay_out(config, lm, interventions, manager, directory)
+        interventions.keep(directory)
         directory.adopt(
             {
                 "plan": {
-                    **config.model_dump(mode="json", exclude={"output", "judge"}),
-                    "cells": [cell._asdict() | {"key": cell.key} for cell in cells],
-                    "interventions": {method: found.sha256 for method, found in interventions.found.items()},
+                    **asked_for,
                     "weights_sha256": lm.weights_sha256,
-                    "settings": [part.name for part in evaluations],
-                    "judged": sorted(task for part in evaluations for task in part.judged),
+                    "interventions": interventions.hashes,
+                    "cells": [
+                        {**cell._asdict(), "key": cell.key, "context": context}
+                        for cell, context in zip(sweep.cells, sweep.contexts, strict=True)
+                    ],
+                    "settings": [part.name for part in sweep.parts],
+                    "judged": sorted(task for part in sweep.parts for task in part.judged),
+                    "rows": sweep.rows,
                 },
                 "judge": None if config.judge is None else config.judge.public(),
                 "architecture": {
@@ -120,29 +116,48 @@ def run_sweep(
                 "created": datetime.now(UTC).isoformat(timespec="seconds"),
             }
         )
-        todo = [(cell, part) for cell in cells for part in evaluations if part.controlled or not cell.is_control]
-        started = time.monotonic()
-        for done, (cell, part) in enumerate(todo):
-            name = directory.results_name(cell.key, part.name)
-            if progress is not None:
-                progress(done, len(todo), cell.key)
-            if not directory.has(name):
-                lm.steer(interventions.setting(cell))
-                results = _evaluate(lm, part, config, manager)
-                directory.write_json(name, results, default=handle_non_serializable)
-        lm.unsteer()
-        if config.harmless_kl and not directory.has(HARMLESS_KL):
-            _measure_divergence(lm, interventions, cells, directory)
-        del lm, interventions
-        if progress is not None:
-            progress(len(todo), len(todo), f"{time.monotonic() - started:.0f} s")
-        summary = summarize(directory, cells, [part.name for part in evaluations])
+        with ResponseStore(directory.path) as store:
+            _answer(lm, sweep, directory, store, tell)
+            if config.harmless_kl and not directory.has(HARMLESS_KL):
+                _measure_divergence(lm, config, sweep, directory)
+            _evaluate(lm, sweep, directory, store, manager, config.limit, tell)
+            said = {
+                cell.key: store.read(context).values()
+                for cell, context in zip(sweep.cells, sweep.contexts, strict=True)
+            }
+        summary = summarize(directory, sweep.cells, [part.name for part in sweep.parts], said)
         directory.write_text("summary.json", summary.model_dump_json(indent=1, by_alias=True) + "\n")
+        del lm, interventions, sweep
         if config.judge is not None:
             gc.collect()  # the steered model's memory, for a judge on the same machine
             torch.cuda.empty_cache()
-            judge_run(directory, config.judge, progress=progress)
+            judge_run(directory, config.judge, progress=functools.partial(tell, "judge"))
     return directory
+
+
+@dataclass
+class _Sweep:
+    """What is asked of the model.
+
+    Attributes:
+        cells: the grid.
+        settings: what each cell does to the model.
+        mode: how: "rows", "fold" or "hook".
+        contexts: each cell's identity in the response store.
+        parts: the evaluation settings, with their requests.
+        rows: generated answers in a batch.
+        plan: all batches of all cells.
+        prompts: the encoded prompts.
+    """
+
+    cells: list[Cell]
+    settings: list[Any]
+    mode: str
+    contexts: list[str]
+    parts: dict[Evaluation, list[Request]]
+    rows: int
+    plan: list[Batch]
+    prompts: Prompts
 
 
 def _check_tasks(config: SweepConfig, manager: TaskManager) -> None:
@@ -165,74 +180,146 @@ def _check_judge(config: JudgeConfig) -> None:
         shared_judge(config).check()
 
 
-def _evaluations(config: SweepConfig, lm: CNAHFLM, manager: TaskManager) -> list[Evaluation]:
-    """Group the tasks by their evaluation settings and load each group once."""
-    parts: dict[tuple[bool, int | None, bool], Evaluation] = {}
-    for spec in config.tasks:
-        chat = chat_template_of(lm.tokenizer) is not None if spec.chat_template is None else spec.chat_template
-        loaded = manager.load([spec.task])
-        controlled = _controlled(spec, loaded["tasks"].values())
-        name = "chat" if chat else "plain"
-        name += "" if spec.num_fewshot is None else f"-{spec.num_fewshot}shot"
-        name += "" if controlled else "-uncontrolled"
-        part = parts.setdefault(
-            (chat, spec.num_fewshot, controlled), Evaluation(name, chat, spec.num_fewshot, [], controlled, [])
-        )
-        part.tasks += _outermost(loaded)
-        part.judged += [name for name, task in loaded["tasks"].items() if isinstance(task, JudgedTask)]
-    return list(parts.values())
+def _load(config: SweepConfig) -> CNAHFLM:
+    arguments = {name: value for name, value in config.model_args.items() if name != "batch_size"}
+    # Rows are hooks with several settings; what runs one cell at a time in such a sweep is a hook too.
+    mode = "hook" if config.mode in ("auto", ROWS) else config.mode
+    lm = CNAHFLM(pretrained=config.model, **arguments, mode=mode)
+    lm.quiet = True
+    given = config.model_args.get("batch_size", "auto")
+    lm.batch_size_per_gpu = _SCORED_ROWS if given == "auto" else int(given)
+    return lm
 
 
-def _outermost(loaded: Any) -> list[Any]:
-    """The groups and tasks that are in no other group, as `TaskManager.load` takes them back."""
-    children = {name for names in loaded["group_map"].values() for name in names}
-    named = {**loaded["tasks"], **loaded["groups"]}
-    return [item for name, item in named.items() if name not in children]
-
-
-def _controlled(spec: TaskSpec, tasks: Any) -> bool:
-    """Behaviour tasks are controlled: those whose answers are generated, unless the user says otherwise."""
-    if spec.controls is not None:
-        return spec.controls
-    return all(task.get_config("output_type") == _GENERATED for task in tasks)
-
-
-def _evaluate(lm: CNAHFLM, part: Evaluation, config: SweepConfig, manager: TaskManager) -> dict[str, Any]:
-    results: dict[str, Any] = simple_evaluate(
-        lm,
-        tasks=list(part.tasks),
-        num_fewshot=part.num_fewshot,
-        apply_chat_template=part.chat_template,
-        limit=config.limit,
-        log_samples=True,
-        task_manager=manager,
+def _lay_out(
+    config: SweepConfig, lm: CNAHFLM, interventions: Interventions, manager: TaskManager, directory: RunDirectory
+) -> _Sweep:
+    cells = plan_cells(config)
+    settings = [interventions.setting(cell) for cell in cells]
+    mode = ROWS if config.mode == "auto" else config.mode
+    parts = {part: collect(part, lm, manager, config.limit) for part in load_evaluations(config, lm, manager)}
+    asked = [[request for part in _parts_of(cell, parts) for request in parts[part]] for cell in cells]
+    prompts = Prompts(lm, list(dict.fromkeys(request for mine in asked for request in mine)))
+    given = config.model_args.get("batch_size", "auto")
+    rows = prompts.rows(lm) if given == "auto" else int(given)
+    if directory.begun:  # the plan that was begun, on a machine with another memory too
+        rows = directory.manifest()["plan"].get("rows", rows)
+    return _Sweep(
+        cells=cells,
+        settings=settings,
+        mode=mode,
+        contexts=[lm.fingerprint_of(setting, mode) for setting in settings],
+        parts=parts,
+        rows=rows,
+        plan=plan_batches(asked, prompts.lengths, rows=rows, packed=mode == ROWS),
+        prompts=prompts,
     )
-    return results
 
 
-def _measure_divergence(lm: CNAHFLM, interventions: Interventions, cells: list[Cell], directory: RunDirectory) -> None:
+def _parts_of(cell: Cell, parts: Iterable[Evaluation]) -> list[Evaluation]:
+    """The evaluation settings under which a cell is asked."""
+    return [part for part in parts if part.controlled or not cell.is_control]
+
+
+def _answer(lm: CNAHFLM, sweep: _Sweep, directory: RunDirectory, store: ResponseStore, tell: Progress) -> None:
+    """Compute every batch of which a response is missing, whole, and write it in one transaction."""
+    known = [store.known(context) for context in sweep.contexts]
+    # Cells with a results file need no response, should the store be gone.
+    needed = [
+        {
+            request.key
+            for part in _parts_of(cell, sweep.parts)
+            if not directory.has(directory.results_name(cell.key, part.name))
+            for request in sweep.parts[part]
+        }
+        for cell in sweep.cells
+    ]
+    todo = [
+        batch
+        for batch in sweep.plan
+        if any(request.key in needed[cell] and request.key not in known[cell] for cell, request in batch.rows)
+    ]
+    total, left = sum(len(batch.rows) for batch in sweep.plan), sum(len(batch.rows) for batch in todo)
+    done, tokens, started = total - left, 0, time.monotonic()
+    tell("responses", done, total, "")
+    for batch, responses in compute(lm, sweep.settings, todo, sweep.prompts, mode=sweep.mode):
+        store.put(
+            {
+                (sweep.contexts[cell], request.key): response
+                for (cell, request), response in zip(batch.rows, responses, strict=True)
+            }
+        )
+        done += len(batch.rows)
+        tokens += sum(response.tokens for response in responses)
+        speed = tokens / max(time.monotonic() - started, 1e-9)
+        tell("responses", done, total, f"{speed:.0f} tokens/s" if tokens else "")
+
+
+def _evaluate(
+    lm: CNAHFLM,
+    sweep: _Sweep,
+    directory: RunDirectory,
+    store: ResponseStore,
+    manager: TaskManager,
+    limit: int | None,
+    tell: Progress,
+) -> None:
+    """Have lm-eval evaluate every cell from the store."""
+    todo = [
+        (cell, setting, context, part)
+        for cell, setting, context in zip(sweep.cells, sweep.settings, sweep.contexts, strict=True)
+        for part in _parts_of(cell, sweep.parts)
+    ]
+    about = HFLM.get_model_info(lm)  # asks the hub, so once
+    for done, (cell, setting, context, part) in enumerate(todo):
+        name = directory.results_name(cell.key, part.name)
+        tell("cells", done, len(todo), cell.key)
+        if directory.has(name):
+            continue
+        replay = Replay(lm, store.read(context), about | {"cna": lm.steering_info(setting, sweep.mode)})
+        results = simple_evaluate(
+            replay,
+            tasks=list(part.tasks),
+            num_fewshot=part.num_fewshot,
+            apply_chat_template=part.chat_template,
+            limit=limit,
+            log_samples=True,
+            task_manager=manager,
+        )
+        directory.write_json(name, results, default=handle_non_serializable)
+    tell("cells", len(todo), len(todo), "")
+
+
+def _measure_divergence(lm: CNAHFLM, config: SweepConfig, sweep: _Sweep, directory: RunDirectory) -> None:
     """KL of the first generated token on harmless prompts; lm-eval has no output type for distributions."""
     measured = harmless_kl(
         lm.model,
         lm.tokenizer,
-        [interventions.setting(cell) for cell in cells],
+        sweep.settings,
         mode=lm.mode,
+        chat_template=in_chat(config.tasks),
         chat_template_args=lm.chat_template_args,
         add_bos_token=lm.add_bos_token,
-        batch_size=lm.batch_size if isinstance(lm.batch_size, int) else 16,
+        batch_size=lm.batch_size,
     )
-    kept = {cell.key: asdict(divergence) for cell, divergence in zip(cells, measured, strict=True)}
+    kept = {cell.key: asdict(divergence) for cell, divergence in zip(sweep.cells, measured, strict=True)}
     directory.write_json(HARMLESS_KL, kept)
 
 
 @contextmanager
 def _quiet_lm_eval() -> Iterator[None]:
-    """Silence lm-eval's remarks below errors: it repeats the same ones for every task and cell."""
+    """Silence lm-eval's remarks below errors, which it repeats for every task and cell, and its bars.
+
+    lm-eval also describes the environment in every results file, which takes half a second of `pip list` and the like
+    each time; within one sweep it is asked once.
+    """
     logger = logging.getLogger("lm_eval")
     level = logger.level
     logger.setLevel(logging.ERROR)
+    described = functools.cache(collect_env.get_pretty_env_info)
     try:
-        yield
+        with mock.patch.object(collect_env, "get_pretty_env_info", described):
+            yield
     finally:
         logger.setLevel(level)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection, Mapping
 from statistics import fmean
 from typing import Any, Literal
 
@@ -11,10 +12,13 @@ from lm_eval_cna.errors import RunError
 from lm_eval_cna.scoring.outcome import changed, edit_similarity
 from lm_eval_cna.sweep.cells import BASELINE, Cell
 from lm_eval_cna.sweep.rundir import RunDirectory
+from lm_eval_cna.sweep.store import Response
 
 #: File with the first-token divergence of every cell, and the name that its metrics have in place of a task's.
 HARMLESS_KL = "harmless_kl.json"
 HARMLESS_TASK = "harmless_prompts"
+#: The name that what is counted over all generated responses of a cell has in place of a task's.
+RESPONSES = "all_responses"
 SUMMARY_SCHEMA: Literal["lm-eval-cna/summary/1"] = "lm-eval-cna/summary/1"
 
 
@@ -77,13 +81,16 @@ def read_summary(directory: RunDirectory) -> Summary:
         raise RunError(f"{directory.path / 'summary.json'} is damaged: {first}", do="run the sweep again") from error
 
 
-def summarize(directory: RunDirectory, cells: list[Cell], settings: list[str]) -> Summary:
+def summarize(
+    directory: RunDirectory, cells: list[Cell], settings: list[str], responses: Mapping[str, Collection[Response]]
+) -> Summary:
     """Gather the metrics of all cells, and how far their texts are from the baseline's.
 
     Args:
         directory: of a sweep whose cells are all evaluated.
         cells: the sweep's cells.
         settings: names of its evaluation settings.
+        responses: what the response store has of each cell, by the cell's key.
     """
     measured: list[Measured] = []
     for setting in settings:
@@ -97,7 +104,19 @@ def summarize(directory: RunDirectory, cells: list[Cell], settings: list[str]) -
     if directory.has(HARMLESS_KL):
         kept = directory.read_json(HARMLESS_KL)
         measured += [row for cell in cells for row in _divergence(cell, kept[cell.key])]
+    for cell in cells:
+        measured += _generated(cell, responses.get(cell.key, ()))
     return Summary(measured=tuple(measured))
+
+
+def _generated(cell: Cell, responses: Collection[Response]) -> list[Measured]:
+    """What the store knows of a cell's generated responses: their length, and near-ties over all of them."""
+    generated = [response for response in responses if response.tokens]
+    if not generated:
+        return []
+    tokens, ties = fmean(r.tokens for r in generated), float(sum(r.near_ties for r in generated))
+    shown = {"task": RESPONSES, "n": len(generated), **coordinates(cell)}
+    return [Measured(metric="tokens", value=tokens, **shown), Measured(metric="near_ties", value=ties, **shown)]
 
 
 def _divergence(cell: Cell, kept: dict[str, Any]) -> list[Measured]:

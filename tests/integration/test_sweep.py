@@ -3,10 +3,14 @@
 from __future__ import annotations
 
 import json
+import re
+import shutil
 import signal
+import sqlite3
 import subprocess
 import sys
 from collections.abc import Iterator
+from contextlib import closing, suppress
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +18,7 @@ import lm_eval
 import pytest
 from lm_eval.tasks import TaskManager
 
-from lm_eval_cna.errors import CNAError, ConfigError, InterventionError, RunError
+from lm_eval_cna.errors import ConfigError, InterventionError, RunError
 from lm_eval_cna.intervention import Circuit, Vectors, read_intervention
 from lm_eval_cna.models.hf import CNAHFLM
 from lm_eval_cna.report.page import write_report
@@ -22,6 +26,7 @@ from lm_eval_cna.resources import tasks_dir
 from lm_eval_cna.sweep import runner
 from lm_eval_cna.sweep.config import SweepConfig, parse_config
 from lm_eval_cna.sweep.rundir import RunDirectory
+from lm_eval_cna.sweep.store import STORE_NAME
 from lm_eval_cna.sweep.summary import read_summary
 from tests.checkpoints import save_llama
 
@@ -38,6 +43,7 @@ KEYS = (
     "random-s1-m2",
 )
 EVALUATIONS = 9 + 5  # the knowledge task is not asked of controls
+ASKED = 9 * 4 + 5 * 4 * 6  # four prompts of each cell, four questions of six answers
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -81,13 +87,13 @@ def config(model: Path, output: Path, **more: Any) -> SweepConfig:
 
 
 @pytest.fixture(scope="module")
-def told() -> list[tuple[int, int, str]]:
+def told() -> list[tuple[str, int, int, str]]:
     return []
 
 
 @pytest.fixture(scope="module")
 def whole(
-    model: Path, manager: TaskManager, tmp_path_factory: pytest.TempPathFactory, told: list[tuple[int, int, str]]
+    model: Path, manager: TaskManager, tmp_path_factory: pytest.TempPathFactory, told: list[tuple[str, int, int, str]]
 ) -> RunDirectory:
     """A sweep that nobody disturbed."""
     output = tmp_path_factory.mktemp("whole") / "run"
@@ -133,10 +139,11 @@ def test_every_cell_is_there_and_the_baseline_once(whole: RunDirectory) -> None:
     assert not [path for path in whole.path.rglob("*") if path.name.endswith(".tmp")]
 
 
-def test_progress_counts_evaluations(whole: RunDirectory, told: list[tuple[int, int, str]]) -> None:
-    assert [done for done, _, _ in told] == list(range(EVALUATIONS + 1))
-    assert {total for _, total, _ in told} == {EVALUATIONS}
-    assert told[0][2] == "baseline" and told[-1][2].endswith(" s")
+def test_progress_counts_responses_then_cells(whole: RunDirectory, told: list[tuple[str, int, int, str]]) -> None:
+    responses = [(done, total) for stage, done, total, _ in told if stage == "responses"]
+    assert responses == sorted(responses) and responses[0] == (0, ASKED) and responses[-1] == (ASKED, ASKED)
+    assert any(re.fullmatch(r"\d+ tokens/s", detail) for stage, _, _, detail in told if stage == "responses")
+    assert [done for stage, done, _, _ in told if stage == "cells"] == list(range(EVALUATIONS + 1))
 
 
 def test_the_manifest_says_how_to_repeat_it(whole: RunDirectory, model: Path) -> None:
@@ -144,7 +151,7 @@ def test_the_manifest_says_how_to_repeat_it(whole: RunDirectory, model: Path) ->
     plan = manifest["plan"]
     assert plan["model"] == str(model) and plan["multipliers"] == [0.0, 1.0, 2.0] and plan["limit"] == 4
     assert [cell["key"] for cell in plan["cells"]] == list(KEYS)
-    assert plan["interventions"]["cna"] == read_intervention(whole.path / "circuit.json").sha256
+    assert plan["interventions"]["circuit.json"] == read_intervention(whole.path / "circuit.json").sha256
     assert manifest["architecture"]["num_layers"] == 2 and manifest["architecture"]["mlp_width"] == 64
     assert manifest["command"] == ["typed"]
     assert {"torch", "transformers", "lm_eval", "lm-eval-cna", "python"} <= manifest["machine"].keys()
@@ -244,35 +251,128 @@ def assert_equal_runs(continued: RunDirectory, whole: RunDirectory) -> None:
         assert substance(ours) == substance(json.loads(path.read_text(encoding="utf-8"))), name
 
 
-def test_an_interrupted_sweep_goes_on_at_the_first_unfinished_cell(
+def stored(directory: RunDirectory) -> dict[tuple[str, str], tuple[Any, ...]]:
+    """Every row of the response store."""
+    with closing(sqlite3.connect(directory.path / STORE_NAME)) as database:
+        return {row[:2]: row[2:] for row in database.execute("SELECT * FROM responses")}
+
+
+def test_the_store_has_every_response_once(whole: RunDirectory) -> None:
+    contexts = [cell["context"] for cell in whole.manifest()["plan"]["cells"]]
+    assert len(stored(whole)) == ASKED and len(set(contexts)) == len(KEYS)
+    assert {context for context, _ in stored(whole)} == set(contexts)
+
+
+def test_an_interrupted_sweep_computes_only_what_is_missing(
     whole: RunDirectory, model: Path, manager: TaskManager, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     directory = RunDirectory(tmp_path / "run")
 
-    def interrupt(done: int, _total: int, _cell: str) -> None:
-        if done == 5:
+    def interrupt(stage: str, done: int, _total: int, _detail: str) -> None:
+        if stage == "responses" and done >= 24:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        runner.run_sweep(config(model, directory.path), task_manager=manager, progress=interrupt)
+    finished = stored(directory)
+    assert len(finished) == 24 and cells(directory) == {} and not directory.has("summary.json")
+    with pytest.raises(RunError, match=r"no summary\.json"):
+        write_report([directory], directory.path)
+
+    computed: list[tuple[str, str]] = []
+    original = runner.ResponseStore.put
+
+    def counted(self: Any, responses: Any) -> None:
+        computed.extend(responses)
+        original(self, responses)
+
+    monkeypatch.setattr(runner.ResponseStore, "put", counted)
+    runner.run_sweep(config(model, directory.path), task_manager=manager)
+    assert not finished.keys() & set(computed) and len(computed) == len(set(computed)) == ASKED - 24
+    assert stored(directory) == stored(whole)
+    assert_equal_runs(directory, whole)
+
+
+def test_a_sweep_interrupted_while_evaluating_goes_on(
+    whole: RunDirectory, model: Path, manager: TaskManager, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    directory = RunDirectory(tmp_path / "run")
+
+    def interrupt(stage: str, done: int, _total: int, _detail: str) -> None:
+        if stage == "cells" and done == 5:
             raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
         runner.run_sweep(config(model, directory.path), task_manager=manager, progress=interrupt)
     finished = {name: path.stat().st_mtime_ns for name, path in cells(directory).items()}
-    assert len(finished) == 5 and not directory.has("summary.json")
-    with pytest.raises(RunError, match=r"no summary\.json"):
-        write_report([directory], directory.path)
-
-    evaluated = []
-    original = runner.simple_evaluate
-
-    def counted(*args: Any, **kwargs: Any) -> Any:
-        evaluated.append(args)
-        return original(*args, **kwargs)
-
-    monkeypatch.setattr(runner, "simple_evaluate", counted)
+    assert len(finished) == 5
+    monkeypatch.setattr(runner.ResponseStore, "put", lambda *_: pytest.fail("computed again"))
     runner.run_sweep(config(model, directory.path), task_manager=manager)
-    assert len(evaluated) == EVALUATIONS - 5
     assert finished == {name: cells(directory)[name].stat().st_mtime_ns for name in finished}
     assert_equal_runs(directory, whole)
 
+
+def test_a_damaged_response_is_computed_again(
+    whole: RunDirectory, model: Path, manager: TaskManager, tmp_path: Path
+) -> None:
+    copy = RunDirectory(tmp_path / "run")
+    shutil.copytree(whole.path, copy.path)
+    shutil.rmtree(copy.path / "cells")
+    with closing(sqlite3.connect(copy.path / STORE_NAME)) as database, database:
+        database.execute("UPDATE responses SET value = '\"I refuse\"' WHERE tokens > 0")
+    runner.run_sweep(config(model, copy.path), task_manager=manager)
+    assert stored(copy) == stored(whole)
+    assert_equal_runs(copy, whole)
+
+
+@pytest.mark.parametrize(("mode", "methods"), [("fold", ["cna", "random"]), ("hook", ["cna", "caa", "random"])])
+def test_every_mode_gives_the_same_texts(
+    whole: RunDirectory, model: Path, manager: TaskManager, tmp_path: Path, mode: str, methods: list[str]
+) -> None:
+    asked = config(model, tmp_path / "run", mode=mode, methods=methods)
+    directory = runner.run_sweep(asked, task_manager=manager)
+    for key in (entry["key"] for entry in directory.manifest()["plan"]["cells"]):
+        ours, packed = (run.read_json(run.results_name(key, GENERATED)) for run in (directory, whole))
+        assert substance(ours)["samples"] == substance(packed)["samples"]
+        assert ours["config"]["cna"]["mode"] == ("none" if key == "baseline" else mode)
+
+
+def test_sampled_answers_are_the_same_however_often_a_sweep_is_interrupted(
+    model: Path, manager: TaskManager, circuit: Path, tmp_path: Path
+) -> None:
+    tasks = tmp_path / "tasks"
+    tasks.mkdir()
+    (tasks / "sampled.yaml").write_text(SAMPLED, encoding="utf-8")
+    ours = TaskManager(include_path=str(tasks), include_defaults=False)
+    runs = []
+    for name in ("a", "b"):
+        directory = RunDirectory(tmp_path / name)
+        asked = quick(model, directory.path, circuit, tasks=["sampled"], multipliers=[0, 2])
+
+        def interrupt(stage: str, done: int, _total: int, _detail: str, after: int = 8 if name == "b" else 999) -> None:
+            if stage == "responses" and done >= after:
+                raise KeyboardInterrupt
+
+        with suppress(KeyboardInterrupt):
+            runner.run_sweep(asked, task_manager=ours, progress=interrupt)
+        runs.append(runner.run_sweep(asked, task_manager=ours))
+    assert stored(runs[0]) == stored(runs[1])
+    assert_equal_runs(*runs)
+    answers = [sample["resps"][0] for sample in runs[0].read_json("cells/baseline/chat.json")["samples"]["sampled"]]
+    assert any(first != second for first, second in answers), "two repeats are two draws"
+
+
+SAMPLED = """
+task: sampled
+custom_dataset: !function lm_eval_cna.organism.tasks.heldout_benign
+test_split: test
+output_type: generate_until
+doc_to_text: "{{prompt}}"
+doc_to_target: ""
+repeats: 2
+generation_kwargs: {until: [], do_sample: true, temperature: 1.0, max_gen_toks: 8}
+metric_list: [{metric: bypass}]
+"""
 
 KILLED = """
 import json, sys
@@ -283,16 +383,17 @@ from lm_eval_cna.resources import tasks_dir
 from lm_eval_cna.sweep.config import parse_config
 from lm_eval_cna.sweep.runner import run_sweep
 
-def tell(done, total, cell):
-    print(done, flush=True)
+def tell(stage, done, total, detail):
+    print(stage, done, flush=True)
 
 manager = TaskManager(include_path=str(tasks_dir()), include_defaults=False)
 run_sweep(parse_config(json.loads(sys.argv[1])), task_manager=manager, progress=tell)
 """
 
 
+@pytest.mark.parametrize("moment", ["responses 16", "cells 4"])
 def test_a_sweep_killed_with_signal_9_goes_on(
-    whole: RunDirectory, model: Path, manager: TaskManager, tmp_path: Path
+    whole: RunDirectory, model: Path, manager: TaskManager, tmp_path: Path, moment: str
 ) -> None:
     directory = RunDirectory(tmp_path / "run")
     asked = json.dumps(values(model, directory.path))
@@ -302,16 +403,16 @@ def test_a_sweep_killed_with_signal_9_goes_on(
     assert process.stdout is not None
     try:
         for line in process.stdout:
-            if line.strip() == "4":
+            if line.strip() == moment:
                 break
     finally:
         process.send_signal(signal.SIGKILL)
         process.wait()
         process.stdout.close()
-    finished = {name: path.stat().st_mtime_ns for name, path in cells(directory).items()}
-    assert 4 <= len(finished) < EVALUATIONS
+    before = stored(directory)
+    assert 16 <= len(before) <= ASKED
     runner.run_sweep(config(model, directory.path), task_manager=manager)
-    assert finished == {name: cells(directory)[name].stat().st_mtime_ns for name in finished}
+    assert stored(directory) == stored(whole)
     assert_equal_runs(directory, whole)
 
 
@@ -427,16 +528,14 @@ def test_a_circuit_of_another_shape_is_refused(circuit: Path, manager: TaskManag
 
 
 @pytest.mark.parametrize("arguments", [{"mode": "hook"}, {"pretrained": "x"}, {"no_such_argument": 1}])
-@pytest.mark.xfail(strict=True, raises=TypeError, reason="model_args go to the class unlooked at")
 def test_model_args_that_are_not_to_be_given_are_refused(
     model: Path, manager: TaskManager, circuit: Path, tmp_path: Path, arguments: dict[str, Any]
 ) -> None:
-    asked = quick(model, tmp_path / "run", circuit, model_args={"device": "cpu", **arguments})
-    with pytest.raises(CNAError):
+    with pytest.raises(ConfigError, match=next(iter(arguments))):
+        asked = quick(model, tmp_path / "run", circuit, model_args={"device": "cpu", **arguments})
         runner.run_sweep(asked, task_manager=manager)
 
 
-@pytest.mark.xfail(strict=True, reason="sizes meet the circuit only when their cell's turn comes")
 def test_a_size_above_the_circuits_is_refused_before_anything_is_evaluated(
     model: Path, manager: TaskManager, circuit: Path, tmp_path: Path
 ) -> None:
@@ -446,7 +545,6 @@ def test_a_size_above_the_circuits_is_refused_before_anything_is_evaluated(
     assert cells(directory) == {}
 
 
-@pytest.mark.xfail(strict=True, reason="interventions are prepared before the plan is compared")
 def test_a_refused_plan_leaves_nothing_behind(whole: RunDirectory, model: Path, manager: TaskManager) -> None:
     before = sorted(whole.path.rglob("*"))
     with pytest.raises(RunError):
@@ -457,7 +555,6 @@ def test_a_refused_plan_leaves_nothing_behind(whole: RunDirectory, model: Path, 
     assert left == []
 
 
-@pytest.mark.xfail(strict=True, reason="a circuit.json that is there wins over the one that is given")
 def test_a_circuit_left_by_a_sweep_that_never_began_is_not_taken_for_the_given_one(
     model: Path, manager: TaskManager, circuit: Path, tmp_path: Path
 ) -> None:
@@ -466,17 +563,16 @@ def test_a_circuit_left_by_a_sweep_that_never_began_is_not_taken_for_the_given_o
     assert isinstance(whole, Circuit)
     whole.prefix(1).write(directory.path / "circuit.json")  # killed after discovery, before the manifest
     runner.run_sweep(quick(model, directory.path, circuit), task_manager=manager)
-    assert directory.manifest()["plan"]["interventions"]["cna"] == whole.sha256
+    assert directory.manifest()["plan"]["interventions"]["circuit.json"] == whole.sha256
+    assert read_intervention(directory.path / "circuit.json") == whole
 
 
-@pytest.mark.xfail(strict=True, reason="magnitudes are averaged over layers, and a row of them is one number")
 def test_controls_matched_by_activation(model: Path, manager: TaskManager, circuit: Path, tmp_path: Path) -> None:
     asked = quick(model, tmp_path / "run", circuit, methods=["cna", "random"], random=1, match="activation")
     directory = runner.run_sweep(asked, task_manager=manager)
     assert read_intervention(directory.path / "controls" / "random-0.json").discovery.match == "activation"
 
 
-@pytest.mark.xfail(strict=True, reason="only circuit or vectors is asked of a given file, not its method")
 @pytest.mark.parametrize("kind", ["random", "random-vectors"])
 def test_a_control_is_not_reported_as_a_circuit(
     whole: RunDirectory, model: Path, manager: TaskManager, tmp_path: Path, kind: str

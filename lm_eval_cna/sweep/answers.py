@@ -1,0 +1,136 @@
+"""Computes the batches of a sweep on one loaded model.
+
+Greedy answers go through the packed generator, rows of many cells at once. What it cannot do (sampling, an unknown
+cache) and log-likelihoods go through the model's own lm-eval methods, one cell after another.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import torch
+from lm_eval.api.instance import Instance
+from lm_eval.models.utils import normalize_gen_kwargs
+
+from lm_eval_cna.errors import ConfigError
+from lm_eval_cna.hashing import json_sha256
+from lm_eval_cna.models.hf import CNAHFLM
+from lm_eval_cna.models.packed import Completion, Job, PackedGenerator, can_pack, rows_that_fit
+from lm_eval_cna.prompts import encode_prompts
+from lm_eval_cna.steering import Setting
+from lm_eval_cna.sweep.batches import GENERATED, Batch, Request
+from lm_eval_cna.sweep.store import Response
+
+ROWS = "rows"
+
+
+class Prompts:
+    """The encoded prompts of the requests whose answers are generated.
+
+    Args:
+        lm: the model.
+        requests: those of kind `generate_until`; others are left out.
+
+    Raises:
+        ConfigError: the model has no room for a prompt beside the answer's tokens.
+        ContrastError: a prompt has no token.
+    """
+
+    def __init__(self, lm: CNAHFLM, requests: Sequence[Request]) -> None:
+        generated = [request for request in requests if request.kind == GENERATED]
+        encoded = encode_prompts([r.arguments[0] for r in generated], lm.tokenizer, add_bos_token=lm.add_bos_token)
+        self._jobs: dict[str, tuple[tuple[int, ...], int, tuple[str, ...]]] = {}
+        for request, ids in zip(generated, encoded, strict=True):
+            options = normalize_gen_kwargs(dict(request.arguments[1]), lm.max_gen_toks)
+            new = int(options["max_gen_toks"])
+            room = lm.max_length - new
+            if room < 1:
+                raise ConfigError(
+                    f"{request.task} asks for answers of {new} tokens", got=f"a model of {lm.max_length} in all"
+                )
+            self._jobs[request.key] = tuple(ids[-room:]), new, tuple(options.get("until") or ())
+
+    @property
+    def lengths(self) -> dict[str, int]:
+        """Tokens of each prompt, by request key."""
+        return {key: len(ids) for key, (ids, _, _) in self._jobs.items()}
+
+    def rows(self, lm: CNAHFLM) -> int:
+        """How many of these prompts with their answers fit into one batch; without any, how many scored rows."""
+        longest = max((len(ids) for ids, _, _ in self._jobs.values()), default=1)
+        return rows_that_fit(lm, longest, max((new for _, new, _ in self._jobs.values()), default=1))
+
+    def job(self, request: Request, setting: int) -> Job:
+        """The request as the packed generator takes it."""
+        ids, new, stop = self._jobs[request.key]
+        return Job(ids, setting, new, stop)
+
+
+def compute(
+    lm: CNAHFLM, settings: Sequence[Setting], plan: Sequence[Batch], prompts: Prompts, *, mode: str
+) -> Iterator[tuple[Batch, list[Response]]]:
+    """Compute batches: first those that the packed generator takes, then the others.
+
+    Args:
+        lm: the model; it is left unsteered.
+        settings: of the cells, by the positions that batches name.
+        plan: the batches to compute.
+        prompts: of all their requests.
+        mode: "rows", "fold" or "hook".
+
+    Yields:
+        Each batch with its responses, in the order of its rows.
+    """
+    packed = [batch for batch in plan if _packs(lm, batch)]
+    if packed:
+        with PackedGenerator(lm, settings, mode=mode) as generator:  # type: ignore[arg-type]  # config checks it
+            for batch in packed:
+                found = _generate(generator, [prompts.job(request, cell) for cell, request in batch.rows])
+                yield batch, [Response(one.text, one.tokens, one.near_ties) for one in found]
+    taken = set(map(id, packed))
+    for batch in plan:
+        if id(batch) not in taken:
+            yield batch, _one_cell_after_another(lm, settings, batch)
+    lm.unsteer()
+
+
+def _packs(lm: CNAHFLM, batch: Batch) -> bool:
+    return batch.kind == GENERATED and not lm.truncation and can_pack(lm, batch.rows[0][1].arguments[1]) is None
+
+
+def _generate(generator: PackedGenerator, jobs: list[Job]) -> list[Completion]:
+    """Generate a batch; where the accelerator has not enough memory, in halves."""
+    try:
+        return generator.generate(jobs)
+    except torch.OutOfMemoryError:
+        if len(jobs) == 1:
+            raise
+    torch.cuda.empty_cache()
+    half = len(jobs) // 2
+    return _generate(generator, jobs[:half]) + _generate(generator, jobs[half:])
+
+
+def _one_cell_after_another(lm: CNAHFLM, settings: Sequence[Setting], batch: Batch) -> list[Response]:
+    found: dict[tuple[int, str], Response] = {}
+    for cell in batch.cells:
+        requests = [request for position, request in batch.rows if position == cell]
+        lm.steer(settings[cell])
+        # Sampled answers are a function of the batch and the cell, like everything else in the store.
+        torch.manual_seed(int(json_sha256([cell, [request.key for request in requests]])[:15], 16))
+        answers = _ask(lm, batch.kind, [Instance(batch.kind, {}, r.arguments, 0) for r in requests])
+        found.update({(cell, r.key): Response(answer) for r, answer in zip(requests, answers, strict=True)})
+    lm.unsteer()
+    return [found[cell, request.key] for cell, request in batch.rows]
+
+
+def _ask(lm: CNAHFLM, kind: str, instances: list[Instance]) -> list[Any]:
+    """lm-eval's own method; where the accelerator has not enough memory, with half the batch size."""
+    try:
+        return list(getattr(lm, kind)(instances))
+    except torch.OutOfMemoryError:
+        if not isinstance(lm.batch_size, int) or lm.batch_size == 1:
+            raise
+    torch.cuda.empty_cache()
+    lm.batch_size_per_gpu = lm.batch_size // 2
+    return _ask(lm, kind, instances)

@@ -1,0 +1,107 @@
+"""The batch plan: which (cell, request) pairs are computed together. Importable without torch.
+
+A pure function of what is asked, of its lengths and of the manifest's batch size: a continued sweep makes the same
+batches, so a response never depends on where an earlier process was killed. A batch is computed and written whole.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from itertools import groupby, islice
+from typing import Any, NamedTuple
+
+GENERATED = "generate_until"
+_SCORED_TOGETHER = 512
+
+
+@dataclass(frozen=True)
+class Request:
+    """One question to the model, whichever cell asks it.
+
+    Attributes:
+        kind: lm-eval's request type.
+        arguments: rendered prompt and generation settings, or context and continuation, or one text.
+        key: see `lm_eval_cna.sweep.store.request_key`.
+        task: the first task that asks it.
+        document: its document there; requests of one document belong together.
+    """
+
+    kind: str
+    arguments: tuple[Any, ...] = field(compare=False, repr=False)
+    key: str
+    task: str
+    document: int
+
+
+class Batch(NamedTuple):
+    """Requests that are computed together and written in one transaction.
+
+    Attributes:
+        kind: lm-eval's request type of all of them.
+        rows: (position of the cell, request).
+    """
+
+    kind: str
+    rows: tuple[tuple[int, Request], ...]
+
+    @property
+    def cells(self) -> tuple[int, ...]:
+        """The cells in the batch, in order."""
+        return tuple(dict.fromkeys(cell for cell, _ in self.rows))
+
+    @property
+    def requests(self) -> tuple[Request, ...]:
+        """The requests in the batch, in order."""
+        return tuple(dict.fromkeys(request for _, request in self.rows))
+
+
+def plan_batches(
+    asked: Sequence[Sequence[Request]], lengths: Mapping[str, int], *, rows: int, packed: bool
+) -> list[Batch]:
+    """Lay out all requests of all cells.
+
+    Generated answers: rows of all cells together, longest prompt first, so that a batch holds little padding, a lack
+    of memory shows at once, and the time left is overestimated rather than underestimated. Log-likelihoods: stretches
+    of one task's documents, which share their few-shot block, each under all the cells that ask them.
+
+    Args:
+        asked: for each cell, its requests in lm-eval's order.
+        lengths: tokens of the prompt of generated answers, by request key.
+        rows: generated answers in a batch.
+        packed: rows of several cells share a batch.
+    """
+    cells: dict[Request, list[int]] = {}
+    for cell, mine in enumerate(asked):
+        for request in mine:
+            cells.setdefault(request, []).append(cell)
+    generated = [request for request in cells if request.kind == GENERATED]
+    generated.sort(key=lambda r: (json.dumps(r.arguments[1], sort_keys=True, default=str), -lengths[r.key], r.key))
+    pairs = [(cell, request) for request in generated for cell in cells[request]]
+    if not packed:
+        pairs.sort(key=lambda pair: pair[0])
+    plan = []
+    for _, together in groupby(pairs, key=lambda pair: -1 if packed else pair[0]):
+        plan += [Batch(GENERATED, part) for part in _batched(together, rows)]
+    scored = (request for request in cells if request.kind != GENERATED)
+    for _, stretch in groupby(scored, key=lambda request: (request.kind, request.task, cells[request])):
+        for part in _by_document(stretch):
+            plan.append(Batch(part[0].kind, tuple((cell, r) for cell in cells[part[0]] for r in part)))
+    return plan
+
+
+def _batched(pairs: Iterable[tuple[int, Request]], rows: int) -> Iterable[tuple[tuple[int, Request], ...]]:
+    left = iter(pairs)
+    return iter(lambda: tuple(islice(left, rows)), ())
+
+
+def _by_document(requests: Iterable[Request]) -> list[list[Request]]:
+    """Cut a task's requests into stretches of whole documents."""
+    parts: list[list[Request]] = []
+    for _, document in groupby(requests, key=lambda request: request.document):
+        together = list(document)
+        if not parts or len(parts[-1]) + len(together) > _SCORED_TOGETHER:
+            parts.append([])
+        parts[-1] += together
+    return parts

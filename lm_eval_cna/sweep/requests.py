@@ -1,0 +1,119 @@
+"""What a sweep asks of the model, collected from lm-eval's own tasks before anything is computed.
+
+All cells ask the same requests, so they are built once; no metric and no judge is run for it. lm-eval builds them again
+when it evaluates a cell, and finds each of them answered.
+"""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from lm_eval.evaluator_utils import get_sample_size
+from lm_eval.tasks import TaskManager
+
+from lm_eval_cna.judging.task import JudgedTask
+from lm_eval_cna.models.hf import CNAHFLM
+from lm_eval_cna.prompts import chat_template_of
+from lm_eval_cna.sweep.batches import GENERATED, Request
+from lm_eval_cna.sweep.config import SweepConfig, TaskSpec
+from lm_eval_cna.sweep.store import request_key
+
+# The defaults of lm-eval's simple_evaluate, which seeds with them before it builds the same requests again.
+_PYTHON_SEED, _OTHER_SEED = 0, 1234
+
+
+@dataclass(eq=False)
+class Evaluation:
+    """Tasks that one call of lm-eval evaluates: those with the same chat template and few-shot settings.
+
+    Attributes:
+        name: names the setting in the run directory ("chat", "plain-5shot").
+        chat_template: whether the chat template is applied.
+        num_fewshot: few-shot examples, or None for each task's own.
+        tasks: task and group objects, loaded once.
+        controlled: whether random controls are asked too.
+        judged: names of those tasks whose responses a judge grades.
+    """
+
+    name: str
+    chat_template: bool
+    num_fewshot: int | None
+    tasks: list[Any]
+    controlled: bool
+    judged: list[str]
+
+
+def load_evaluations(config: SweepConfig, lm: CNAHFLM, manager: TaskManager) -> list[Evaluation]:
+    """Group the tasks by their evaluation settings and load each group once."""
+    parts: dict[tuple[bool, int | None, bool], Evaluation] = {}
+    for spec in config.tasks:
+        chat = chat_template_of(lm.tokenizer) is not None if spec.chat_template is None else spec.chat_template
+        loaded = manager.load([spec.task])
+        controlled = _controlled(spec, loaded["tasks"].values())
+        name = "chat" if chat else "plain"
+        name += "" if spec.num_fewshot is None else f"-{spec.num_fewshot}shot"
+        name += "" if controlled else "-uncontrolled"
+        part = parts.setdefault(
+            (chat, spec.num_fewshot, controlled), Evaluation(name, chat, spec.num_fewshot, [], controlled, [])
+        )
+        part.tasks += _outermost(loaded)
+        part.judged += [name for name, task in loaded["tasks"].items() if isinstance(task, JudgedTask)]
+    return list(parts.values())
+
+
+def collect(part: Evaluation, lm: CNAHFLM, manager: TaskManager, limit: int | None) -> list[Request]:
+    """The requests of an evaluation, in lm-eval's order and each once.
+
+    Tasks are prepared as `lm_eval.simple_evaluate` prepares them, so that it builds the same requests later.
+    """
+    random.seed(_PYTHON_SEED)
+    np.random.seed(_OTHER_SEED)
+    torch.manual_seed(_OTHER_SEED)
+    found: dict[str, Request] = {}
+    for name, task in manager.load(list(part.tasks))["tasks"].items():
+        own = task.get_config("num_fewshot")
+        if part.num_fewshot is not None and own != 0:
+            task.set_config(key="num_fewshot", value=part.num_fewshot)
+        elif own is None:
+            task.set_config(key="num_fewshot", value=0)
+        task.set_fewshot_seed(seed=_OTHER_SEED)
+        task.build_all_requests(
+            limit=get_sample_size(task, limit),
+            apply_chat_template=part.chat_template,
+            fewshot_as_multiturn=True,
+            chat_template=lm.apply_chat_template if part.chat_template else None,
+            tokenizer_name=lm.tokenizer_name if part.chat_template else "",
+        )
+        for instance in task.instances:
+            for repeat in range(instance.repeats):
+                key = request_key(instance.request_type, instance.args, repeat)
+                found.setdefault(key, Request(instance.request_type, instance.args, key, name, instance.doc_id))
+    return list(found.values())
+
+
+def in_order(instances: list[Any]) -> Iterator[str]:
+    """The keys of lm-eval's instances, in which a repeated one stands once for each repeat."""
+    seen: dict[int, int] = {}
+    for instance in instances:
+        repeat = seen.get(id(instance), 0)
+        seen[id(instance)] = repeat + 1
+        yield request_key(instance.request_type, instance.args, repeat)
+
+
+def _outermost(loaded: Any) -> list[Any]:
+    """The groups and tasks that are in no other group, as `TaskManager.load` takes them back."""
+    children = {name for names in loaded["group_map"].values() for name in names}
+    named = {**loaded["tasks"], **loaded["groups"]}
+    return [item for name, item in named.items() if name not in children]
+
+
+def _controlled(spec: TaskSpec, tasks: Any) -> bool:
+    """Behaviour tasks are controlled: those whose answers are generated, unless the user says otherwise."""
+    if spec.controls is not None:
+        return spec.controls
+    return all(task.get_config("output_type") == GENERATED for task in tasks)

@@ -1,0 +1,145 @@
+"""The response store: every response of a sweep, written as soon as its batch is done. Importable without torch.
+
+One SQLite file in the run directory, in write-ahead mode: a transaction is there whole or not at all, whenever the
+process dies. A response's key is made of two hashes: that of the context (weights, precision, steering, tokenizing,
+the model's generation settings; `CNAHFLM.fingerprint_of`) and that of the request (kind, rendered prompt, generation
+arguments; `request_key`). So two cells, tasks or runs that ask the same of the same model share the answer, and nothing
+else does. A checksum in each row tells a damaged one.
+"""
+
+from __future__ import annotations
+
+import json
+import sqlite3
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from lm_eval_cna.errors import RunError
+from lm_eval_cna.hashing import json_sha256
+
+STORE_NAME = "responses.sqlite"
+_SCHEMA = "lm-eval-cna/responses/1"
+_TABLE = """
+CREATE TABLE IF NOT EXISTS responses (
+    context TEXT NOT NULL, request TEXT NOT NULL, value TEXT NOT NULL,
+    tokens INTEGER NOT NULL, near_ties INTEGER NOT NULL, checksum TEXT NOT NULL,
+    PRIMARY KEY (context, request)
+) WITHOUT ROWID
+"""
+
+
+@dataclass(frozen=True)
+class Response:
+    """What a model answered.
+
+    Attributes:
+        value: as lm-eval takes it: a text, a log-likelihood, or a pair of log-likelihood and greedy flag.
+        tokens: generated ones; 0 for log-likelihoods.
+        near_ties: generated tokens whose runner-up was so close that another batch could have chosen it.
+    """
+
+    value: Any
+    tokens: int = 0
+    near_ties: int = 0
+
+
+def request_key(kind: str, arguments: tuple[Any, ...], repeat: int = 0) -> str:
+    """Identity of a request: what is asked of the model, and not which task or document asks it.
+
+    Args:
+        kind: lm-eval's request type.
+        arguments: lm-eval's arguments of the request: rendered prompt and generation settings, or context and
+            continuation.
+        repeat: which of a task's repeats.
+    """
+    return json_sha256([kind, arguments, repeat])
+
+
+class ResponseStore:
+    """The responses of a run directory. A context manager.
+
+    Args:
+        folder: the run directory, which must exist.
+
+    Raises:
+        RunError: the store cannot be opened or is damaged.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        self.path = folder / STORE_NAME
+        with self._explained():
+            self._database = sqlite3.connect(self.path, timeout=30)
+            try:
+                self._database.execute("PRAGMA journal_mode = WAL")
+                # The end of a batch is on the disk before the next begins, a power cut included.
+                self._database.execute("PRAGMA synchronous = FULL")
+                with self._database:
+                    self._database.execute(_TABLE)
+                    self._database.execute("CREATE TABLE IF NOT EXISTS about (schema TEXT NOT NULL)")
+                    found = [schema for (schema,) in self._database.execute("SELECT schema FROM about")]
+                    if not found:
+                        self._database.execute("INSERT INTO about VALUES (?)", (_SCHEMA,))
+                if found not in ([], [_SCHEMA]):
+                    raise RunError(f"{self.path} is of another schema", got=found[0], allowed=_SCHEMA)
+            except BaseException:
+                self._database.close()
+                raise
+
+    def __enter__(self) -> ResponseStore:
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        self._database.close()
+
+    def put(self, responses: Mapping[tuple[str, str], Response]) -> None:
+        """Write a batch in one transaction: {(context, request): response}.
+
+        Raises:
+            RunError: the disk is full or the store is damaged; nothing of the batch is there then.
+        """
+        rows = []
+        for (context, request), response in responses.items():
+            value = json.dumps(response.value)
+            checksum = _checksum(context, request, value, response.tokens, response.near_ties)
+            rows.append((context, request, value, response.tokens, response.near_ties, checksum))
+        with self._explained(), self._database:
+            self._database.executemany("INSERT OR REPLACE INTO responses VALUES (?, ?, ?, ?, ?, ?)", rows)
+
+    def known(self, context: str) -> set[str]:
+        """The requests that have a sound response in this context; a damaged row counts as not there."""
+        return {request for request, _ in self._rows(context)}
+
+    def read(self, context: str) -> dict[str, Response]:
+        """All sound responses of a context, by request."""
+        return dict(self._rows(context))
+
+    def _rows(self, context: str) -> Iterator[tuple[str, Response]]:
+        with self._explained():
+            found: Iterable[Any] = self._database.execute(
+                "SELECT request, value, tokens, near_ties, checksum FROM responses WHERE context = ?", (context,)
+            ).fetchall()
+        for request, value, tokens, near_ties, checksum in found:
+            if checksum == _checksum(context, request, value, tokens, near_ties):
+                loaded = json.loads(value)
+                yield request, Response(tuple(loaded) if isinstance(loaded, list) else loaded, tokens, near_ties)
+
+    @contextmanager
+    def _explained(self) -> Iterator[None]:
+        """Turn SQLite's errors into ours."""
+        try:
+            yield
+        except sqlite3.DatabaseError as error:
+            damaged = "malformed" in str(error) or "not a database" in str(error)
+            raise RunError(
+                f"cannot use the response store {self.path}: {error}",
+                do="delete it and run the sweep again; what has a results file is kept"
+                if damaged
+                else "make room or give access, and run the same command again: what is there is kept",
+            ) from error
+
+
+def _checksum(*parts: Any) -> str:
+    return json_sha256(parts)[:16]
