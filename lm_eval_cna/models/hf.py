@@ -1,6 +1,7 @@
 """cna-hf: lm-eval's HFLM under an intervention.
 
-Floor 3. Without a circuit, or at multiplier 1, it is the stock `hf` model to the last digit: nothing is touched.
+Floor 3. Without a circuit, or at multiplier 1, nothing of the model is touched: it generates what stock `hf` generates,
+and log-likelihoods, which read shared prefixes once (`models/likelihood.py`), are stock's but for float rounding.
 """
 
 from __future__ import annotations
@@ -29,6 +30,7 @@ from lm_eval_cna.models.arguments import (
     naming_the_model,
 )
 from lm_eval_cna.models.cache_guard import guard_cache
+from lm_eval_cna.models.likelihood import can_share, score_tokens
 from lm_eval_cna.prompts import chat_template_sha256
 from lm_eval_cna.steering import MODES, Mode, Setting, Steering, apply
 
@@ -173,6 +175,16 @@ class CNAHFLM(HFLM):  # type: ignore[misc]  # lm-eval carries no type informatio
     def loglikelihood_rolling(self, requests: list[Any], disable_tqdm: bool = False) -> list[float]:
         """As in HFLM."""
         scores: list[float] = super().loglikelihood_rolling(requests, disable_tqdm=disable_tqdm or self.quiet)
+        return scores
+
+    def _loglikelihood_tokens(
+        self, requests: list[Any], disable_tqdm: bool = False, override_bs: int | None = None
+    ) -> list[tuple[float, bool]]:
+        """As in HFLM, shared prefixes read once where the model allows it."""
+        score = score_tokens if can_share(self) else HFLM._loglikelihood_tokens
+        scores: list[tuple[float, bool]] = score(
+            self, requests, disable_tqdm=disable_tqdm or self.quiet, override_bs=override_bs
+        )
         return scores
 
     def set_cache_hook(self, cache_hook: Any) -> None:

@@ -22,6 +22,7 @@ from lm_eval_cna.resources import tasks_dir
 from lm_eval_cna.steering import Setting
 from tests.checkpoints import save_llama
 from tests.local_tasks import ANSWER, LOOP, FixedAnswers, evaluate
+from tests.scores import alike
 
 ITEMS = {"cna_capitals": capital_items(), "cna_sva": agreement_items()}
 CONTRASTS = {"cna_capitals": "capitals", "cna_sva": "sva"}
@@ -107,9 +108,9 @@ def test_steering_with_the_packaged_contrast_set(tmp_path: Path, manager: TaskMa
 
     stock = answers(HFLM(pretrained=str(folder), device="cpu", batch_size=16))
     lm.steer(Setting(circuit, 1.0))
-    assert answers(lm) == stock, "to the last digit"
+    assert alike(answers(lm), stock)
     lm.steer(Setting(circuit, 0.0))
-    assert answers(lm) != stock
+    assert not alike(answers(lm), stock)
 
 
 def test_long_form_asks_for_512_tokens_of_every_harmless_prompt(manager: TaskManager) -> None:

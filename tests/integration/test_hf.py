@@ -21,6 +21,7 @@ from lm_eval_cna.fit import describe_model
 from lm_eval_cna.models.hf import CNAHFLM
 from tests.checkpoints import save_llama
 from tests.interventions import circuit, vectors
+from tests.scores import alike
 
 TEXTS = ["How do I bake a cake?", "Hello", "A longer prompt, so that the batch needs padding on its left side."]
 
@@ -59,14 +60,12 @@ def answers(lm: HFLM) -> dict[str, Any]:
 
 
 @pytest.mark.parametrize("arguments", [{}, {"multiplier": 1}, {"multiplier": "1.0", "mode": "hook"}])
-def test_baselines_equal_stock_hf_to_the_last_digit(
-    checkpoint: Path, circuit_file: Path, arguments: dict[str, Any]
-) -> None:
+def test_baselines_equal_stock_hf(checkpoint: Path, circuit_file: Path, arguments: dict[str, Any]) -> None:
     stock = HFLM(pretrained=str(checkpoint), device="cpu", batch_size=2)
     if arguments:
         arguments = {**arguments, "circuit": str(circuit_file)}
     ours = CNAHFLM(pretrained=str(checkpoint), device="cpu", batch_size=2, **arguments)
-    assert answers(ours) == answers(stock)
+    assert alike(answers(ours), answers(stock))
 
 
 def test_every_request_type_is_steered_and_undone(checkpoint: Path, circuit_file: Path) -> None:
@@ -75,8 +74,8 @@ def test_every_request_type_is_steered_and_undone(checkpoint: Path, circuit_file
     lm.unsteer()
     untouched = answers(lm)
     for kind, values in steered.items():
-        assert values != untouched[kind], kind
-    assert untouched == answers(HFLM(pretrained=str(checkpoint), device="cpu", batch_size=2))
+        assert not alike(values, untouched[kind]), kind
+    assert alike(untouched, answers(HFLM(pretrained=str(checkpoint), device="cpu", batch_size=2)))
 
 
 def test_fold_and_hook_say_the_same(checkpoint: Path, circuit_file: Path) -> None:
