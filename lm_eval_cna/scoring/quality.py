@@ -62,6 +62,7 @@ def quality_strict(text: str) -> float:
     return min(quality(text), _unique_share(characters))
 
 
+@lru_cache(maxsize=4096)  # a response is asked about twice, and steered responses often equal the baseline's
 def is_degenerate(text: str) -> bool:
     """Whether the text is broken: empty, too repetitive, looping up to its end, or in no language we can tell."""
     plain = collapse_space(text).casefold()

@@ -20,6 +20,7 @@ from importlib.metadata import version
 from typing import Any
 from unittest import mock
 
+import lm_eval.utils
 import torch
 from lm_eval import simple_evaluate
 from lm_eval.api.registry import get_model
@@ -50,7 +51,7 @@ from lm_eval_cna.sweep.summary import HARMLESS_KL, summarize
 
 #: (stage, done, in all, detail)
 Progress = Callable[[str, int, int, str], None]
-_SCORED_ROWS = 16  # rows of a batch of log-likelihoods where the user does not say
+_SCORED_ROWS = 32  # rows of a batch of log-likelihoods where the user does not say
 
 
 def run_sweep(
@@ -74,7 +75,7 @@ def run_sweep(
     entry.register()
     tell = progress or (lambda stage, done, total, detail: None)
     directory = RunDirectory(config.output)
-    with directory.lock(), _quiet_lm_eval():
+    with directory.lock(), _quiet_lm_eval(), _done_once():
         asked_for = config.model_dump(mode="json", exclude={"output", "judge"})
         directory.check_plan(asked_for)  # before anything is loaded or written
         if task_manager is not None and config.metadata:
@@ -308,20 +309,30 @@ def _measure_divergence(lm: CNAHFLM, config: SweepConfig, sweep: _Sweep, directo
 
 @contextmanager
 def _quiet_lm_eval() -> Iterator[None]:
-    """Silence lm-eval's remarks below errors, which it repeats for every task and cell, and its bars.
-
-    lm-eval also describes the environment in every results file, which takes half a second of `pip list` and the like
-    each time; within one sweep it is asked once.
-    """
+    """Silence lm-eval's remarks below errors, which it repeats for every task and cell."""
     logger = logging.getLogger("lm_eval")
     level = logger.level
     logger.setLevel(logging.ERROR)
-    described = functools.cache(collect_env.get_pretty_env_info)
     try:
-        with mock.patch.object(collect_env, "get_pretty_env_info", described):
-            yield
+        yield
     finally:
         logger.setLevel(level)
+
+
+@contextmanager
+def _done_once() -> Iterator[None]:
+    """Let lm-eval do once a sweep what it does anew for every cell, with the same outcome.
+
+    Its results file describes the environment (half a second of `pip list` and the like), and it compiles a task's
+    templates for every document (half of the time of an evaluation whose responses are there already).
+    """
+    described = functools.cache(collect_env.get_pretty_env_info)
+    compiled = functools.lru_cache(maxsize=4096)(lm_eval.utils.env.from_string)
+    with (
+        mock.patch.object(collect_env, "get_pretty_env_info", described),
+        mock.patch.object(lm_eval.utils.env, "from_string", compiled),
+    ):
+        yield
 
 
 def _machine() -> dict[str, Any]:
