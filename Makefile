@@ -23,7 +23,7 @@ help:
 	@echo "make demo    train the small models, steer them, write results/runs/demo (nothing is downloaded but packages)"
 	@echo "make test    unit, reference and integration tests, with coverage"
 	@echo "make lint    ruff and mypy"
-	@echo "make bench   side-by-side speed figures"
+	@echo "make bench   side-by-side speed figures, written to results/benchmarks (some rows: BENCH='--only NAME')"
 	@echo "make clean   remove $(VENV), caches and built packages; results stay"
 
 demo: $(VENV)/.runtime
@@ -41,7 +41,9 @@ lint: $(VENV)/.dev
 	$(BIN)/mypy
 
 bench: $(VENV)/.runtime
-	for file in benchmarks/*.py; do echo "== $$file"; $(OFFLINE) $(BIN)/python "$$file"; done
+	$(OFFLINE) $(BIN)/python -m benchmarks $(BENCH)
+	-$(OFFLINE) $(BIN)/python benchmarks/startup.py
+	-$(OFFLINE) $(BIN)/python benchmarks/refusal_agreement.py
 
 clean:
 	rm -rf $(VENV) build dist .mypy_cache .pytest_cache .ruff_cache .hypothesis .coverage coverage.xml htmlcov
