@@ -28,7 +28,9 @@ from lm_eval_cna.steering_rows import RowSteering
 
 __all__ = ["NEAR_TIE", "Completion", "Job", "PackedGenerator", "can_pack", "rows_that_fit"]
 
-#: Rows of a batch on a CPU; see `rows_that_fit`.
+#: Rows of a batch on a CPU. Measured on one core: the organism takes as long with 128 rows as with 256 to 900, and 1.4
+#: to 1.6 times as long with 64 or 32; an 8-layer Llama of width 512 is as fast with 64 as with 128, 1.1 times slower
+#: with 32.
 CPU_ROWS = 128
 #: The most rows of a batch on an accelerator, and the share of its free memory that their cache may take.
 DEVICE_ROWS, DEVICE_SHARE = 512, 0.5

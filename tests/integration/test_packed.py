@@ -15,6 +15,7 @@ from lm_eval_cna.errors import ConfigError, SteeringError
 from lm_eval_cna.models import greedy
 from lm_eval_cna.models.hf import CNAHFLM
 from lm_eval_cna.models.packed import CPU_ROWS, Completion, Job, PackedGenerator, can_pack, rows_that_fit
+from lm_eval_cna.models.row_cache import closed_up
 from lm_eval_cna.steering import Setting, steer
 from tests.checkpoints import byte_tokenizer, save_llama
 from tests.interventions import circuit, vectors
@@ -157,6 +158,26 @@ def test_finished_rows_leave_the_batch(monkeypatch: pytest.MonkeyPatch) -> None:
         got = packed.generate([Job(ids, 0, limit) for ids, limit in zip(prompts(), (2, 5, 9), strict=True)])
     assert [each.tokens for each in got] == [2, 5, 9]
     assert sizes == [3] * 2 + [2] * 3 + [1] * 4
+
+
+def test_under_an_adapter() -> None:
+    from peft import LoraConfig, get_peft_model
+
+    torch.manual_seed(0)
+    adapter = LoraConfig(target_modules=["down_proj", "q_proj"], r=4, init_lora_weights=False)
+    lm = loaded(get_peft_model(tiny("llama"), adapter).eval())
+    assert can_pack(lm, {"until": []}) is None
+    settings = settings_of(lm)[:4]
+    check_rows(lm, [Job(ids, p, NEW) for ids in prompts() for p in range(len(settings))], settings)
+
+
+@pytest.mark.parametrize(
+    ("left", "order"),
+    [([0, 1, 2], [0, 1, 2]), ([0, 3, 4, 7], [0, 4, 7, 3]), ([5], [5]), ([1, 2, 3], [3, 1, 2]), ([0, 2], [0, 2])],
+)
+def test_the_fewest_rows_move(left: list[int], order: list[int]) -> None:
+    assert sorted(order) == left
+    assert closed_up(left) == order
 
 
 # Against lm-eval's own path, text to text.
