@@ -50,7 +50,7 @@ for _name, _command in (
 
 @app.command(context_settings={"allow_extra_args": True, "ignore_unknown_options": True})
 def run() -> None:
-    """lm-eval's own command with this plugin loaded; `main` hands it over before typer looks at the arguments."""
+    """lm-eval's own command with this plugin loaded."""  # `main` hands it over before typer looks at the arguments
 
 
 def main(argv: list[str] | None = None) -> int:

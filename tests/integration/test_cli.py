@@ -13,10 +13,12 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import pytest
+import typer
 import yaml
 from lm_eval.tasks import TaskManager
 
 from lm_eval_cna.cli import main
+from lm_eval_cna.cli.output import typed_command
 from lm_eval_cna.intervention import Circuit, read_intervention
 from lm_eval_cna.resources import tasks_dir
 from lm_eval_cna.sweep.config import SweepConfig
@@ -377,6 +379,13 @@ def test_a_model_that_is_not_there_is_named(cli: Command, circuit: Path) -> None
         ),
         (["discover", "--model", "m", "--output", "c.json", "--contrast", "nothing"], ["nothing", "refusal"]),
         (["discover", "--model", "m", "--output", "c.json", "--exclude-layers", "a"], ["--exclude-layers", "'a'"]),
+        (["discover", "--model", "m", "--output", "c.json", "--seed", "x"], ["--seed", "got 'x'"]),
+        (["discover", "--model", "m", "--output", "c.json", "--fraction", "nan"], ["fraction", "got nan", "up to 1"]),
+        (["discover", "--model", "m", "--output", "c.json", "--fraction", "1", "--top-k", "3"], ["one size"]),
+        (["discover", "--model", "m", "--output", "c.json", "--layer", "1"], ["layer has no meaning for method cna"]),
+        (["sweep", "--model-args", "fast"], ["--model-args", "NAME=VALUE"]),
+        (["sweep", "--judge-model-args", "model=m"], ["--judge-model"]),
+        (["judge", "nothing", "--judge-model", "hf"], ["no manifest.json in nothing"]),
         (["sweep"], ["model"]),
         (["sweep", "--model", "m"], ["output", "run directory"]),
         (["sweep", "nothing.yaml"], ["no such configuration file", "nothing.yaml"]),
@@ -463,7 +472,33 @@ def test_no_command_at_all_shows_the_help(cli: Command) -> None:
 
 
 def test_no_command_at_all_is_no_empty_error(cli: Command) -> None:
-    assert "error: ;" not in cli().err
+    done = cli()
+    assert done.status == 2 and done.err == ""
+
+
+def test_run_leaves_the_environment_to_lm_eval(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("TQDM_DISABLE", raising=False)
+    monkeypatch.setattr("lm_eval_cna.entry.run_lm_eval", lambda argv: len(argv))
+    assert main(["run", "--tasks", "x"]) == 3 and "TQDM_DISABLE" not in os.environ
+
+
+@pytest.mark.parametrize("error", [KeyboardInterrupt, typer.Abort])
+def test_an_interrupt_is_one_line_whatever_typer_makes_of_it(
+    cli: Command, monkeypatch: pytest.MonkeyPatch, error: type[BaseException]
+) -> None:
+    def interrupted(_: Any) -> None:
+        raise error
+
+    monkeypatch.setattr("lm_eval_cna.intervention.read_intervention", interrupted)
+    done = cli("show", "c.json")
+    assert done.status == 130 and one_line(done).startswith("error: interrupted")
+
+
+def test_keys_are_not_kept_with_the_command(monkeypatch: pytest.MonkeyPatch) -> None:
+    typed = ["sweep", "--judge-model-args", "model=m,api_key=s3cret,max_gen_toks=9", "--model-args=token=s3cret"]
+    monkeypatch.setattr(sys, "argv", ["lm-eval-cna", *typed])
+    kept = " ".join(typed_command())
+    assert "s3cret" not in kept and "model=m,api_key=(not shown),max_gen_toks=9" in kept
 
 
 def test_debug_shows_the_traceback(tmp_path: Path) -> None:
@@ -507,8 +542,9 @@ def test_an_interrupt_says_that_the_command_continues(
     assert done.status == 130 and "interrupted" in done.err and "continues" in done.err
 
 
-def test_run_is_lm_evals_own_command() -> None:
-    done = process("run", "--help")
+@pytest.mark.parametrize("before", [[], ["--debug"]])
+def test_run_is_lm_evals_own_command(before: list[str]) -> None:
+    done = process(*before, "run", "--help")
     assert done.status == 0 and "--model_args" in done.out and "--tasks" in done.out
 
 

@@ -1,0 +1,69 @@
+"""Arguments of cna-hf that are refused before a model is loaded."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+
+from lm_eval_cna.errors import ConfigError
+from lm_eval_cna.models.arguments import check_batch_size, check_device, check_dtype, naming_the_model
+
+
+@pytest.fixture
+def two_gpus(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.accelerator, "current_accelerator", lambda check_available: torch.device("cuda"))
+    monkeypatch.setattr(torch.accelerator, "device_count", lambda: 2)
+
+
+@pytest.mark.usefixtures("two_gpus")
+@pytest.mark.parametrize("device", ["cpu", "cuda", "cuda:0", "cuda:1"])
+def test_a_device_that_is_here(device: str) -> None:
+    assert check_device(device) == device
+    assert check_device(torch.device(device)) == device
+
+
+@pytest.mark.usefixtures("two_gpus")
+@pytest.mark.parametrize("device", ["abacus", "cuda:2", "mps", "meta", "cpu:x", 0])
+def test_a_device_that_is_not_here(device: Any) -> None:
+    with pytest.raises(ConfigError, match="allowed: auto, cpu, cuda, cuda:0, cuda:1 on this machine"):
+        check_device(device)
+
+
+def test_hflm_is_given_the_spelling_it_knows(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.accelerator, "current_accelerator", lambda check_available: torch.device("xpu"))
+    monkeypatch.setattr(torch.accelerator, "device_count", lambda: 1)
+    assert check_device("xpu") == check_device("xpu:0") == "xpu:0"
+    assert check_device("cpu:0") == "cpu"
+
+
+@pytest.mark.parametrize("dtype", ["auto", None, "bfloat16", torch.float32])
+def test_a_dtype(dtype: Any) -> None:
+    check_dtype(dtype)
+
+
+@pytest.mark.parametrize("dtype", ["int3", "int8", "nn", 16, torch.int64])
+def test_a_dtype_that_is_none(dtype: Any) -> None:
+    with pytest.raises(ConfigError, match=r"dtype; got .*bfloat16"):
+        check_dtype(dtype)
+
+
+@pytest.mark.parametrize("size", [1, "8", "auto", "auto:4"])
+def test_a_batch_size(size: Any) -> None:
+    check_batch_size(size)
+
+
+@pytest.mark.parametrize("size", [0, -1, "x", "auto:", "auto:x", 1.5, None, True])
+def test_a_batch_size_that_is_none(size: Any) -> None:
+    with pytest.raises(ConfigError, match="batch_size"):
+        check_batch_size(size)
+
+
+def test_only_errors_of_the_users_making_are_turned() -> None:
+    with pytest.raises(ConfigError, match="got 'a/b'"), naming_the_model("a/b"):
+        raise OSError("the hub cannot be reached")
+    with pytest.raises(ConfigError, match="'colour'"), naming_the_model("a/b"):
+        raise TypeError("__init__() got an unexpected keyword argument 'colour'")
+    with pytest.raises(TypeError, match="a bug"), naming_the_model("a/b"):
+        raise TypeError("a bug")
