@@ -7,9 +7,9 @@ from typing import Any
 
 
 def alike(found: Any, expected: Any, *, within: float = 1e-4) -> bool:
-    """Whether two nests of mappings and sequences are equal, their floats within `within`."""
+    """Whether two nests of mappings and sequences are equal, their floats within `within` or float32's resolution."""
     if isinstance(expected, float):
-        return isinstance(found, float) and abs(found - expected) <= within
+        return isinstance(found, float) and abs(found - expected) <= max(within, 2e-7 * abs(expected))
     if isinstance(expected, Mapping):
         return found.keys() == expected.keys() and all(alike(found[k], expected[k], within=within) for k in expected)
     if isinstance(expected, Sequence) and not isinstance(expected, str):
