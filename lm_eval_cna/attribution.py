@@ -67,7 +67,7 @@ def check_request(
     if fraction is not None and not 0 < fraction <= 1:
         raise ConfigError("fraction of the model's neurons", got=fraction, allowed="above 0, up to 1")
     if top_k is not None and top_k < 1:
-        raise ConfigError("top-k, the size of a circuit", got=top_k, allowed="1 or more")
+        raise ConfigError("circuit size", got=top_k, allowed="1 or more neurons")
     if "like" not in _ARGUMENTS[method]:
         return
     kind = Circuit if method == "random" else Vectors
