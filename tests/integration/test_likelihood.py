@@ -7,6 +7,7 @@ import os
 import random
 import subprocess
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +22,8 @@ from lm_eval.tasks import TaskManager
 from lm_eval_cna.architecture import find_architecture
 from lm_eval_cna.errors import ConfigError
 from lm_eval_cna.models.hf import CNAHFLM
-from lm_eval_cna.models.likelihood import _Reader, can_share, score_tokens
+from lm_eval_cna.models.likelihood import can_share, score_tokens
+from lm_eval_cna.models.prefix_reader import Reader
 from lm_eval_cna.steering import Mode, Setting, steer
 from tests.checkpoints import byte_tokenizer, save_llama
 from tests.interventions import circuit, vectors
@@ -99,13 +101,13 @@ def both(model: Any, requests: list[Request], **arguments: Any) -> list[tuple[fl
 def read(monkeypatch: pytest.MonkeyPatch) -> list[int]:
     """Counts the tokens of every forward pass from here on."""
     counts: list[int] = []
-    forward = _Reader._forward
+    forward = Reader._forward
 
-    def counted(self: _Reader, tokens: torch.Tensor, **arguments: Any) -> torch.Tensor:
+    def counted(self: Reader, tokens: torch.Tensor, **arguments: Any) -> torch.Tensor:
         counts.append(tokens.numel())
         return forward(self, tokens, **arguments)
 
-    monkeypatch.setattr(_Reader, "_forward", counted)
+    monkeypatch.setattr(Reader, "_forward", counted)
     return counts
 
 
@@ -258,7 +260,7 @@ def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return save_llama(tmp_path_factory.mktemp("model"))
 
 
-def instances(kind: str, arguments: list[tuple[str, ...]]) -> list[Instance]:
+def instances(kind: str, arguments: Sequence[tuple[str, ...]]) -> list[Instance]:
     return [
         Instance(request_type=kind, doc={}, arguments=one, idx=n, metadata=("t", n, 1))
         for n, one in enumerate(arguments)

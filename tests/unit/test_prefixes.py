@@ -22,7 +22,7 @@ def numbers(count: int, seed: int) -> list[int]:
 
 
 def cut(texts: Sequence[Text], *, rows: int, pass_cost: float = CPU, scored: int = 10**6) -> list[Batch]:
-    found = []
+    found: list[Batch] = []
     for block in plan(texts, rows=rows, pass_cost=pass_cost):
         found += batches(block, texts, rows=rows, pass_cost=pass_cost, scored=scored)
     return found
