@@ -36,6 +36,7 @@ from lm_eval_cna.errors import ConfigError
 from lm_eval_cna.judging.config import JudgeConfig
 from lm_eval_cna.judging.judge import shared_judge
 from lm_eval_cna.judging.task import LATER
+from lm_eval_cna.models.arguments import check_device, check_dtype
 from lm_eval_cna.models.hf import CNAHFLM
 from lm_eval_cna.sweep.answers import ROWS, Prompts, compute
 from lm_eval_cna.sweep.batches import Batch, Request, plan_batches
@@ -77,7 +78,10 @@ def run_sweep(
     directory = RunDirectory(config.output)
     with directory.lock(), _quiet_lm_eval(), _done_once():
         asked_for = config.model_dump(mode="json", exclude={"output", "judge"})
-        directory.check_plan(asked_for)  # before anything is loaded or written
+        # What can be wrong is found before anything is loaded or written.
+        directory.check_plan(asked_for)
+        check_device(config.model_args.get("device"))
+        check_dtype(config.model_args.get("dtype", "auto"))
         if task_manager is not None and config.metadata:
             raise ConfigError("metadata and a task manager are both given", do="give the metadata to the task manager")
         # Responses are judged when all are generated and the steered model is gone.

@@ -69,7 +69,7 @@ def values(directory: RunDirectory, metric: str) -> dict[str, float]:
 
 
 def test_a_sweep_judges_all_cells_in_the_end(folder: Path, tmp_path: Path) -> None:
-    told: list[tuple[int, int, str]] = []
+    told: list[tuple[str, int, int, str]] = []
     with JudgeServer() as server:
         judge = server.describe(ledger=str(tmp_path / "ledger.sqlite"))
         asked = config(folder, tmp_path / "run", judge=judge)
@@ -78,10 +78,10 @@ def test_a_sweep_judges_all_cells_in_the_end(folder: Path, tmp_path: Path) -> No
         again = run_sweep(asked, task_manager=manager(folder))
         assert len(server.asked) == questions, "the ledger answers a rerun"
     assert 0 < questions <= CELLS * len(PROMPTS)
-    generated = [index for index, (_, total, _) in enumerate(told) if total == CELLS]
-    judged = [index for index, (_, total, _) in enumerate(told) if total == questions and total != CELLS]
+    generated = [index for index, (stage, *_) in enumerate(told) if stage in ("responses", "cells")]
+    judged = [index for index, (stage, *_) in enumerate(told) if stage == "judge"]
     assert max(generated) < min(judged), "nothing is judged before all is generated"
-    assert told[min(judged)][0] == 0, "the count of questions is told before the first is asked"
+    assert told[min(judged)][1:3] == (0, questions), "the count of questions is told before the first is asked"
     assert values(directory, "strongreject_score") == dict.fromkeys(("baseline", "cna-m0", "cna-m2"), 0.625)
     assert values(again, "n_unscored") == dict.fromkeys(("baseline", "cna-m0", "cna-m2"), 0.0)
 
