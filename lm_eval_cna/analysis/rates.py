@@ -1,0 +1,97 @@
+"""Rates and means of one cell, with intervals: Wilson for rates, the bootstrap for means only.
+
+Wilson's interval (Wilson 1927, JASA 22:209) keeps its coverage where the bootstrap and the Wald interval lose theirs,
+at rates near 0 and 1, which is where steering experiments end up.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+from pydantic import BaseModel, ConfigDict
+from scipy import stats
+from statsmodels.stats.proportion import proportion_confint
+
+from lm_eval_cna.errors import ConfigError
+
+LEVEL = 0.95
+RESAMPLES = 9_999
+SEED = 20_605
+
+
+class Record(BaseModel):
+    """Base of everything that analysis hands out: frozen, and the same again after a turn through JSON."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", ser_json_inf_nan="constants")
+
+
+class Interval(Record):
+    """A confidence interval.
+
+    Attributes:
+        low, high: its limits, in the unit of the estimate.
+    """
+
+    low: float
+    high: float
+
+    def __contains__(self, value: float) -> bool:
+        return self.low <= value <= self.high
+
+
+def wilson(successes: int, n: int, *, level: float = LEVEL) -> Interval:
+    """Wilson's score interval of a rate.
+
+    Args:
+        successes: documents that count.
+        n: documents.
+        level: confidence level.
+
+    Raises:
+        ConfigError: there are no documents, or more successes than documents.
+    """
+    if not 0 <= successes <= n or n == 0:
+        raise ConfigError("an interval of a rate", got=f"{successes} of {n}", allowed="0 to n of n documents, n >= 1")
+    low, high = proportion_confint(successes, n, alpha=1 - level, method="wilson")
+    # At 0 and n of n the limit is exact in theory and off by a rounding error in statsmodels.
+    return Interval(low=0.0 if successes == 0 else float(low), high=1.0 if successes == n else float(high))
+
+
+def mean_interval(values: Sequence[float], *, level: float = LEVEL, seed: int = SEED) -> Interval | None:
+    """Bootstrap interval of a mean, bias-corrected and accelerated (Efron 1987, JASA 82:171), with a fixed seed.
+
+    Not for rates: at a true rate of 0.99 and 100 documents a bootstrap interval covers 64 % of the time.
+
+    Args:
+        values: one a document.
+        level: confidence level.
+        seed: of the resampling.
+
+    Returns:
+        The interval; a point where all values are equal, since they say nothing of their spread; None below two values.
+    """
+    sample = np.asarray(values, dtype=np.float64)
+    if len(sample) < 2:
+        return None
+    if np.ptp(sample) == 0:
+        return Interval(low=float(sample[0]), high=float(sample[0]))
+    found = _bootstrap(sample, "BCa", level, seed)
+    if not np.all(np.isfinite(found)):  # BCa's acceleration can be 0/0 on two or three distinct values
+        found = _bootstrap(sample, "percentile", level, seed)
+    return Interval(low=found[0], high=found[1])
+
+
+def _bootstrap(sample: np.ndarray, method: str, level: float, seed: int) -> tuple[float, float]:
+    with np.errstate(invalid="ignore", divide="ignore"):
+        result = stats.bootstrap(
+            (sample,),
+            np.mean,
+            confidence_level=level,
+            n_resamples=RESAMPLES,
+            method=method,
+            rng=np.random.default_rng(seed),
+            # Bounds the memory: one batch holds this many resamples of all documents.
+            batch=max(1, 4_000_000 // len(sample)),
+        )
+    return float(result.confidence_interval.low), float(result.confidence_interval.high)
