@@ -1,0 +1,139 @@
+"""Dose-response: does a metric rise or fall steadily as the multiplier grows, on the same prompts?
+
+Page's trend test (Page 1963, Journal of the American Statistical Association 58:216): within each prompt the values at
+the k multipliers are ranked, and L = sum over prompts and multipliers of (place of the multiplier) * rank. It uses the
+order of the multipliers and not their spacing, so a response that saturates is a trend like any other.
+
+Outcomes are mostly 0 or 1, so nearly all ranks are tied, and the tables and the variance of the textbook test, also
+scipy's `page_trend_test`, which assume none, are far too cautious. The p here is conditional on each prompt's ties: if
+the multiplier did nothing, a prompt's values would be as likely in any order. For values of 0 and 1 that distribution
+is computed exactly, prompt by prompt; for others it is drawn from 9,999 times, with a fixed seed.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from functools import cache
+from itertools import combinations
+
+import numpy as np
+from numpy.typing import NDArray
+from scipy import stats
+
+from lm_eval_cna.analysis.paired import Document
+from lm_eval_cna.analysis.rates import RESAMPLES, SEED, Record
+
+Floats = NDArray[np.float64]
+_LEAST_DOSES = 3
+_MOST_EXACT = 12  # multipliers; the subsets of more of them are too many to list
+
+
+class Trend(Record):
+    """How a metric goes with the multiplier.
+
+    Attributes:
+        multipliers: ascending, 1 among them where the sweep has a baseline.
+        means: the metric's mean at each, over the documents that have a value at all of them.
+        n: those documents.
+        left_out: documents with a value at some multipliers only.
+        slope: least-squares change of the mean a unit of multiplier.
+        monotone: whether the means never turn.
+        p: two-sided p of Page's test; 1 where nothing changes.
+    """
+
+    multipliers: tuple[float, ...]
+    means: tuple[float, ...]
+    n: int
+    left_out: int
+    slope: float
+    monotone: bool
+    p: float
+
+    @property
+    def rising(self) -> bool | None:
+        """Whether the metric rises with the multiplier; None where it is level."""
+        return None if self.slope == 0 else self.slope > 0
+
+
+def trend(doses: Mapping[float, Mapping[Document, float]], *, seed: int = SEED) -> Trend | None:
+    """Test for a trend over multipliers.
+
+    Args:
+        doses: multiplier -> document -> value.
+        seed: of the permutations, where they are drawn.
+
+    Returns:
+        None with fewer than three multipliers, or without a document that has a value at all of them.
+    """
+    multipliers = sorted(doses)
+    if len(multipliers) < _LEAST_DOSES:
+        return None
+    seen = set[Document]().union(*doses.values())
+    common = [document for document in doses[multipliers[0]] if all(document in doses[m] for m in multipliers)]
+    if not common:
+        return None
+    values = np.array([[doses[m][document] for m in multipliers] for document in common], dtype=np.float64)
+    means = values.mean(axis=0)
+    steps = np.diff(means)
+    moved = bool(np.ptp(means) > 1e-12)
+    return Trend(
+        multipliers=tuple(multipliers),
+        means=tuple(float(mean) for mean in means),
+        n=len(common),
+        left_out=len(seen) - len(common),
+        slope=float(np.polynomial.polynomial.polyfit(multipliers, means, 1)[1]) if moved else 0.0,
+        monotone=bool(np.all(steps >= -1e-12) or np.all(steps <= 1e-12)),
+        p=page_p(values, seed=seed),
+    )
+
+
+def page_p(values: Floats, *, seed: int = SEED) -> float:
+    """Two-sided p of Page's test, conditional on ties.
+
+    Args:
+        values: [prompts, multipliers], multipliers ascending.
+        seed: of the permutations, where they are drawn.
+    """
+    rows = values[np.ptp(values, axis=1) > 0]  # a prompt with one value throughout is the same in every order
+    if len(rows) == 0:
+        return 1.0
+    if np.isin(rows, (0.0, 1.0)).all() and rows.shape[1] <= _MOST_EXACT:
+        return _exact_p(rows.astype(np.int64))
+    return _drawn_p(rows, seed)
+
+
+def _exact_p(rows: NDArray[np.int64]) -> float:
+    """For 0 and 1, L is a constant plus k / 2 times the sum of the places that hold a 1.
+
+    With r ones in a prompt that sum is one of the equally likely sums of r places; the prompts' distributions are
+    convolved. Each is symmetric about its mean, and so is the whole.
+    """
+    count = rows.shape[1]
+    observed = int((rows * np.arange(count)).sum())
+    distribution, least = np.ones(1), 0
+    for ones in rows.sum(axis=1).tolist():
+        offset, chances = _place_sums(count, ones)
+        distribution, least = np.convolve(distribution, chances), least + offset
+    sums = least + np.arange(len(distribution))
+    centre = float(rows.sum()) * (count - 1) / 2
+    far = np.abs(sums - centre) >= abs(observed - centre) - 1e-6
+    return min(1.0, float(distribution[far].sum()))
+
+
+@cache
+def _place_sums(count: int, ones: int) -> tuple[int, Floats]:
+    """The distribution of the sum of `ones` different places out of 0..count-1: its least value, chances from there."""
+    sums = np.array([sum(places) for places in combinations(range(count), ones)])
+    chances = np.bincount(sums - sums.min()) / len(sums)
+    return int(sums.min()), chances
+
+
+def _drawn_p(rows: Floats, seed: int) -> float:
+    ranks = stats.rankdata(rows, axis=1)
+    places = np.arange(rows.shape[1]) - (rows.shape[1] - 1) / 2
+    observed = abs(float((ranks @ places).sum()))
+    rng, extreme = np.random.default_rng(seed), 0
+    for _ in range(RESAMPLES):
+        # Shuffling the places of every prompt is shuffling its ranks.
+        extreme += abs(float((rng.permuted(ranks, axis=1) @ places).sum())) >= observed - 1e-9
+    return (1 + extreme) / (RESAMPLES + 1)
