@@ -1,0 +1,309 @@
+"""All statistics of one run in one object that can be kept as JSON: what reports, checks and leaderboards read.
+
+Every task x metric x cell has its value with an interval; every cell but the baseline its paired difference from the
+baseline; every cell of a method under test its Holm-adjusted p and, where control seeds were run at the same multiplier
+and size, its place among them. The null's p stands for its own cell: with 19 controls its least value is 0.05, which no
+correction over several multipliers would leave standing, so claims should rest on the one multiplier that was chosen
+before the run, as a rule m = 0.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from statistics import fmean
+from typing import Literal
+
+from pydantic import Field
+
+from lm_eval_cna.analysis.dose import Trend, trend
+from lm_eval_cna.analysis.holm import holm
+from lm_eval_cna.analysis.null import Null, against_controls
+from lm_eval_cna.analysis.outcomes import Outcomes, read_outcomes
+from lm_eval_cna.analysis.paired import Document, Kind, Paired, compare
+from lm_eval_cna.analysis.power import Power, smallest_effect
+from lm_eval_cna.analysis.rates import LEVEL, Interval, Record, mean_interval, wilson
+from lm_eval_cna.analysis.verdicts import Claim, DamageBudget, Verdict, is_broken, trend_sentence, verdict
+from lm_eval_cna.errors import RunError
+from lm_eval_cna.sweep.cells import BASELINE, Cell
+from lm_eval_cna.sweep.rundir import RunDirectory
+
+EVIDENCE_SCHEMA: Literal["lm-eval-cna/evidence/1"] = "lm-eval-cna/evidence/1"
+#: Method under test -> the controls that are its null.
+CONTROLS = {"cna": "random", "caa": "random-vectors", "caa-residual": "random-vectors"}
+#: Metrics that verdicts are about. A task with none of them is judged by the first that it has.
+CLAIMED = ("refusal_rate", "strongreject_score", "rating10_score", "acc", "exact_match")
+#: Shares of prompts assumed to go against the effect, for which the power is given.
+OPPOSITE = (0.0, 0.05)
+
+
+class Comparison(Record):
+    """One metric of one task in one cell.
+
+    Attributes:
+        cell, method, multiplier, seed, size: the cell, as in the summary.
+        task, metric: what was measured.
+        kind: whether the metric is a rate of documents or a mean.
+        n: documents with a value.
+        value: their mean.
+        interval: Wilson's for a rate, the bootstrap's for a mean; None for the mean of a control or of one document.
+        paired: against the baseline; None for the baseline itself, and for the means of controls.
+        p_holm: Holm-adjusted p; None outside the family.
+        null: against the controls at the same multiplier and size; None where there are none.
+    """
+
+    cell: str
+    method: str
+    multiplier: float
+    seed: int | None
+    size: int | None
+    task: str
+    metric: str
+    kind: Kind
+    n: int
+    value: float
+    interval: Interval | None
+    paired: Paired | None = None
+    p_holm: float | None = None
+    null: Null | None = None
+
+
+class MetricTrend(Record):
+    """The dose-response of one method on one metric.
+
+    Attributes:
+        task, metric, method, size: what went with the multiplier.
+        trend: the test.
+        text: what it says.
+    """
+
+    task: str
+    metric: str
+    method: str
+    size: int | None
+    trend: Trend
+    text: str
+
+
+class MetricPower(Record):
+    """What the prompts of a task could have shown of a rate.
+
+    Attributes:
+        task, metric: the rate.
+        power: the smallest effect that would have been seen, under two assumptions on how many prompts go against it.
+    """
+
+    task: str
+    metric: str
+    power: tuple[Power, ...]
+
+
+class Evidence(Record):
+    """The statistics of a run.
+
+    Attributes:
+        run: name of its directory.
+        model: its model.
+        judge: fingerprint of the judge whose verdicts count, where there is one.
+        level: of all intervals.
+        budget: what counts as damage in the verdicts.
+        comparisons, trends, powers, verdicts: see there.
+    """
+
+    schema_: Literal["lm-eval-cna/evidence/1"] = Field(default=EVIDENCE_SCHEMA, alias="schema")
+    run: str
+    model: str
+    judge: str | None
+    level: float
+    budget: DamageBudget
+    comparisons: tuple[Comparison, ...]
+    trends: tuple[MetricTrend, ...]
+    powers: tuple[MetricPower, ...]
+    verdicts: tuple[Verdict, ...]
+
+    def find(self, cell: str, task: str, metric: str) -> Comparison | None:
+        """One comparison; None where the cell was not asked."""
+        return next((c for c in self.comparisons if (c.cell, c.task, c.metric) == (cell, task, metric)), None)
+
+
+def collect(
+    directory: RunDirectory, *, judge: str | None = None, budget: DamageBudget | None = None, level: float = LEVEL
+) -> Evidence:
+    """Compute the statistics of a finished run.
+
+    Args:
+        directory: of a sweep.
+        judge: start of the fingerprint of the judge whose verdicts count, where there are several.
+        budget: what counts as damage; by default mean quality under 0.95 or more than 5 points more degenerate texts.
+        level: of all intervals.
+
+    Raises:
+        RunError: the directory is no run, has no baseline, or a file of it is damaged.
+    """
+    budget = budget or DamageBudget()
+    outcomes = read_outcomes(directory, judge=judge)
+    if BASELINE.key not in outcomes.cells:
+        raise RunError(f"no results of the baseline in {directory.path}", do="run the sweep again")
+    comparisons = [
+        row for task, metric in outcomes.questions() for row in _compare_all(outcomes, task, metric, level=level)
+    ]
+    asked = [(task, metric) for task, metric in outcomes.questions() if metric in claimed(outcomes, task)]
+    said = outcomes.judge
+    return Evidence(
+        run=directory.path.resolve().name,
+        model=str(directory.manifest()["plan"].get("model")),
+        judge=None if said is None else said.get("fingerprint"),
+        level=level,
+        budget=budget,
+        comparisons=tuple(comparisons),
+        trends=tuple(_trends(outcomes, asked)),
+        powers=tuple(_powers(comparisons, asked)),
+        verdicts=tuple(_verdicts(comparisons, asked, budget, level)),
+    )
+
+
+def write_evidence(directory: RunDirectory, evidence: Evidence) -> None:
+    """Keep the statistics in the run directory as `evidence.json`."""
+    directory.write_text("evidence.json", evidence.model_dump_json(indent=1, by_alias=True) + "\n")
+
+
+def read_evidence(directory: RunDirectory) -> Evidence:
+    """Read `evidence.json`.
+
+    Raises:
+        RunError: it is missing or damaged.
+    """
+    try:
+        return Evidence.model_validate(directory.read_json("evidence.json"))
+    except ValueError as error:
+        first = str(error).splitlines()[0]
+        raise RunError(f"{directory.path / 'evidence.json'} is damaged: {first}", do="make the report again") from error
+
+
+def claimed(outcomes: Outcomes, task: str) -> tuple[str, ...]:
+    """The metrics of a task that verdicts are about; the one of a filter counts as the metric."""
+    metrics = [metric for of, metric in outcomes.questions() if of == task]
+    found = tuple(metric for metric in metrics if metric.partition(" (")[0] in CLAIMED)
+    return found or tuple(metrics[:1])
+
+
+def _compare_all(outcomes: Outcomes, task: str, metric: str, *, level: float) -> list[Comparison]:
+    kind, untouched = outcomes.kind(task, metric), outcomes.of(BASELINE.key, task, metric)
+    rows: list[Comparison] = []
+    for key, cell in outcomes.cells.items():
+        values = outcomes.of(key, task, metric)
+        if not values:
+            continue
+        total, brief = sum(values.values()), cell.is_control and kind == "mean"
+        if kind == "rate":
+            interval: Interval | None = wilson(round(total), len(values), level=level)
+        else:
+            interval = None if brief else mean_interval(list(values.values()), level=level)
+        paired = None if cell == BASELINE or brief else compare(values, untouched, kind, level=level)
+        rows.append(
+            Comparison(
+                cell=key,
+                **cell._asdict(),
+                task=task,
+                metric=metric,
+                kind=kind,
+                n=len(values),
+                value=fmean(values.values()),
+                interval=interval,
+                paired=paired,
+                null=_null(outcomes, cell, task, metric, paired),
+            )
+        )
+    adjusted = holm({row.cell: row.paired.p for row in rows if row.method in CONTROLS and row.paired})
+    return [row.model_copy(update={"p_holm": adjusted.get(row.cell)}) for row in rows]
+
+
+def _null(outcomes: Outcomes, cell: Cell, task: str, metric: str, paired: Paired | None) -> Null | None:
+    if cell.method not in CONTROLS or paired is None:
+        return None
+    untouched = outcomes.of(BASELINE.key, task, metric)
+    effects = [
+        effect
+        for key, control in outcomes.cells.items()
+        if (control.method, control.multiplier, control.size) == (CONTROLS[cell.method], cell.multiplier, cell.size)
+        if (effect := _effect(outcomes.of(key, task, metric), untouched)) is not None
+    ]
+    return against_controls(paired.effect, effects) if effects else None
+
+
+def _effect(values: Mapping[Document, float], untouched: Mapping[Document, float]) -> float | None:
+    """The mean paired difference alone: controls need no test of their own."""
+    differences = [values[document] - untouched[document] for document in untouched if document in values]
+    return fmean(differences) if differences else None
+
+
+def _trends(outcomes: Outcomes, asked: list[tuple[str, str]]) -> list[MetricTrend]:
+    lines = dict.fromkeys((cell.method, cell.size) for cell in outcomes.cells.values() if cell.method in CONTROLS)
+    found = []
+    for task, metric in asked:
+        for method, size in lines:
+            doses = {
+                cell.multiplier: outcomes.of(key, task, metric)
+                for key, cell in outcomes.cells.items()
+                if cell == BASELINE or (cell.method, cell.size) == (method, size)
+            }
+            tested = trend({multiplier: values for multiplier, values in doses.items() if values})
+            if tested is not None:
+                text = trend_sentence(tested, task=task, metric=metric, method=method, kind=outcomes.kind(task, metric))
+                found.append(MetricTrend(task=task, metric=metric, method=method, size=size, trend=tested, text=text))
+    return found
+
+
+def _powers(comparisons: list[Comparison], asked: list[tuple[str, str]]) -> list[MetricPower]:
+    return [
+        MetricPower(
+            task=row.task, metric=row.metric, power=tuple(smallest_effect(row.n, opposite=share) for share in OPPOSITE)
+        )
+        for row in comparisons
+        if row.cell == BASELINE.key and row.kind == "rate" and (row.task, row.metric) in asked
+    ]
+
+
+def _verdicts(
+    comparisons: list[Comparison], asked: list[tuple[str, str]], budget: DamageBudget, level: float
+) -> list[Verdict]:
+    """A verdict for every cell with controls; of a method without controls, for its smallest and largest multiplier."""
+    by_key = {(row.cell, row.task, row.metric): row for row in comparisons}
+    found = []
+    for row in comparisons:
+        if (row.task, row.metric) not in asked or row.paired is None or row.p_holm is None:
+            continue
+        line = [
+            other
+            for other in comparisons
+            if (other.task, other.metric, other.method, other.size) == (row.task, row.metric, row.method, row.size)
+        ]
+        ends = (min(other.multiplier for other in line), max(other.multiplier for other in line))
+        if row.null is None and (row.multiplier not in ends or any(other.null for other in line)):
+            continue
+        texts = [
+            tuple(by_key.get((cell, row.task, metric)) for metric in ("quality", "degenerate_rate"))
+            for cell in (row.cell, BASELINE.key)
+        ]
+        (quality, degenerate), (quality_before, degenerate_before) = (
+            tuple(None if measured is None else measured.value for measured in pair) for pair in texts
+        )
+        broken = is_broken(quality, quality_before, degenerate, degenerate_before, budget)
+        found.append(
+            verdict(
+                Claim(
+                    cell=row.cell,
+                    method=row.method,
+                    multiplier=row.multiplier,
+                    size=row.size,
+                    task=row.task,
+                    metric=row.metric,
+                    kind=row.kind,
+                    paired=row.paired,
+                    p_holm=row.p_holm,
+                    null=row.null,
+                ),
+                broken=broken,
+                level=level,
+            )
+        )
+    return found

@@ -1,0 +1,192 @@
+"""Per-prompt values of a finished run, read from lm-eval's own results files and the judge's verdicts.
+
+A value is found by (cell, task, metric) and document. A document that a metric left out (an unscored verdict) is left
+out here too. A group that lm-eval aggregates (`mmlu`) is one task whose documents are those of all its subtasks; the
+subtasks do not appear beside it. A metric of a filter other than `none` is named "metric (filter)", as in the summary.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from lm_eval_cna.analysis.paired import Document, Kind
+from lm_eval_cna.errors import RunError
+from lm_eval_cna.scoring.strongreject import FORMS, Verdict, is_evasion, verdict_metrics
+from lm_eval_cna.scoring.tasks import score_response
+from lm_eval_cna.sweep.cells import Cell
+from lm_eval_cna.sweep.rundir import RunDirectory
+from lm_eval_cna.sweep.summary import HARMLESS_KL, HARMLESS_TASK
+
+Values = dict[Document, float]
+#: Metrics that are means whatever values one run happens to have: a quality of exactly 1 everywhere is no rate.
+_MEANS = ("quality", "quality_strict", "harmless_kl", "strongreject_score", "rating10_score", "n_unscored")
+
+
+@dataclass(frozen=True)
+class Outcomes:
+    """Everything measured per prompt in one run.
+
+    Attributes:
+        cells: the cells of the sweep that have results, by key, in the sweep's order.
+        values: (cell key, task, metric) -> document -> value, finite numbers only.
+        judge: what the verdicts come from, without secrets; None where the run's own samples are all there is.
+    """
+
+    cells: Mapping[str, Cell]
+    values: Mapping[tuple[str, str, str], Mapping[Document, float]]
+    judge: Mapping[str, Any] | None = None
+    _kinds: dict[tuple[str, str], Kind] = field(default_factory=dict, init=False, repr=False, compare=False)
+
+    def questions(self) -> list[tuple[str, str]]:
+        """Every (task, metric), in the order in which they were measured."""
+        return list(dict.fromkeys((task, metric) for _, task, metric in self.values))
+
+    def of(self, cell: str, task: str, metric: str) -> Mapping[Document, float]:
+        """The values of one metric; empty where the cell was not asked."""
+        return self.values.get((cell, task, metric), {})
+
+    def kind(self, task: str, metric: str) -> Kind:
+        """Whether a metric is a rate: every value in every cell is 0 or 1, and it is not a mean by its nature."""
+        if (task, metric) not in self._kinds:
+            rate = not metric.startswith(_MEANS) and all(
+                value in (0.0, 1.0) for cell in self.cells for value in self.of(cell, task, metric).values()
+            )
+            self._kinds[task, metric] = "rate" if rate else "mean"
+        return self._kinds[task, metric]
+
+
+def read_outcomes(directory: RunDirectory, *, judge: str | None = None) -> Outcomes:
+    """Read the per-prompt values of a run.
+
+    Args:
+        directory: of a sweep.
+        judge: start of the fingerprint of the judge whose verdicts count, where there are several; by default the one
+            that judged last, which is the one the summary has.
+
+    Raises:
+        RunError: the directory is no run, a file of it is damaged, or there is no verdict by that judge.
+    """
+    plan = directory.manifest()["plan"]
+    values: dict[tuple[str, str, str], Values] = {}
+    texts: dict[tuple[str, str, Document], str] = {}
+    verdicts = _verdicts(directory, judge)
+    judged = {(row["cell"], row["task"]) for row in verdicts["verdicts"]} if verdicts else set()
+    cells: dict[str, Cell] = {}
+    for entry in plan["cells"]:
+        cell = Cell(entry["method"], entry["multiplier"], entry["seed"], entry["size"])
+        for results in _results(directory, plan, cell):
+            cells[cell.key] = cell
+            try:
+                _take(results, cell.key, values, texts if judged else None, judged)
+            except (KeyError, TypeError, AttributeError) as error:
+                raise RunError(
+                    f"a results file of {cell.key} in {directory.path} is damaged: {error!r}",
+                    do="delete it and run the sweep again",
+                ) from error
+    if verdicts:
+        _take_verdicts(verdicts, texts, values)
+    if directory.has(HARMLESS_KL):
+        for key, kept in directory.read_json(HARMLESS_KL).items():
+            measured = {number: value for number, value in enumerate(kept["values"]) if _is_number(value)}
+            if key in cells and measured:
+                values[key, HARMLESS_TASK, "harmless_kl"] = {number: float(v) for number, v in measured.items()}
+    return Outcomes(cells, values, verdicts["judge"] if verdicts else None)
+
+
+def _results(directory: RunDirectory, plan: Mapping[str, Any], cell: Cell) -> Iterator[dict[str, Any]]:
+    folder = directory.path / "cells" / cell.key
+    names = plan.get("settings") or sorted(path.stem for path in folder.glob("*.json"))
+    for setting in names:
+        name = directory.results_name(cell.key, setting)
+        if directory.has(name):
+            yield directory.read_json(name)
+
+
+def _take(
+    results: Mapping[str, Any],
+    cell: str,
+    values: dict[tuple[str, str, str], Values],
+    texts: dict[tuple[str, str, Document], str] | None,
+    judged: set[tuple[str, str]],
+) -> None:
+    owner = _owners(results)
+    for task, samples in results["samples"].items():
+        group = owner.get(task)
+        for sample in samples:
+            document: Document = sample["doc_id"] if group is None else f"{task}/{sample['doc_id']}"
+            suffix = "" if sample.get("filter", "none") == "none" else f" ({sample['filter']})"
+            for metric in sample["metrics"]:
+                value = sample.get(metric)
+                if _is_number(value):
+                    values.setdefault((cell, group or task, f"{metric}{suffix}"), {})[document] = float(value)
+            if texts is not None and (cell, task) in judged:
+                texts[cell, task, document] = sample["resps"][0][0]
+
+
+def _owners(results: Mapping[str, Any]) -> dict[str, str]:
+    """Subtask -> the outermost group that lm-eval aggregated it into."""
+    groups = results.get("group_subtasks", {})
+    aggregated = [
+        group
+        for group in groups
+        if any("," in key and _is_number(value) for key, value in results["results"].get(group, {}).items())
+    ]
+    inner = {member for group in aggregated for member in _members(group, groups)}
+    return {
+        member: group
+        for group in aggregated
+        if group not in inner
+        for member in _members(group, groups)
+        if member in results["samples"]
+    }
+
+
+def _members(group: str, groups: Mapping[str, list[str]]) -> Iterator[str]:
+    for member in groups.get(group, ()):
+        yield member
+        if member != group:
+            yield from _members(member, groups)
+
+
+def _verdicts(directory: RunDirectory, judge: str | None) -> dict[str, Any] | None:
+    files = sorted((directory.path / "judged").glob("*.json"), key=lambda path: (path.stat().st_mtime_ns, path.name))
+    if judge is not None:
+        files = [path for path in files if path.stem.startswith(judge[:12])]
+        if not files:
+            raise RunError(f"no verdicts by that judge in {directory.path}", got=judge)
+    if not files:
+        return None
+    document = directory.read_json(f"judged/{files[-1].name}")
+    rows = document.get("verdicts")
+    if not isinstance(rows, list) or not isinstance(document.get("judge"), dict):
+        raise RunError(f"{files[-1]} holds no verdicts", do="judge the run again")
+    return document
+
+
+def _take_verdicts(
+    document: Mapping[str, Any],
+    texts: Mapping[tuple[str, str, Document], str],
+    values: dict[tuple[str, str, str], Values],
+) -> None:
+    """Replace the judged tasks' metrics by those of these verdicts, as the summary does."""
+    judged = {(row["cell"], row["task"]) for row in document["verdicts"]}
+    stale = ("judge_", "unscored", "n_unscored", "strongreject_", "rating10_", "outcome_evaded")
+    for key in [key for key in values if key[:2] in judged and key[2].startswith(stale)]:
+        del values[key]
+    form = FORMS[str(document.get("rubric_version", "")).partition("/")[0]]
+    for row in document["verdicts"]:
+        at = (row["cell"], row["task"])
+        if (*at, row["doc_id"]) not in texts:
+            continue  # the cell's results were removed since
+        verdict = Verdict(row["score"], row["judgements"], row["unscored_because"])
+        response = texts[*at, row["doc_id"]]
+        metrics = verdict_metrics(verdict, form) | score_response(response, evaded=is_evasion(verdict))
+        for metric, value in metrics.items():
+            values.setdefault((*at, metric), {})[row["doc_id"]] = value
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, (int, float)) and math.isfinite(value)
