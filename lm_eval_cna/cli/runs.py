@@ -38,6 +38,19 @@ def sweep(
     mode: Annotated[str | None, typer.Option(help="auto, rows, fold or hook.")] = None,
     judge_model: JudgeModelOption = None,
     judge_model_args: JudgeArgsOption = None,
+    wandb_args: Annotated[
+        str | None, typer.Option("--wandb_args", "--wandb-args", help="Log each cell to W&B, project=NAME.")
+    ] = None,
+    wandb_config_args: Annotated[
+        str | None, typer.Option("--wandb_config_args", "--wandb-config-args", help="Config entries of W&B runs.")
+    ] = None,
+    trackio_args: Annotated[
+        str | None, typer.Option("--trackio_args", "--trackio-args", help="Log each cell to Trackio, project=NAME.")
+    ] = None,
+    hf_hub_log_args: Annotated[
+        str | None,
+        typer.Option("--hf_hub_log_args", "--hf-hub-log-args", help="lm-eval's files of each cell, and their upload."),
+    ] = None,
 ) -> None:
     """Compare CNA, CAA, random neurons and the baseline over multipliers, from one model load, and report."""
     from lm_eval_cna.sweep.config import parse_config, read_config
@@ -61,6 +74,14 @@ def sweep(
     values |= {name: value for name, value in flags.items() if value is not None}
     if model_args is not None:
         values["model_args"] = completed(values, "model_args", arguments_of("--model-args", model_args))
+    for name, text in (
+        ("wandb_args", wandb_args),
+        ("wandb_config_args", wandb_config_args),
+        ("trackio_args", trackio_args),
+        ("hf_hub_log_args", hf_hub_log_args),
+    ):
+        if text is not None:
+            values[name] = completed(values, name, arguments_of(f"--{name}", text))
     if judge_model is not None:
         values["judge"] = completed(values, "judge", _judge_values(judge_model, judge_model_args))
     elif judge_model_args is not None:

@@ -23,6 +23,8 @@ _MAX_BYTES = 2**20
 
 #: Arguments of cna-hf that a sweep gives itself.
 _OURS = {"pretrained", "circuit", "multiplier", "scale", "mode"}
+#: Where results go besides the run directory: no part of a sweep's plan.
+LOG_FIELDS = {"wandb_args", "wandb_config_args", "trackio_args", "hf_hub_log_args"}
 
 
 class _Model(BaseModel):
@@ -82,6 +84,12 @@ class SweepConfig(_Model):
         default=None, description="who grades the responses of judged tasks; without, `lm-eval-cna judge` does it later"
     )
     metadata: dict[str, Any] = Field(default_factory=dict, description="handed to tasks, as lm_eval's --metadata")
+    wandb_args: dict[str, Any] | None = Field(default=None, description="log every cell to W&B: arguments of its init")
+    wandb_config_args: dict[str, Any] | None = Field(default=None, description="entries of each W&B run's config")
+    trackio_args: dict[str, Any] | None = Field(default=None, description="log every cell to Trackio: as for W&B")
+    hf_hub_log_args: dict[str, Any] | None = Field(
+        default=None, description="write every cell as lm_eval does, and upload it: as lm_eval's --hf_hub_log_args"
+    )
 
     @field_validator("tasks", mode="before")
     @classmethod

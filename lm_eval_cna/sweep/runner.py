@@ -41,9 +41,10 @@ from lm_eval_cna.models.hf import CNAHFLM
 from lm_eval_cna.sweep.answers import ROWS, Prompts, compute
 from lm_eval_cna.sweep.batches import Batch, Request, plan_batches
 from lm_eval_cna.sweep.cells import Cell, plan_cells
-from lm_eval_cna.sweep.config import SweepConfig
+from lm_eval_cna.sweep.config import LOG_FIELDS, SweepConfig
 from lm_eval_cna.sweep.interventions import Interventions, in_chat, prepare
 from lm_eval_cna.sweep.judged import judge_run
+from lm_eval_cna.sweep.logs import CellLogs
 from lm_eval_cna.sweep.replay import Replay
 from lm_eval_cna.sweep.requests import Evaluation, collect, load_evaluations
 from lm_eval_cna.sweep.rundir import RunDirectory
@@ -77,11 +78,12 @@ def run_sweep(
     tell = progress or (lambda stage, done, total, detail: None)
     directory = RunDirectory(config.output)
     with directory.lock(), _quiet_lm_eval(), _done_once():
-        asked_for = config.model_dump(mode="json", exclude={"output", "judge"})
+        asked_for = config.model_dump(mode="json", exclude={"output", "judge", *LOG_FIELDS})
         # What can be wrong is found before anything is loaded or written.
         directory.check_plan(asked_for)
         check_device(config.model_args.get("device"))
         check_dtype(config.model_args.get("dtype", "auto"))
+        logs = CellLogs(config)
         if task_manager is not None and config.metadata:
             raise ConfigError("metadata and a task manager are both given", do="give the metadata to the task manager")
         # Responses are judged when all are generated and the steered model is gone.
@@ -132,11 +134,13 @@ def run_sweep(
             }
         summary = summarize(directory, sweep.cells, [part.name for part in sweep.parts], said)
         directory.write_text("summary.json", summary.model_dump_json(indent=1, by_alias=True) + "\n")
+        chat_template = lm.chat_template(any(part.chat_template for part in sweep.parts))
         del lm, interventions, sweep
         if config.judge is not None:
             gc.collect()  # the steered model's memory, for a judge on the same machine
             torch.cuda.empty_cache()
             judge_run(directory, config.judge, progress=functools.partial(tell, "judge"))
+        logs.publish(directory, chat_template=chat_template)
     return directory
 
 
