@@ -243,6 +243,22 @@ def test_what_is_not_understood_is_left_to_stock() -> None:
     assert can_share(wrapped(tiny("llama")))
 
 
+def test_adapters() -> None:
+    peft = pytest.importorskip("peft")
+    lora = peft.LoraConfig(target_modules=["down_proj", "q_proj"], init_lora_weights=False)
+    both(peft.get_peft_model(tiny("llama"), lora).eval(), SHAPES["everything"])
+    virtual = peft.PromptTuningConfig(task_type="CAUSAL_LM", num_virtual_tokens=4)
+    assert not can_share(wrapped(peft.get_peft_model(tiny("llama"), virtual).eval()))
+
+
+def test_the_text_part_of_a_model_that_sees() -> None:
+    vision = {"hidden_size": 32, "num_hidden_layers": 1, "num_attention_heads": 4, "image_size": 28, "patch_size": 14}
+    text = tiny("gemma3_text").config.to_dict()
+    model = tf.Gemma3ForConditionalGeneration(tf.Gemma3Config(text_config=text, vision_config=vision))
+    assert can_share(wrapped(model.eval()))
+    both(model.eval(), SHAPES["everything"])
+
+
 def test_a_recurrent_model_is_left_to_stock() -> None:
     config = tf.MambaConfig(vocab_size=VOCAB, hidden_size=32, num_hidden_layers=2, state_size=4)
     assert not can_share(wrapped(tf.MambaForCausalLM(config).eval()))
