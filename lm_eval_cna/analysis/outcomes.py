@@ -22,7 +22,7 @@ from lm_eval_cna.sweep.summary import HARMLESS_KL, HARMLESS_TASK
 
 Values = dict[Document, float]
 #: Metrics that are means whatever values one run happens to have: a quality of exactly 1 everywhere is no rate.
-_MEANS = ("quality", "quality_strict", "harmless_kl", "strongreject_score", "rating10_score", "n_unscored")
+_MEANS = ("quality", "harmless_kl", "strongreject_score", "rating10_score", "judge_conv", "judge_spec", "judge_rating")
 
 
 @dataclass(frozen=True)

@@ -12,6 +12,7 @@ For values that are not 0 or 1: the mean difference, its bootstrap interval, and
 from __future__ import annotations
 
 from collections.abc import Mapping
+from functools import cache
 from typing import Literal
 
 import numpy as np
@@ -92,6 +93,7 @@ def mcnemar_ps(gained: ArrayLike, lost: ArrayLike) -> Floats:
     return np.asarray(np.minimum(1.0, 2.0 * stats.binom.cdf(np.minimum(b, c), b + c, 0.5)))
 
 
+@cache
 def tango(gained: int, lost: int, n: int, *, level: float = LEVEL) -> Interval:
     """Tango's score interval of the difference of paired rates.
 
