@@ -36,6 +36,7 @@ EDGES = (0.0, 0.01, 0.02, 0.98, 0.99, 1.0)
 LIKENESS = (0.0, 0.5, 0.9)
 PROMPTS = (50, 100, 300)
 SPREADS = (0.0, 0.05, 0.10)
+LONGER = 10
 ALPHA = 0.05
 LOW, HIGH = 0.93, 0.97
 
@@ -240,7 +241,9 @@ def simulate(sweeps: int, seed: int, tell: Any = lambda text: None) -> dict[str,
     null = []
     for alike, prompts, rate, spread in product((0.0, 0.5), PROMPTS, (0.1, 0.2, 0.3, 0.5), SPREADS):
         asked = {"rate": rate, "spread": spread, "prompts": prompts, "controls": 19, "alike": alike}
-        null.append(asked | false_alarms(rng, sweeps=sweeps, **asked)._asdict())
+        # Without prompts in common a draw is one binomial number, so ten times the sweeps cost little.
+        times = LONGER if alike == 0 else 1
+        null.append(asked | {"sweeps": times * sweeps} | false_alarms(rng, sweeps=times * sweeps, **asked)._asdict())
     tell(f"null: {len(null)} points")
     counts = []
     for controls in (3, 5, 9, 18, 19, 39, 99):
@@ -287,18 +290,24 @@ def markdown(document: dict[str, Any]) -> str:
         "The circuit is one more random draw; 19 controls. Draws' true rates differ with the standard deviation given.",
         "`ours` is the rank test over control seeds; `pooled` takes the controls' prompts together; `guessed side` is",
         "the one-sided rank p on whichever side the effect lies; `outside` is any effect beyond the controls' range.",
-        "The largest of the four mean rates (0.1, 0.2, 0.3, 0.5) and two kinds of prompts (alike, or some harder for",
-        "every draw), with the range for `pooled`.",
+        "A row is over four mean rates (0.1, 0.2, 0.3, 0.5) and two kinds of prompts (all alike, with ten times the",
+        "sweeps, or some harder for every draw). Ours is at most 5 % by construction (the circuit's rank among",
+        "exchangeable draws; `tests/unit/test_analysis_null.py` counts it out). The simulation has a standard error of",
+        f"{_error(about['sweeps'])} where some prompts are harder and "
+        f"{_error(LONGER * about['sweeps'])} where all are alike.",
         "",
-        "| seeds differ by | prompts | ours, largest | pooled, range | guessed side, largest | outside, largest |",
-        "| --- | --- | --- | --- | --- | --- |",
+        "| seeds differ by | prompts | ours, mean | ours, largest | pooled, range | pooled at rate 0.2 | guessed side, "
+        "largest | outside, largest |",
+        "| --- | --- | --- | --- | --- | --- | --- | --- |",
     ]
     for spread, prompts in product(SPREADS, PROMPTS):
         rows = [row for row in tables["null"] if (row["spread"], row["prompts"]) == (spread, prompts)]
         pooled = [row["pooled"] for row in rows]
+        (usual,) = [row["pooled"] for row in rows if row["rate"] == 0.2 and row["alike"] == 0]
         lines.append(
-            f"| {100 * spread:.0f} points | {prompts} | {_largest(rows, 'ours')} | {_share(min(pooled))} to "
-            f"{_share(max(pooled))} | {_largest(rows, 'guessed')} | {_largest(rows, 'outside')} |"
+            f"| {100 * spread:.0f} points | {prompts} | {_share(float(np.mean([row['ours'] for row in rows])))} | "
+            f"{_largest(rows, 'ours')} | {_share(min(pooled))} to {_share(max(pooled))} | {_share(usual)} | "
+            f"{_largest(rows, 'guessed')} | {_largest(rows, 'outside')} |"
         )
     lines += [
         "",
@@ -332,14 +341,15 @@ def markdown(document: dict[str, Any]) -> str:
 def _coverage_lines(points: list[dict[str, Any]], sweeps: int) -> list[str]:
     grid = [point for point in points if point["where"] == "grid"]
     edges = [point for point in points if point["where"] == "edges"]
+    low = [point for point in edges if point["exact"] < LOW]
     outside = [point for point in grid if not LOW <= point["exact"] <= HIGH]
     lines = [
         "## Coverage of the paired 95 % interval (Tango)",
         "",
         f"Rates of baseline and cell in {', '.join(map(str, RATES))} (each pair once: exchanging the two mirrors the",
         "interval); likeness 0 (independent answers), 0.5 and 0.9 of the way to the greatest agreement that the rates",
-        f"allow. Simulation has a standard error of {100 * np.sqrt(0.0475 / sweeps):.1f} points, so each point's",
-        "coverage is also summed exactly over all outcomes; the count of points is by that sum.",
+        f"allow. Simulation has a standard error of {_error(sweeps)}, so each point's coverage is",
+        " also summed exactly over all outcomes; the count of points is by that sum.",
         "",
         "| prompts | points | within 93 to 97 % | mean | least | largest | simulated, least to largest | "
         "Newcombe's method 10, least to largest |",
@@ -357,16 +367,7 @@ def _coverage_lines(points: list[dict[str, Any]], sweeps: int) -> list[str]:
         "",
     ]
     if outside:
-        lines += [
-            "| rates | likeness | prompts | expected to change | exact | simulated |",
-            "| --- | --- | --- | --- | --- | --- |",
-            *(
-                f"| {p['before']} and {p['after']} | {p['likeness']} | {p['prompts']} | {p['discordant']:.1f} | "
-                f"{_share(p['exact'])} | {_share(p['simulated'])} |"
-                for p in sorted(outside, key=lambda point: point["exact"])
-            ),
-            "",
-        ]
+        lines += [*_points(outside), ""]
     lines += [
         f"Elsewhere (one rate in {', '.join(map(str, EDGES))}):",
         "",
@@ -375,12 +376,33 @@ def _coverage_lines(points: list[dict[str, Any]], sweeps: int) -> list[str]:
         "| --- | --- | --- | --- | --- | --- | --- | --- |",
         *(_coverage_line(str(n), [point for point in edges if point["prompts"] == n]) for n in PROMPTS),
         "",
+        f"Below 93 %, {len(low)} of {len(edges)} points:",
+        "",
+        *_points(low),
+        "",
         "Where both rates are 0, or both 1, nothing can change, and the interval always holds the difference of 0.",
         "",
     ]
     alarms = [point["alarms"] for point in points if point["alarms"] is not None]
     lines += [f"The exact McNemar test calls an effect where there is none in at most {_share(max(alarms))}.", ""]
     return lines
+
+
+def _points(points: list[dict[str, Any]]) -> list[str]:
+    return [
+        "| rates | likeness | prompts | expected to change | exact | simulated |",
+        "| --- | --- | --- | --- | --- | --- |",
+        *(
+            f"| {p['before']} and {p['after']} | {p['likeness']} | {p['prompts']} | {p['discordant']:.1f} | "
+            f"{_share(p['exact'])} | {_share(p['simulated'])} |"
+            for p in sorted(points, key=lambda point: point["exact"])
+        ),
+    ]
+
+
+def _error(sweeps: int) -> str:
+    """Standard error of a share near 5 or 95 %."""
+    return f"{100 * np.sqrt(0.0475 / sweeps):.2f} points"
 
 
 def _coverage_line(name: str, rows: list[dict[str, Any]]) -> str:

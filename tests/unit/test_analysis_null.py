@@ -100,6 +100,14 @@ def test_quick_simulation_of_false_alarms() -> None:
             assert found.pooled > 0.30
 
 
+def test_the_simulations_other_interval_is_newcombes() -> None:
+    # Armitage and Berry's culture media, as Newcombe (1998, Statistics in Medicine 17:2635) works them through, and the
+    # data of Cavo et al. (2012) in Fagerland et al., Statistical Analysis of Contingency Tables (2017), chapter 8.
+    for table, low, high in (((20, 12, 2, 16), 0.0562, 0.3292), ((59, 6, 16, 80), -0.1186, -0.0046)):
+        found = simulation.newcombe(*table)
+        assert [round(float(end), 4) for end in found] == [low, high]
+
+
 def test_quick_simulation_of_coverage() -> None:
     rng = np.random.default_rng(8)
     for before, after, likeness in ((0.95, 0.30, 0.0), (0.5, 0.5, 0.5), (0.7, 0.2, 0.3)):
