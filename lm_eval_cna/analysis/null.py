@@ -2,7 +2,7 @@
 
 The unit is the control seed, never the prompt. Two draws of random neurons differ by more than the prompts' chance, so
 a test that pools the controls' prompts compares the circuit with an average draw as if it were all draws, and finds
-circuits special that are one more random draw (`benchmarks/statistics_simulation.py` counts how often).
+circuits special that are one more random draw (`benchmarks.statistics_simulation` counts how often).
 
 With R controls, p = (1 + controls at least as extreme) / (R + 1). If the circuit were one more random draw, its effect
 and the R effects would be exchangeable, and p is at most alpha with probability at most alpha, whatever the effects'

@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from statsmodels.stats.multitest import multipletests
 
-from benchmarks import statistics_simulation as simulation
+from benchmarks import statistics_sweeps as simulation
 from lm_eval_cna.analysis.holm import holm
 from lm_eval_cna.analysis.null import against_controls, least_p, rank_p
 from lm_eval_cna.errors import ConfigError
@@ -90,7 +90,7 @@ def test_holm_is_statsmodels(ps: list[float]) -> None:
 
 
 def test_quick_simulation_of_false_alarms() -> None:
-    """300 sweeps a point; the full run is `benchmarks/statistics_simulation.py`."""
+    """300 sweeps a point; the full run is `python -m benchmarks.statistics_simulation`."""
     rng = np.random.default_rng(7)
     for spread in (0.0, 0.05, 0.10):
         found = simulation.false_alarms(rng, sweeps=300, rate=0.2, spread=spread, prompts=100, controls=19)
