@@ -1,12 +1,14 @@
 """Computes the batches of a sweep on one loaded model.
 
-Greedy answers go through the packed generator, rows of many cells at once. What it cannot do (sampling, an unknown
-cache) and log-likelihoods go through the model's own lm-eval methods, one cell after another.
+Greedy answers go through the packed generator, rows of many cells at once. Log-likelihoods are read under one cell
+after another, what the cells have in common once. What neither can do (sampling, an unknown cache) goes through the
+model's own lm-eval methods, cell by cell.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+import functools
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import torch
@@ -16,6 +18,7 @@ from lm_eval.models.utils import normalize_gen_kwargs
 from lm_eval_cna.errors import ConfigError
 from lm_eval_cna.hashing import json_sha256
 from lm_eval_cna.models.hf import CNAHFLM
+from lm_eval_cna.models.likelihood_settings import score_settings
 from lm_eval_cna.models.packed import Completion, Job, PackedGenerator, can_pack, rows_that_fit
 from lm_eval_cna.prompts import encode_prompts
 from lm_eval_cna.steering import Setting
@@ -23,6 +26,7 @@ from lm_eval_cna.sweep.batches import GENERATED, Batch, Request
 from lm_eval_cna.sweep.store import Response
 
 ROWS = "rows"
+_SCORED = "loglikelihood"
 
 
 class Prompts:
@@ -90,8 +94,10 @@ def compute(
                 yield batch, [Response(one.text, one.tokens, one.near_ties) for one in found]
     taken = set(map(id, packed))
     for batch in plan:
-        if id(batch) not in taken:
-            yield batch, _one_cell_after_another(lm, settings, batch)
+        if batch.kind == _SCORED:
+            yield batch, _score(lm, settings, batch, mode)
+        elif id(batch) not in taken:
+            yield batch, _cell_by_cell(lm, settings, batch)
     lm.unsteer()
 
 
@@ -111,26 +117,39 @@ def _generate(generator: PackedGenerator, jobs: list[Job]) -> list[Completion]:
     return _generate(generator, jobs[:half]) + _generate(generator, jobs[half:])
 
 
-def _one_cell_after_another(lm: CNAHFLM, settings: Sequence[Setting], batch: Batch) -> list[Response]:
+def _score(lm: CNAHFLM, settings: Sequence[Setting], batch: Batch, mode: str) -> list[Response]:
+    asked = [(request.arguments[0], request.arguments[1]) for request in batch.requests]
+    chosen = [settings[cell] for cell in batch.cells]
+    scores = _with_less_memory(lm, lambda: score_settings(lm, asked, chosen, mode=mode))
+    found = {
+        (cell, request.key): Response(score)
+        for cell, of_cell in zip(batch.cells, scores, strict=True)
+        for request, score in zip(batch.requests, of_cell, strict=True)
+    }
+    return [found[cell, request.key] for cell, request in batch.rows]
+
+
+def _cell_by_cell(lm: CNAHFLM, settings: Sequence[Setting], batch: Batch) -> list[Response]:
     found: dict[tuple[int, str], Response] = {}
     for cell in batch.cells:
         requests = [request for position, request in batch.rows if position == cell]
         lm.steer(settings[cell])
         # Sampled answers are a function of the batch and the cell, like everything else in the store.
         torch.manual_seed(int(json_sha256([cell, [request.key for request in requests]])[:15], 16))
-        answers = _ask(lm, batch.kind, [Instance(batch.kind, {}, r.arguments, 0) for r in requests])
+        instances = [Instance(batch.kind, {}, request.arguments, 0) for request in requests]
+        answers: list[Any] = _with_less_memory(lm, functools.partial(getattr(lm, batch.kind), instances))
         found.update({(cell, r.key): Response(answer) for r, answer in zip(requests, answers, strict=True)})
     lm.unsteer()
     return [found[cell, request.key] for cell, request in batch.rows]
 
 
-def _ask(lm: CNAHFLM, kind: str, instances: list[Instance]) -> list[Any]:
-    """lm-eval's own method; where the accelerator has not enough memory, with half the batch size."""
+def _with_less_memory(lm: CNAHFLM, ask: Callable[[], list[Any]]) -> list[Any]:
+    """Ask; where the accelerator has not enough memory, again with half the batch size."""
     try:
-        return list(getattr(lm, kind)(instances))
+        return ask()
     except torch.OutOfMemoryError:
         if not isinstance(lm.batch_size, int) or lm.batch_size == 1:
             raise
     torch.cuda.empty_cache()
     lm.batch_size_per_gpu = lm.batch_size // 2
-    return _ask(lm, kind, instances)
+    return _with_less_memory(lm, ask)
