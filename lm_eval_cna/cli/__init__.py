@@ -16,6 +16,7 @@ from pydantic import ValidationError
 from lm_eval_cna.cli.interventions import compare, discover, show, try_
 from lm_eval_cna.cli.organisms import demo, organism
 from lm_eval_cna.cli.output import errors, say
+from lm_eval_cna.cli.paper import paper
 from lm_eval_cna.cli.runs import judge, report, sweep
 from lm_eval_cna.errors import CNAError
 
@@ -44,6 +45,7 @@ for _name, _command in (
     ("sweep", sweep),
     ("judge", judge),
     ("report", report),
+    ("paper", paper),
 ):
     app.command(_name)(_command)
 

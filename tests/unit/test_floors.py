@@ -44,6 +44,7 @@ FLOORS = {
     "terminal": 5,
     "cli": 6,
     "demo": 6,
+    "paper": 6,  # runs what it shows, as the demo does
     "__main__": 6,
     "__init__": 7,  # the public API, imported lazily
 }

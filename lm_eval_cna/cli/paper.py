@@ -1,0 +1,97 @@
+"""The command `paper`: a published table, reproduced side by side."""
+
+from __future__ import annotations
+
+from enum import StrEnum
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from lm_eval_cna.cli.options import JudgeArgsOption, JudgeModelOption, arguments_of
+from lm_eval_cna.cli.output import errors, say, typed_command
+from lm_eval_cna.cli.output import output as console
+from lm_eval_cna.errors import ConfigError
+from lm_eval_cna.terminal import progress, show_table
+
+
+class Table(StrEnum):
+    """The tables."""
+
+    jbb_refusal = "jbb-refusal"
+    cna_vs_caa = "cna-vs-caa"
+    base_vs_instruct = "base-vs-instruct"
+    overlap = "overlap"
+    layers = "layers"
+    strongreject = "strongreject"
+    mmlu = "mmlu"
+
+
+class Protocol(StrEnum):
+    """What is done where the paper's text and its scripts differ."""
+
+    corrected = "corrected"
+    as_published = "as-published"
+
+
+def paper(
+    table: Annotated[Table, typer.Argument(help="Which table.")],
+    models: Annotated[str | None, typer.Option(help="Models in place of the table's; organism is ours.")] = None,
+    protocol: Annotated[Protocol, typer.Option(help="The paper's text, or its scripts.")] = Protocol.corrected,
+    prompts: Annotated[Path | None, typer.Option(help="Evaluation prompts: one a line, or JSON Lines.")] = None,
+    contrast: Annotated[str | None, typer.Option(help="Contrast set: a packaged name or a file.")] = None,
+    output: Annotated[Path | None, typer.Option(help="Where runs and table go; a rerun continues there.")] = None,
+    limit: Annotated[int | None, typer.Option(min=1, help="Documents a task, to try things out.")] = None,
+    model_args: Annotated[str | None, typer.Option(help="Arguments of cna-hf, dtype=bfloat16.")] = None,
+    judge_model: JudgeModelOption = None,
+    judge_model_args: JudgeArgsOption = None,
+    dry_run: Annotated[bool, typer.Option(help="Only print the plan: sizes, memory, time.")] = False,
+) -> None:
+    """Reproduce a published table: published against measured, inside or outside our interval."""
+    from lm_eval_cna.judging.config import parse_judge
+    from lm_eval_cna.paper.plan import Request
+    from lm_eval_cna.paper.presets import PRESETS
+    from lm_eval_cna.paper.targets import resolve
+
+    if judge_model is None and judge_model_args is not None:
+        raise ConfigError("--judge-model-args without a judge", do="give --judge-model NAME too")
+    judge = None
+    if judge_model is not None:
+        arguments = {} if judge_model_args is None else arguments_of("--judge-model-args", judge_model_args)
+        # The published script asks one question of its own; StrongREJECT is what it is named after.
+        rubric = "strongreject" if protocol is Protocol.corrected else "rating-10"
+        judge = parse_judge({"model": judge_model, "model_args": arguments, "rubric": rubric})
+    preset = PRESETS[table.value]
+    request = Request(
+        preset=preset,
+        protocol=protocol.value,
+        targets=resolve(preset, models),
+        output=output or Path("results/runs/paper") / f"{table.value}-{protocol.value}",
+        prompts=prompts,
+        contrast=contrast,
+        limit=limit,
+        model_args={} if model_args is None else arguments_of("--model-args", model_args),
+        judge=judge,
+    )
+    from lm_eval_cna.paper import page, run
+    from lm_eval_cna.paper.estimate import FORMULA
+
+    run.check(request)
+    machine = run.machine_of(request)
+    for line in page.notes(preset, request.protocol):
+        say(line)
+    if dry_run:
+        rows = [page.shown_plan(planned) for planned in run.plan(request, machine)]
+        show_table(console, f"{table.value}, plan", page.PLAN_HEAD, rows)
+        say(page.machine_note(machine))
+        say(f"Estimates: {FORMULA}.")
+        say(f"Output would be in {request.output}; sizes of the models: results/published/models.jsonl.")
+        return
+    with progress(errors) as tell:
+        result = run.run(request, machine=machine, progress=tell, command=typed_command())
+    show_table(console, f"{table.value}, {protocol.value}", page.HEAD, [page.shown(row) for row in result.rows])
+    if page.kinds(result.rows):
+        say(page.kinds(result.rows))
+    for one in result.skipped:
+        say(f"skipped {one.model}: {one.why}")
+    say(f"table: {request.output / 'paper.md'}, {request.output / 'paper.json'}")

@@ -1,0 +1,186 @@
+"""Tables of circuits: find each model's circuit once whole and five times without a fifth of the prompts, and compare.
+
+Floor 6. Nothing is generated. Circuits are kept as files, and a rerun reads them.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from pathlib import Path
+from typing import Any
+
+from lm_eval_cna.analysis.profile import layer_profile, overlap
+from lm_eval_cna.attribution import Settings, measure
+from lm_eval_cna.contrast import ContrastSet, load_contrast
+from lm_eval_cna.errors import RunError
+from lm_eval_cna.intervention import Circuit, read_intervention
+from lm_eval_cna.models.hf import CNAHFLM
+from lm_eval_cna.paper.plan import Request
+from lm_eval_cna.paper.presets import ORGANISM_FRACTION, PAPER_FRACTION
+from lm_eval_cna.paper.rows import Published, Row, claims, figure, over_folds, row
+from lm_eval_cna.paper.targets import Target
+from lm_eval_cna.sweep.rundir import RunDirectory
+
+FOLDS = 5
+TOP = 200
+_PLAN = "circuits.json"
+
+
+@dataclasses.dataclass(frozen=True)
+class Found:
+    """A model's circuits.
+
+    Attributes:
+        whole: from all prompts, at least the top 200 neurons.
+        folds: each without a fifth of the prompts.
+        size: neurons of the protocol's circuit, a prefix of these.
+    """
+
+    whole: Circuit
+    folds: tuple[Circuit, ...]
+    size: int
+
+
+def find(request: Request, target: Target, path: str) -> Found:
+    """Discover a model's circuits, or read those that an earlier run left.
+
+    Raises:
+        RunError: the directory holds circuits of another plan.
+        CNAError: as in discovery.
+    """
+    directory = RunDirectory(request.output / target.slug)
+    contrast = load_contrast(request.contrast_of(target))
+    plan = {
+        "model": path,
+        "protocol": request.protocol,
+        "contrast_sha256": contrast.sha256,
+        "model_args": request.model_args,
+        "dtype": request.dtype_of(target),
+        "folds": FOLDS,
+    }
+    if directory.has(_PLAN):
+        kept = directory.read_json(_PLAN)
+        for field, value in plan.items():
+            if kept.get(field) != value:
+                raise RunError(
+                    f"{directory.path} holds circuits with another {field}", got=value, do="choose another --output"
+                )
+        return Found(
+            _read(directory, "whole"), tuple(_read(directory, f"fold-{i}") for i in range(FOLDS)), kept["size"]
+        )
+    with directory.lock():
+        found = _discover(request, target, path, contrast)
+        for name, circuit in [("whole", found.whole), *((f"fold-{i}", c) for i, c in enumerate(found.folds))]:
+            circuit.write(directory.path / f"{name}.json")
+        directory.write_json(_PLAN, {**plan, "size": found.size})
+    return found
+
+
+def _discover(request: Request, target: Target, path: str, contrast: ContrastSet) -> Found:
+    arguments: dict[str, Any] = {"dtype": request.dtype_of(target), **request.model_args}
+    batch = arguments.pop("batch_size", 16)
+    lm = CNAHFLM(pretrained=path, **arguments)
+    common: dict[str, Any] = {
+        "read": ("neurons",),
+        "settings": Settings(
+            chat_template=target.chat_template,
+            chat_template_args=lm.chat_template_args,
+            add_bos_token=lm.add_bos_token,
+            batch_size=batch if isinstance(batch, int) else 16,
+        ),
+        "model_id": path,
+        "revision": lm.revision,
+    }
+    filtered = request.protocol == "corrected"
+    fraction = ORGANISM_FRACTION if target.organism else PAPER_FRACTION
+    measured = measure(
+        lm.model, lm.tokenizer, contrast, universal_filter=filtered, universal_fraction=fraction, **common
+    )
+    neurons = lm.architecture.num_neurons
+    size = request.circuit_size(neurons, target)
+    options: dict[str, Any] = {
+        "top_k": size if target.organism else max(TOP, size),
+        "excluded_layers": request.excluded_layers,
+    }
+    folds = []
+    for fold in range(FOLDS):
+        part = measure(
+            lm.model, lm.tokenizer, _without(contrast, fold), universal_filter=False, check_leakage=False, **common
+        )
+        # Universal neurons are the model's, not the contrast set's: those that were found once.
+        info = part.info.model_copy(update={"universal_filter": measured.info.universal_filter})
+        folds.append(dataclasses.replace(part, info=info).circuit(**options))
+    return Found(measured.circuit(**options), tuple(folds), size)
+
+
+def _without(contrast: ContrastSet, fold: int) -> ContrastSet:
+    """The set without every fifth prompt of each class, from the fold's on."""
+    kept = [
+        tuple(prompt for number, prompt in enumerate(prompts) if number % FOLDS != fold or len(prompts) == 1)
+        for prompts in (contrast.positive, contrast.negative)
+    ]
+    return ContrastSet(f"{contrast.name}-without-{fold}", kept[0], kept[1], contrast.source, contrast.leakage)
+
+
+def _read(directory: RunDirectory, name: str) -> Circuit:
+    path: Path = directory.path / f"{name}.json"
+    circuit = read_intervention(path)
+    if not isinstance(circuit, Circuit):
+        raise RunError(f"{path} holds no circuit", do="delete the folder and run the command again")
+    return circuit
+
+
+def overlap_rows(request: Request, base: Target, instruct: Target, of: Found, with_: Found) -> list[Row]:
+    """How much a pair's circuits share, against the paper's range over pairs."""
+
+    def shared(a: Circuit, b: Circuit) -> float:
+        return overlap(a.prefix(min(of.size, len(a.neurons))), b.prefix(min(with_.size, len(b.neurons)))).of_smaller
+
+    low, high = claims()["overlap_base_instruct_pct"]
+    known = not (base.organism or instruct.organism)
+    chance = overlap(of.whole.prefix(of.size), with_.whole.prefix(with_.size)).by_chance or 0.0
+    measured = over_folds(
+        shared(of.whole, with_.whole), [shared(a, b) for a, b in zip(of.folds, with_.folds, strict=True)]
+    )
+    return [
+        row(
+            f"{base.name} and {instruct.name}",
+            "shared neurons, % of a circuit",
+            f"{of.size} neurons each; {100 * chance:.2g} % by chance",
+            Published(low, high, f"{low} to {high} over all pairs") if known else None,
+            measured,
+            request.differs(instruct),
+        )
+    ]
+
+
+def layer_rows(request: Request, target: Target, found: Found) -> list[Row]:
+    """Shares of a circuit that lie late in the model, against what the paper says of two models."""
+    top = min(TOP, len(found.whole.neurons))
+    rows = []
+    for quantity, size, key, name, claim in (
+        (
+            f"top {top} in the last three layers, %",
+            top,
+            "last_three",
+            "Llama-3.2-1B",
+            "llama_1b_top200_last_three_layers_pct",
+        ),
+        ("circuit in the final quarter, %", found.size, "final_quarter", "Qwen2.5-3B", "qwen_3b_final_quarter_pct"),
+    ):
+
+        def share(circuit: Circuit, size: int = size, key: str = key) -> float:
+            return float(getattr(layer_profile(circuit.prefix(size)).whole, key))
+
+        says = target.name.rpartition("/")[2].removesuffix("-Instruct") == name
+        rows.append(
+            row(
+                target.name,
+                quantity,
+                f"{size} neurons of {layer_profile(found.whole).num_layers} layers",
+                figure(claims()[claim]) if says else None,
+                over_folds(share(found.whole), [share(circuit) for circuit in found.folds]),
+                request.differs(target),
+            )
+        )
+    return rows

@@ -1,0 +1,168 @@
+"""One line of a table: a published figure, ours, and whether the two agree.
+
+Floor 6. "Inside" means that the published figure, or some figure that a published range allows, lies in our interval.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Collection, Mapping
+from functools import cache
+from statistics import fmean
+from typing import Any, Literal, NamedTuple
+
+from lm_eval_cna.analysis.paired import compare
+from lm_eval_cna.analysis.rates import Interval, Record, mean_interval, wilson
+from lm_eval_cna.resources import published_dir
+
+Verdict = Literal["inside", "outside", "nothing published", "not measured", "follows from the rates"]
+PERCENT = 100.0
+
+
+class Published(NamedTuple):
+    """A figure, or a range of figures, that somebody published, in the unit of its row."""
+
+    low: float
+    high: float
+    shown: str
+
+
+class Row(Record):
+    """One quantity of one model.
+
+    Attributes:
+        model: as asked for.
+        quantity: what it is, with its unit.
+        setting: methods and multipliers, with their direction.
+        published: as it is shown; None where nothing is.
+        measured: ours; None where there is none.
+        interval: of ours.
+        interval_is: what kind of interval.
+        n: prompts.
+        verdict: see the module.
+        differs: what is not like for like, beyond what the table says of all its rows.
+    """
+
+    model: str
+    quantity: str
+    setting: str
+    published: str | None
+    measured: float | None
+    interval: Interval | None
+    interval_is: str
+    n: int | None
+    verdict: Verdict
+    differs: tuple[str, ...] = ()
+
+
+class Measurement(NamedTuple):
+    """A figure of ours with its interval, in the unit of its row."""
+
+    value: float
+    interval: Interval | None
+    kind: str
+    n: int
+
+
+def figure(value: float) -> Published:
+    """A published number."""
+    return Published(value, value, f"{value:g}")
+
+
+def row(
+    model: str,
+    quantity: str,
+    setting: str,
+    published: Published | None,
+    measured: Measurement | None,
+    differs: tuple[str, ...] = (),
+) -> Row:
+    """Hold a measurement against what was published."""
+    verdict: Verdict
+    if measured is None:
+        verdict = "not measured"
+    elif published is None:
+        verdict = "nothing published"
+    else:
+        ours = measured.interval or Interval(low=measured.value, high=measured.value)
+        verdict = "inside" if published.low <= ours.high and ours.low <= published.high else "outside"
+    return Row(
+        model=model,
+        quantity=quantity,
+        setting=setting,
+        published=None if published is None else published.shown,
+        measured=None if measured is None else measured.value,
+        interval=None if measured is None else measured.interval,
+        interval_is="" if measured is None else measured.kind,
+        n=None if measured is None else measured.n,
+        verdict=verdict,
+        differs=differs,
+    )
+
+
+def rate(values: Collection[float]) -> Measurement | None:
+    """A rate in percent with Wilson's interval."""
+    if not values:
+        return None
+    found = wilson(round(sum(values)), len(values))
+    return Measurement(PERCENT * fmean(values), _times(found, PERCENT), "Wilson", len(values))
+
+
+def mean(values: Collection[float]) -> Measurement | None:
+    """A mean with its bootstrap interval."""
+    if not values:
+        return None
+    return Measurement(fmean(values), mean_interval(list(values)), "bootstrap over prompts", len(values))
+
+
+def change(
+    cell: Mapping[Any, float], baseline: Mapping[Any, float], kind: Literal["rate", "mean"]
+) -> Measurement | None:
+    """Cell minus baseline in points of a hundred, paired by prompt: Tango's interval for rates, else the bootstrap."""
+    found = compare(cell, baseline, kind)
+    if found is None:
+        return None
+    name = "Tango, paired by prompt" if kind == "rate" else "bootstrap over prompts, paired"
+    interval = None if found.interval is None else _times(found.interval, PERCENT)
+    return Measurement(PERCENT * found.effect, interval, name, found.n)
+
+
+def over_folds(whole: float, folds: Collection[float]) -> Measurement:
+    """A share of a circuit, in percent, and its range over circuits each found without a fifth of the prompts.
+
+    A circuit's neurons are no sample, so an interval of a rate has no meaning for them.
+    """
+    every = [whole, *folds]
+    return Measurement(
+        PERCENT * whole,
+        Interval(low=PERCENT * min(every), high=PERCENT * max(every)),
+        f"range over {len(folds)} circuits, each without a fifth of the prompts",
+        len(folds),
+    )
+
+
+def _times(interval: Interval, factor: float) -> Interval:
+    return Interval(low=factor * interval.low, high=factor * interval.high)
+
+
+@cache
+def claims() -> dict[str, Any]:
+    """Values of results/published/claims.jsonl by name."""
+    return {entry["name"]: entry["value"] for entry in _lines("claims")}
+
+
+@cache
+def of_model(file: str, model: str) -> dict[str, Any]:
+    """A model's row in a published table; empty where it has none."""
+    return next((entry for entry in _lines(file) if entry["model"] == model), {})
+
+
+def published(file: str, model: str, field: str) -> Published | None:
+    """One figure of a published table; None where there is none."""
+    value = of_model(file, model).get(field)
+    return None if value is None else figure(value)
+
+
+def _lines(file: str) -> list[dict[str, Any]]:
+    text = (published_dir() / f"{file}.jsonl").read_text(encoding="utf-8")
+    return [json.loads(line) for line in text.splitlines()]

@@ -1,0 +1,153 @@
+"""Tables of responses: read a model's finished sweep and put it beside the published figures. Floor 6."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from statistics import fmean
+
+from lm_eval_cna.analysis.outcomes import Outcomes
+from lm_eval_cna.analysis.paired import Document
+from lm_eval_cna.paper.plan import Request
+from lm_eval_cna.paper.presets import NEAR_ZERO, caa_multiplier
+from lm_eval_cna.paper.rows import Measurement, Published, Row, change, claims, figure, mean, published, rate, row
+from lm_eval_cna.paper.targets import Target
+
+_FILES = {"jbb-refusal": "jbb_refusal", "cna-vs-caa": "cna_vs_caa", "base-vs-instruct": "base_vs_instruct"}
+_BASELINE = "baseline, m = 1"
+_CNA = "CNA, m = 0 (suppressing)"
+
+
+def sweep_rows(request: Request, target: Target, outcomes: Outcomes) -> list[Row]:
+    """The rows of one model."""
+    table = request.preset.table
+    if table == "mmlu":
+        return _mmlu_rows(request, target, outcomes)
+    if table == "strongreject":
+        return [_gain_row(request, target, gains(request, target, outcomes))]
+    return _refusal_rows(request, target, outcomes)
+
+
+def _refusal_rows(request: Request, target: Target, outcomes: Outcomes) -> list[Row]:
+    """Refusal, and quality where the table has it."""
+    table, differs = request.preset.table, request.differs(target)
+    ((_, task, metric),) = request.tasks_of(target)
+    file = _FILES[table]
+    cells: list[tuple[str, str, str]] = []
+    if table != "cna-vs-caa":
+        cells.append(("baseline", _BASELINE, "baseline"))
+    cells.append((_cell(outcomes, "cna", 0.0), _CNA, "ablated" if table == "jbb-refusal" else "cna"))
+    if "caa" in request.preset.methods:
+        strength = caa_multiplier(request.protocol)
+        direction = "suppressing" if strength < 1 else "amplifying"
+        cells.append((_cell(outcomes, "caa", strength), f"CAA, m = {strength:g} ({direction})", "caa"))
+    rows = []
+    rates: list[Measurement | None] = []
+    for key, setting, prefix in cells:
+        rates.append(rate(outcomes.of(key, task, metric).values()))
+        told = published(file, target.name, f"{prefix}_refusal")
+        rows.append(row(target.name, "refusal, %", setting, told, rates[-1], differs))
+        if prefix in ("cna", "caa"):
+            quality = mean(outcomes.of(key, task, "quality").values())
+            told = published(file, target.name, f"{prefix}_quality")
+            rows.append(row(target.name, "quality", setting, told, quality, differs))
+    if table == "jbb-refusal":
+        rows.append(_relative(target, rates, differs))
+    return rows
+
+
+def _relative(target: Target, rates: Sequence[Measurement | None], differs: tuple[str, ...]) -> Row:
+    """The table's third column, arithmetic on the other two."""
+    before, after = rates
+    value = None if before is None or after is None or before.value == 0 else 100 * (after.value / before.value - 1)
+    measured = None if value is None or before is None else Measurement(value, None, "none of its own", before.n)
+    told = published("jbb_refusal", target.name, "relative_change")
+    found = row(target.name, "relative change, %", f"{_CNA} against baseline", told, measured, differs)
+    return found if measured is None else found.model_copy(update={"verdict": "follows from the rates"})
+
+
+def _mmlu_rows(request: Request, target: Target, outcomes: Outcomes) -> list[Row]:
+    """What the paper claims of every model: a bound on CNA's drop, and CAA near zero."""
+    bound, differs = float(claims()["mmlu_max_drop_cna_pp"]), request.differs(target)
+    strength = caa_multiplier(request.protocol)
+    direction = "suppressing" if strength < 1 else "amplifying"
+    rows = []
+    for asked, task, metric in request.tasks_of(target):
+        name = "knowledge" if target.organism else "MMLU"
+        name += " generated" if asked.new_tokens else " by likelihood"
+        before = outcomes.of("baseline", task, metric)
+        after = outcomes.of(_cell(outcomes, "cna", 0.0), task, metric)
+        under_caa = outcomes.of(_cell(outcomes, "caa", strength), task, metric)
+        claim = None if target.organism else Published(-bound, bound, f"within {bound:g} of the baseline")
+        near = None if target.organism else Published(0.0, NEAR_ZERO, "near zero")
+        rows += [
+            row(target.name, f"{name}, %", _BASELINE, None, rate(before.values()), differs),
+            row(target.name, f"{name}, change in points", _CNA, claim, change(after, before, "rate"), differs),
+            row(
+                target.name,
+                f"{name}, %",
+                f"CAA, m = {strength:g} ({direction})",
+                near,
+                rate(under_caa.values()),
+                differs,
+            ),
+        ]
+    return rows
+
+
+def gains(request: Request, target: Target, outcomes: Outcomes) -> Mapping[Document, tuple[float, float]]:
+    """Compliance score of each prompt, ablated and before; empty where no judge has been asked."""
+    ((_, task, _),) = request.tasks_of(target)
+    metric = score_name(request)
+    after, before = (outcomes.of(key, task, metric) for key in (_cell(outcomes, "cna", 0.0), "baseline"))
+    return {document: (after[document], before[document]) for document in after if document in before}
+
+
+def score_name(request: Request) -> str:
+    """The judge's score of the protocol."""
+    return "strongreject_score" if request.protocol == "corrected" else "rating10_score"
+
+
+def _gain_row(request: Request, target: Target, scores: Mapping[Document, tuple[float, float]]) -> Row:
+    differs = request.differs(target)
+    if request.judge is None and not scores:
+        differs += ("no judge: give --judge-model NAME and --judge-model-args ARGS",)
+    after, before = ({document: pair[side] for document, pair in scores.items()} for side in (0, 1))
+    return row(
+        target.name,
+        "rise of the score, points",
+        f"{_CNA} against baseline",
+        None,
+        change(after, before, "mean"),
+        differs,
+    )
+
+
+def family_rows(request: Request, every: Mapping[Target, Mapping[Document, tuple[float, float]]]) -> list[Row]:
+    """The averages over families that the paper states, over the models that could be judged."""
+    rows = []
+    asked_for = [target for target in request.targets if target.family is not None]
+    for family in dict.fromkeys(target.family for target in asked_for):
+        members = [target for target in asked_for if target.family == family]
+        judged = [every[target] for target in members if every.get(target)]
+        common = set.intersection(*(set(scores) for scores in judged)) if judged else set()
+        order = sorted(common, key=str)
+        after, before = (
+            {document: fmean(scores[document][side] for scores in judged) for document in order} for side in (0, 1)
+        )
+        whole = [name for name in request.preset.models if str(family).lower() in name.lower()]
+        differs = request.differs(members[0])
+        if len(judged) < len(whole):
+            differs += (f"average over {len(judged)} of the family's {len(whole)} models",)
+        told = figure(claims()[f"strongreject_gain_{str(family).lower()}_pct"])
+        measured = change(after, before, "mean")
+        rows.append(
+            row(f"{family}, average", "rise of the score, points", f"{_CNA} against baseline", told, measured, differs)
+        )
+    return rows
+
+
+def _cell(outcomes: Outcomes, method: str, multiplier: float) -> str:
+    """The key of a cell; an unknown one, which has no values, where the sweep has none."""
+    return next(
+        (key for key, cell in outcomes.cells.items() if (cell.method, cell.multiplier) == (method, multiplier)), ""
+    )

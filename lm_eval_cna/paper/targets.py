@@ -1,0 +1,191 @@
+"""The models of a table: which are asked for, how large they are, and whether they fit this machine.
+
+Floor 6. Sizes come from results/published/models.jsonl, from a checkpoint's own config.json, or are not known.
+"""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+from typing import Any, Literal
+
+from lm_eval_cna.errors import ConfigError
+from lm_eval_cna.organism.recipe import Recipe
+from lm_eval_cna.organism.store import VARIANTS, cache_root, load_organism
+from lm_eval_cna.paper.presets import Preset
+from lm_eval_cna.resources import published_dir
+
+ORGANISM = "organism"
+
+
+@dataclass(frozen=True)
+class Target:
+    """A model to run.
+
+    Attributes:
+        name: as the user or the table has it; "organism:instruct" for our own.
+        variant: "base" models read prompts without a chat template, organisms aside.
+        organism: whether it is one of ours, whose tasks are its own.
+    """
+
+    name: str
+    variant: Literal["base", "instruct"]
+    organism: bool = False
+
+    @property
+    def slug(self) -> str:
+        """A folder's name; two paths that end alike keep apart."""
+        return "".join(char if char.isalnum() or char in ".-_" else "_" for char in self.name).strip("_")
+
+    @property
+    def family(self) -> str | None:
+        """The family that the paper averages over, Llama or Qwen; None for others."""
+        for family in ("Llama", "Qwen"):
+            if family.lower() in self.name.lower():
+                return family
+        return None
+
+    @property
+    def chat_template(self) -> bool:
+        """Whether prompts are rendered with the chat template."""
+        return self.organism or self.variant == "instruct"
+
+
+@dataclass(frozen=True)
+class Size:
+    """What memory and time depend on.
+
+    Attributes:
+        parameters: of the whole model.
+        layers: its number.
+        kv_width: numbers of a key, and of a value, that one layer keeps for a token.
+        vocabulary: tokens.
+        source: where this comes from.
+    """
+
+    parameters: int
+    layers: int
+    kv_width: int
+    vocabulary: int
+    source: str
+
+
+def resolve(preset: Preset, models: str | None) -> list[Target]:
+    """The models of a table, or those that the user names.
+
+    In a table of pairs every model stands beside its twin: a known one brings it along, others are given two by two,
+    the base model first.
+
+    Raises:
+        ConfigError: a name is empty or given twice, or a base model lacks its twin.
+    """
+    names = list(preset.models) if models is None else [part.strip() for part in models.split(",")]
+    if not all(names) or len(set(names)) < len(names):
+        raise ConfigError("--models", got=models, allowed="names or paths separated by commas, each once")
+    targets = [target for name in names for target in _expand(name, preset)]
+    if not preset.pairs:
+        return list(dict.fromkeys(targets))
+    paired: list[Target] = []
+    waiting: list[Target] = []
+    for target in dict.fromkeys(targets):
+        twins = _twins(target)
+        if twins is not None:
+            paired += [twin for twin in twins if twin not in paired]
+            continue
+        waiting.append(target)
+        if len(waiting) == 2:
+            base, instruct = waiting
+            paired += [Target(base.name, "base", base.organism), Target(instruct.name, "instruct", instruct.organism)]
+            waiting = []
+    if waiting:
+        raise ConfigError(
+            f"{preset.table} compares a base model with its instruct twin",
+            got=waiting[0].name,
+            do="give both, the base model first",
+        )
+    return paired
+
+
+def pairs_of(targets: list[Target]) -> list[tuple[Target, Target]]:
+    """Base and instruct, two by two, as `resolve` lays them out."""
+    return list(zip(targets[::2], targets[1::2], strict=True))
+
+
+def _expand(name: str, preset: Preset) -> list[Target]:
+    kind, colon, variant = name.partition(":")
+    if kind == ORGANISM and (not colon or variant):
+        if colon and variant not in VARIANTS:
+            raise ConfigError("no such organism", got=name, allowed=", ".join(f"{ORGANISM}:{v}" for v in VARIANTS))
+        wanted = (
+            [variant] if colon else ["base", "instruct"] if preset.pairs or preset.table == "layers" else ["instruct"]
+        )
+        return [Target(f"{ORGANISM}:{each}", "base" if each == "base" else "instruct", True) for each in wanted]
+    if (Path(name).parent / "organism.json").is_file():
+        return [Target(name, "base" if Path(name).name == "base" else "instruct", True)]
+    known = known_models().get(name)
+    return [Target(name, "instruct" if known is None else known["variant"])]
+
+
+def _twins(target: Target) -> tuple[Target, Target] | None:
+    """The pair that a known model belongs to, base first."""
+    if target.name.startswith(f"{ORGANISM}:"):
+        other = "instruct" if target.name == f"{ORGANISM}:base" else target.name.partition(":")[2]
+        return Target(f"{ORGANISM}:base", "base", True), Target(f"{ORGANISM}:{other}", "instruct", True)
+    for name, row in known_models().items():
+        if row["base"] is not None and target.name in (name, row["base"]):
+            return Target(row["base"], "base"), Target(name, "instruct")
+    return None
+
+
+@cache
+def known_models() -> dict[str, dict[str, Any]]:
+    """Rows of results/published/models.jsonl by model."""
+    lines = (published_dir() / "models.jsonl").read_text(encoding="utf-8").splitlines()
+    return {row["model"]: row for row in map(json.loads, lines)}
+
+
+def size_of(target: Target) -> Size | None:
+    """A model's size without any network; None where nothing here knows it."""
+    row = known_models().get(target.name)
+    if row is not None:
+        return Size(
+            parameters=row["parameters"],
+            layers=row["layers"],
+            kv_width=row["kv_heads"] * row["head_dim"],
+            vocabulary=row["vocabulary"],
+            source="published shape",
+        )
+    return _size_from_config(str(local_path(target) or target.name))
+
+
+def local_path(target: Target) -> Path | None:
+    """Where an organism is that has been trained already; None for other models, and before."""
+    if not target.name.startswith(f"{ORGANISM}:"):
+        return None
+    found = load_organism(cache_root() / "organism" / Recipe().sha256()[:16])
+    return None if found is None else getattr(found, target.name.partition(":")[2])
+
+
+def _size_from_config(path: str) -> Size | None:
+    """Counted without weights; the configuration is a checkpoint's, or lies in the hub's cache on this machine."""
+    import torch
+    from transformers import AutoConfig, AutoModelForCausalLM
+
+    try:
+        config = AutoConfig.from_pretrained(path, local_files_only=True)
+        text = config.get_text_config()
+        with torch.device("meta"):
+            model = AutoModelForCausalLM.from_config(config)
+    except (OSError, ValueError, KeyError, AttributeError):  # not a model of transformers: the run says more
+        return None
+    heads = text.num_attention_heads
+    width = getattr(text, "head_dim", None) or text.hidden_size // heads
+    return Size(
+        parameters=sum(parameter.numel() for parameter in model.parameters()),
+        layers=text.num_hidden_layers,
+        kv_width=(getattr(text, "num_key_value_heads", None) or heads) * width,
+        vocabulary=text.vocab_size,
+        source="its config.json",
+    )
