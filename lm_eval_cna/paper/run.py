@@ -124,7 +124,7 @@ def machine_of(request: Request) -> Machine:
 
 def plan(request: Request, machine: Machine) -> list[Planned]:
     """What every model would take; nothing is loaded, and no network is needed."""
-    return [_planned(request, target, machine) for target in request.targets]
+    return [_planned(request, target, machine) for target in dict.fromkeys(request.targets)]
 
 
 def run(
@@ -151,7 +151,7 @@ def run(
 
     tell = progress or (lambda stage, done, total, detail: None)
     skipped: list[Skipped] = []
-    usable = [target for target in request.targets if _usable(request, target, machine, skipped)]
+    usable = [target for target in dict.fromkeys(request.targets) if _usable(request, target, machine, skipped)]
     work = _circuits if not request.preset.asked else _sweeps
     rows = work(request, usable, tell, skipped, task_manager)
     result = Result(

@@ -75,8 +75,8 @@ class Size:
 def resolve(preset: Preset, models: str | None) -> list[Target]:
     """The models of a table, or those that the user names.
 
-    In a table of pairs every model stands beside its twin: a known one brings it along, others are given two by two,
-    the base model first.
+    In a table of pairs every model stands beside its twin: a published one brings it along, others are given two by
+    two, the base model first.
 
     Raises:
         ConfigError: a name is empty or given twice, or a base model lacks its twin.
@@ -87,17 +87,19 @@ def resolve(preset: Preset, models: str | None) -> list[Target]:
     targets = [target for name in names for target in _expand(name, preset)]
     if not preset.pairs:
         return list(dict.fromkeys(targets))
-    paired: list[Target] = []
+    pairs: list[tuple[Target, Target]] = []
     waiting: list[Target] = []
-    for target in dict.fromkeys(targets):
-        twins = _twins(target)
-        if twins is not None:
-            paired += [twin for twin in twins if twin not in paired]
-            continue
-        waiting.append(target)
+    for target in targets:
+        known = _pair_of(target)
+        if known is None:
+            waiting.append(target)
+        elif known not in pairs:
+            pairs.append(known)
         if len(waiting) == 2:
             base, instruct = waiting
-            paired += [Target(base.name, "base", base.organism), Target(instruct.name, "instruct", instruct.organism)]
+            pairs.append(
+                (Target(base.name, "base", base.organism), Target(instruct.name, "instruct", instruct.organism))
+            )
             waiting = []
     if waiting:
         raise ConfigError(
@@ -105,7 +107,7 @@ def resolve(preset: Preset, models: str | None) -> list[Target]:
             got=waiting[0].name,
             do="give both, the base model first",
         )
-    return paired
+    return [target for pair in pairs for target in pair]
 
 
 def pairs_of(targets: list[Target]) -> list[tuple[Target, Target]]:
@@ -128,11 +130,8 @@ def _expand(name: str, preset: Preset) -> list[Target]:
     return [Target(name, "instruct" if known is None else known["variant"])]
 
 
-def _twins(target: Target) -> tuple[Target, Target] | None:
-    """The pair that a known model belongs to, base first."""
-    if target.name.startswith(f"{ORGANISM}:"):
-        other = "instruct" if target.name == f"{ORGANISM}:base" else target.name.partition(":")[2]
-        return Target(f"{ORGANISM}:base", "base", True), Target(f"{ORGANISM}:{other}", "instruct", True)
+def _pair_of(target: Target) -> tuple[Target, Target] | None:
+    """The pair that a published model belongs to, base first."""
     for name, row in known_models().items():
         if row["base"] is not None and target.name in (name, row["base"]):
             return Target(row["base"], "base"), Target(name, "instruct")
