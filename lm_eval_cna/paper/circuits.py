@@ -139,6 +139,8 @@ def overlap_rows(request: Request, base: Target, instruct: Target, of: Found, wi
     low, high = claims()["overlap_base_instruct_pct"]
     known = not (base.organism or instruct.organism)
     chance = overlap(of.whole.prefix(of.size), with_.whole.prefix(with_.size)).by_chance or 0.0
+    layers = of.whole.model.num_layers or 1
+    chance *= layers / (layers - len(request.excluded_layers))  # neurons of excluded layers are drawn by neither
     measured = over_folds(
         shared(of.whole, with_.whole), [shared(a, b) for a, b in zip(of.folds, with_.folds, strict=True)]
     )

@@ -119,6 +119,13 @@ def test_overlap_of_a_model_with_itself_is_everything(pair: str, tmp_path: Path)
     found = circuits.find(asked, base, base.name)
     (row,) = circuits.overlap_rows(asked, base, instruct, found, found)
     assert row.measured == 100 and row.interval is not None and row.interval.low == 100
+    assert "0.5 % by chance" in row.setting  # 31 of 6144
+
+
+def test_chance_knows_of_excluded_layers(pair: str, tmp_path: Path) -> None:
+    asked = request("overlap", pair, tmp_path, limit=None, protocol="as-published")
+    (row,) = done(asked).rows
+    assert "1600 neurons each; 78 % by chance" in row.setting  # 1600 of the 2048 of layer 2
 
 
 def test_published_circuit_figures_are_held_against_ranges(pair: str, tmp_path: Path) -> None:
