@@ -1,0 +1,193 @@
+"""What an effect costs: every steered cell with its damage, the Pareto front, the best cell within a damage budget.
+
+A setting is worth looking at only if no other one changes the behaviour at least as much for no more damage. Damage is
+measured in quality (mean over the task's own texts, the paper's unique 4-grams) and in capability (the largest fall of
+an accuracy or exact match among the run's capability tasks). The budget is held against the estimates, not against
+the ends of their intervals: with a hundred prompts an interval of a capability is wider than the usual budget of one
+point, and no setting at all would pass. The intervals stand beside the estimates in the report.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import Literal
+
+from lm_eval_cna.analysis.evidence import Comparison, Evidence
+from lm_eval_cna.analysis.rates import Interval, Record
+from lm_eval_cna.analysis.verdicts import DamageBudget, is_broken
+from lm_eval_cna.sweep.cells import BASELINE
+
+Direction = Literal["lower", "raise"]
+#: Metrics whose fall is a loss of capability; the one of a filter counts as the metric.
+CAPABILITY = ("acc", "exact_match")
+_ROUNDING = 1e-9
+
+
+class Setting(Record):
+    """One steered cell: its effect on a metric, and what it costs.
+
+    Attributes:
+        cell, method, multiplier, size: the cell.
+        effect: change of the metric from the baseline, as a share (1 is 100 points).
+        interval: of the effect.
+        quality: mean quality of the task's texts; None where it has none.
+        loss: largest fall of a capability metric from the baseline, as a share, negative where all rise; None where
+            the cell was asked no capability task.
+        loss_interval: of that fall.
+        loss_task: the task that it was found in.
+        broken: what `is_broken` says of the text.
+        within: whether the damage is within the budget. A capability that was not measured is not held against it.
+        front: the directions in which no other setting has at least the effect for no more damage.
+    """
+
+    cell: str
+    method: str
+    multiplier: float
+    size: int | None
+    effect: float
+    interval: Interval | None
+    quality: float | None
+    loss: float | None
+    loss_interval: Interval | None
+    loss_task: str | None
+    broken: str | None
+    within: bool
+    front: tuple[Direction, ...] = ()
+
+    def gain(self, direction: Direction) -> float:
+        """How far the metric moves that way."""
+        return self.effect if direction == "raise" else -self.effect
+
+
+class TradeOff(Record):
+    """The trade-off of one metric of one task.
+
+    Attributes:
+        task, metric: what is to change.
+        budget: the damage that is accepted.
+        settings: every steered cell that is no control, in the order of the sweep.
+        capability: whether any of them was asked a capability task.
+    """
+
+    task: str
+    metric: str
+    budget: DamageBudget
+    settings: tuple[Setting, ...]
+    capability: bool
+
+    def best(self, direction: Direction, *, method: str | None = None) -> Setting | None:
+        """The setting within the budget that moves the metric furthest that way; None where none moves it at all.
+
+        Of two with one effect, the one with less damage, then the one whose multiplier is nearer to 1.
+        """
+        fitting = [
+            setting
+            for setting in self.settings
+            if setting.within and setting.gain(direction) > _ROUNDING and method in (None, setting.method)
+        ]
+        return max(fitting, key=lambda setting: _rank(setting, direction), default=None)
+
+    @property
+    def directions(self) -> tuple[Direction, ...]:
+        """The ways in which some setting moves the metric."""
+        ways: tuple[Direction, ...] = ("lower", "raise")
+        return tuple(way for way in ways if any(setting.gain(way) > _ROUNDING for setting in self.settings))
+
+
+def trade_off(evidence: Evidence, task: str, *, metric: str = "refusal_rate") -> TradeOff:
+    """Weigh the effects on a metric against their damage.
+
+    Args:
+        evidence: of a run; its budget is the one that counts.
+        task: the task.
+        metric: its metric.
+    """
+    budget, of = evidence.budget, {(row.cell, row.task, row.metric): row for row in evidence.comparisons}
+    untouched = tuple(_value(of.get((BASELINE.key, task, name))) for name in ("quality", "degenerate_rate"))
+    capabilities: dict[str, list[Comparison]] = {}
+    for row in evidence.comparisons:
+        if row.metric.partition(" (")[0] in CAPABILITY and row.paired is not None:
+            capabilities.setdefault(row.cell, []).append(row)
+    settings = []
+    for row in evidence.comparisons:
+        if (row.task, row.metric) != (task, metric) or row.paired is None or row.seed is not None:
+            continue
+        steered = tuple(_value(of.get((row.cell, task, name))) for name in ("quality", "degenerate_rate"))
+        broken = is_broken(steered[0], untouched[0], steered[1], untouched[1], budget)
+        worst = min(capabilities.get(row.cell, ()), key=_effect, default=None)
+        loss = None if worst is None else -_effect(worst)
+        settings.append(
+            Setting(
+                **row.model_dump(include={"cell", "method", "multiplier", "size"}),
+                effect=row.paired.effect,
+                interval=row.paired.interval,
+                quality=steered[0],
+                loss=loss,
+                loss_interval=None if worst is None else _turned(worst),
+                loss_task=None if worst is None else worst.task,
+                broken=broken,
+                within=broken is None and (loss is None or loss <= budget.capability + _ROUNDING),
+            )
+        )
+    return TradeOff(
+        task=task,
+        metric=metric,
+        budget=budget,
+        settings=tuple(setting.model_copy(update={"front": _fronts(setting, settings)}) for setting in settings),
+        capability=any(setting.loss is not None for setting in settings),
+    )
+
+
+def dominates(one: Setting, other: Setting, direction: Direction) -> bool:
+    """Whether `one` moves the metric at least as far for no more damage, and is better in some respect.
+
+    A damage that only one of the two was measured for is not compared.
+    """
+    better, worse = _ordered(one.gain(direction), other.gain(direction))
+    if one.quality is not None and other.quality is not None:
+        found = _ordered(one.quality, other.quality)
+        better, worse = better or found[0], worse or found[1]
+    if one.loss is not None and other.loss is not None:
+        found = _ordered(-one.loss, -other.loss)
+        better, worse = better or found[0], worse or found[1]
+    return better and not worse
+
+
+def _fronts(setting: Setting, others: Iterable[Setting]) -> tuple[Direction, ...]:
+    ways: tuple[Direction, ...] = ("lower", "raise")
+    rivals = list(others)
+    return tuple(
+        way
+        for way in ways
+        if setting.gain(way) > _ROUNDING and not any(dominates(rival, setting, way) for rival in rivals)
+    )
+
+
+def _ordered(one: float, other: float) -> tuple[bool, bool]:
+    """Whether the first is greater, and whether it is less, rounding aside."""
+    return one > other + _ROUNDING, one < other - _ROUNDING
+
+
+def _rank(setting: Setting, direction: Direction) -> tuple[float, float, float, float]:
+    """Greater is better; rounded, so that effects summed in another order tie."""
+    return (
+        round(setting.gain(direction), 9),
+        round(setting.quality or 0.0, 9),
+        -round(setting.loss or 0.0, 9),
+        -abs(setting.multiplier - 1),
+    )
+
+
+def _effect(row: Comparison) -> float:
+    return 0.0 if row.paired is None else row.paired.effect
+
+
+def _turned(row: Comparison) -> Interval | None:
+    """The interval of a fall, from that of the change."""
+    if row.paired is None or row.paired.interval is None:
+        return None
+    return Interval(low=-row.paired.interval.high, high=-row.paired.interval.low)
+
+
+def _value(row: Comparison | None) -> float | None:
+    return None if row is None else row.value
