@@ -100,6 +100,17 @@ class SweepConfig(_Model):
             return [{"task": entry} if isinstance(entry, str) else entry for entry in value]
         return value
 
+    @field_validator(*sorted(LOG_FIELDS), mode="before")
+    @classmethod
+    def _as_lm_eval_writes_it(cls, value: Any) -> Any:
+        if isinstance(value, str):  # of a file; a wrong one is not shown, since it may hold a token
+            from lm_eval.utils import simple_parse_args_string
+
+            if any("=" not in part for part in filter(None, value.split(","))):
+                raise ValueError("not NAME=VALUE separated by commas, and no mapping")
+            return simple_parse_args_string(value)
+        return value
+
     @field_validator("multipliers", "control_multipliers", "top_k")
     @classmethod
     def _each_once(cls, value: tuple[float, ...] | None) -> tuple[float, ...] | None:

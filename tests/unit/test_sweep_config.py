@@ -107,6 +107,14 @@ def test_tasks_in_three_spellings() -> None:
     assert (spec.num_fewshot, spec.chat_template, spec.controls) == (5, False, None)
 
 
+@pytest.mark.parametrize("field", ["wandb_args", "wandb_config_args", "trackio_args", "hf_hub_log_args"])
+def test_loggers_in_lm_evals_spelling_or_as_a_mapping(field: str) -> None:
+    given = parse_config({**LEAST, field: "project=p,push=True"})
+    assert getattr(given, field) == {"project": "p", "push": True}
+    assert given == parse_config({**LEAST, field: {"project": "p", "push": True}})
+    assert "secret" not in message({**LEAST, field: "secret"})
+
+
 def test_order_and_repetition_do_not_matter() -> None:
     config = parse_config({**LEAST, "multipliers": [2, 0.5, 0, 0.5, -0.0], "top_k": [9, 3, 9], "methods": ["cna"] * 2})
     assert config.multipliers == (0.0, 0.5, 2.0) and str(config.multipliers[0]) == "0.0"
