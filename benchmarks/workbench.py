@@ -84,7 +84,7 @@ class Workbench:
         discover: bool = False,
         cells: int = 9,
         prompts: int = PROMPTS,
-        batch_size: int = 32,
+        batch_size: int | str = "auto",
         mode: str | None = None,
         device: str = "cpu",
         dtype: str = "float32",
@@ -98,7 +98,7 @@ class Workbench:
             discover: find the circuit in the sweep, instead.
             cells: the baseline, one random control at both ends, and CNA at as many multipliers as are left.
             prompts: half of each of `TASKS`.
-            batch_size: prompts of a batch.
+            batch_size: rows of a batch; by default the sweep's own choice.
             mode: steering mode; by default the sweep's own choice.
             device: where.
             dtype: of the weights.
