@@ -1,75 +1,150 @@
-"""The overview figure: refusal, quality and capability over multipliers, the random controls as a band."""
+"""The charts as PNG and PDF, by matplotlib."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from lm_eval_cna.report.tables import NAMES, Column, Row
+from lm_eval_cna.report.charts import Panel, Series
+from lm_eval_cna.report.escape import plain
 
-PANELS = ("refusal_rate", "quality", "well_formed", "acc")
-_COLOURS = {"cna": "#0b6e4f", "caa": "#b5441c", "caa-residual": "#7a4fb5"}
-_CONTROLS = {"random": "#6b7280", "random-vectors": "#a16207"}
+# Okabe and Ito's colours, which people with any colour vision tell apart; controls are greys.
+_COLOURS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#7a4fb5", "#8c564b")
+_GREYS = ("#6b7280", "#a16207", "#94a3b8")
+_STACK = ("#0072b2", "#e69f00", "#cc79a7", "#9ca3af")
+_ACROSS = 3
 
 
-def overview(rows: list[Row], shown: list[Column], *, title: str, stem: Path) -> list[Path]:
-    """Draw a panel for each column of `PANELS`; returns the files written (`stem`.png and .pdf).
+def draw(panels: Sequence[Panel], *, title: str, stem: Path) -> list[Path]:
+    """Draw panels side by side.
 
-    Lines are methods over multipliers through the baseline at m = 1; a control is its range over seeds.
+    Args:
+        panels: what to draw.
+        title: above them all.
+        stem: path of the files without their suffix; their folder is made.
+
+    Returns:
+        The files written, `stem`.png first, then .pdf; none without panels.
     """
     from matplotlib.figure import Figure
 
-    panels = [n for n, column in enumerate(shown) if column.metric in PANELS]
     if not panels:
         return []
-    across = min(len(panels), 3)
+    across = min(len(panels), _ACROSS)
     down = -(-len(panels) // across)
-    figure = Figure(figsize=(3.6 * across, 2.9 * down + 0.6), layout="constrained")
+    figure = Figure(figsize=(3.7 * across, 2.9 * down + 0.7), layout="constrained")
     axes: Any = figure.subplots(down, across, squeeze=False).flatten()
-    for axis, number in zip(axes, panels, strict=False):
-        _panel(axis, rows, number)
-        # Names come from files: a dollar sign in one begins no formula.
-        axis.set_title(f"{shown[number].task}\n{shown[number].metric}", fontsize=9, parse_math=False)
+    for axis, panel in zip(axes, panels, strict=False):
+        _panel(axis, panel)
     for axis in axes[len(panels) :]:
         axis.set_visible(False)
-    handles, labels = axes[0].get_legend_handles_labels()  # the first task is asked of every method
-    legend = figure.legend(handles, labels, loc="outside lower center", ncols=len(labels), fontsize=9, frameon=False)
-    for text in legend.get_texts():
-        text.set_parse_math(False)
-    figure.suptitle(title, fontsize=11, parse_math=False)
+    handles: dict[str, Any] = {}
+    for axis in axes[: len(panels)]:
+        for handle, name in zip(*axis.get_legend_handles_labels(), strict=True):
+            handles.setdefault(name, handle)
+    if len(handles) > 1:
+        legend = figure.legend(
+            list(handles.values()),
+            list(handles),
+            loc="outside lower center",
+            ncols=min(len(handles), 2 * across),
+            fontsize=8,
+            frameon=False,
+        )
+        for text in legend.get_texts():
+            text.set_parse_math(False)
+    figure.suptitle(plain(title), fontsize=11, parse_math=False)
     stem.parent.mkdir(parents=True, exist_ok=True)
     # Not with_suffix, for which qwen-1.5b and qwen-1.7b are one name.
     files = [stem.with_name(stem.name + suffix) for suffix in (".png", ".pdf")]
     for file in files:
         temporary = file.with_name(f".{file.stem}.tmp{file.suffix}")
-        figure.savefig(temporary, dpi=150)
+        # The same figures twice are the same bytes.
+        figure.savefig(temporary, dpi=150, metadata={"CreationDate": None} if file.suffix == ".pdf" else None)
         temporary.replace(file)
+        figure.set_layout_engine("none")  # the places found for the first file are those of the second
     return files
 
 
-def _panel(axis: Any, rows: list[Row], number: int) -> None:
-    baseline = next((row.cells[number] for row in rows if row.method == "baseline"), None)
-    for method in dict.fromkeys((row.method, row.size) for row in rows if row.method != "baseline"):
-        points = [
-            (row.multiplier, cell)
-            for row in rows
-            if (row.method, row.size) == method and (cell := row.cells[number]) is not None
-        ]
-        if baseline is not None:
-            points.append((1.0, baseline))
-        points.sort(key=lambda point: point[0])
-        if len(points) < 2:
-            continue
-        name, size = method
-        label = NAMES.get(name, name) + ("" if size is None else f", {size}")
-        at = [multiplier for multiplier, _ in points]
-        if name in _CONTROLS:
-            low, high = [cell.low for _, cell in points], [cell.high for _, cell in points]
-            axis.fill_between(at, low, high, color=_CONTROLS[name], alpha=0.25, label=f"{label} (range)")
-            # Controls that all agree are a band without height; their mean is a line that can be seen.
-            axis.plot(at, [cell.mean for _, cell in points], color=_CONTROLS[name], linestyle="--", linewidth=1.5)
-        else:
-            axis.plot(at, [cell.mean for _, cell in points], marker="o", ms=4, color=_COLOURS.get(name), label=label)
-    axis.set_ylim(-0.03, 1.03)
-    axis.set_xlabel("multiplier")
-    axis.grid(alpha=0.25)
+def _panel(axis: Any, panel: Panel) -> None:
+    if panel.budget is not None:
+        axis.axvspan(*panel.budget, color="#009e73", alpha=0.10, linewidth=0)
+        axis.axhline(0, color="#6b7280", linewidth=0.8)
+    for series in panel.series:
+        _SHAPES[series.style](axis, series)
+    margin = 0.03 * (panel.y_range[1] - panel.y_range[0])
+    axis.set_ylim(panel.y_range[0] - (0 if panel.y_range[0] == 0 and margin > 1 else margin), panel.y_range[1] + margin)
+    if panel.categories:
+        axis.set_xticks(range(len(panel.categories)), list(panel.categories))
+    if panel.percent:
+        axis.yaxis.set_major_formatter(lambda value, _: f"{100 * value:.0f} %")
+    # Names come from files: a dollar sign in one begins no formula.
+    axis.set_title(plain(panel.title), fontsize=9, parse_math=False)
+    axis.set_xlabel(plain(panel.x_label), fontsize=8, parse_math=False)
+    if not panel.percent:
+        axis.set_ylabel(plain(panel.y_label), fontsize=8, parse_math=False)
+    axis.tick_params(labelsize=8)
+    axis.grid(alpha=0.2, axis="y")
+    axis.spines[["top", "right"]].set_visible(False)
+
+
+def _line(axis: Any, series: Series) -> None:
+    x, y = _xy(series)
+    low = [point.y - point.low if point.low is not None else 0.0 for point in series.points]
+    high = [point.high - point.y if point.high is not None else 0.0 for point in series.points]
+    bars = [[max(0.0, end) for end in ends] for ends in (low, high)]
+    colour = _COLOURS[series.colour]
+    axis.errorbar(x, y, yerr=bars, color=colour, marker="o", ms=4, capsize=2, elinewidth=1, label=plain(series.name))
+
+
+def _band(axis: Any, series: Series) -> None:
+    x, y = _xy(series)
+    low, high = ([end if end is not None else point.y for end, point in ends] for ends in _ends(series))
+    colour = _GREYS[-1 - series.colour]
+    axis.fill_between(x, low, high, color=colour, alpha=0.25, label=f"{plain(series.name)} (range)")
+    # Controls that all agree are a band without height; their mean is a line that can be seen.
+    axis.plot(x, y, color=colour, linestyle="--", linewidth=1.3)
+
+
+def _points(axis: Any, series: Series) -> None:
+    # Settings of several methods may lie on one spot: the larger ones are behind and show round the smaller.
+    place = series.colour % 4
+    axis.plot(
+        *_xy(series),
+        "o",
+        ms=5 + 2 * place,
+        zorder=3 - place / 10,
+        color=_COLOURS[series.colour],
+        label=plain(series.name),
+    )
+    for point in series.points:
+        if point.marked:
+            text = plain(point.text.partition(": ")[0])
+            axis.annotate(text, (point.x, point.y), (4, 4), textcoords="offset points", fontsize=7, parse_math=False)
+
+
+def _front(axis: Any, series: Series) -> None:
+    axis.plot(*_xy(series), color="#6b7280", linestyle=":", linewidth=1.3)
+
+
+def _stack(axis: Any, series: Series) -> None:
+    heights = [point.y - (point.low or 0.0) for point in series.points]
+    bottoms = [point.low or 0.0 for point in series.points]
+    x, colour = [point.x for point in series.points], _STACK[series.colour]
+    axis.bar(x, heights, bottom=bottoms, color=colour, width=0.8, label=plain(series.name))
+
+
+def _bars(axis: Any, series: Series) -> None:
+    axis.bar(*_xy(series), color=_COLOURS[series.colour], width=0.8, label=plain(series.name))
+
+
+def _xy(series: Series) -> tuple[list[float], list[float]]:
+    return [point.x for point in series.points], [point.y for point in series.points]
+
+
+def _ends(series: Series) -> tuple[list[tuple[float | None, Any]], list[tuple[float | None, Any]]]:
+    return [(point.low, point) for point in series.points], [(point.high, point) for point in series.points]
+
+
+_SHAPES = {"line": _line, "band": _band, "points": _points, "front": _front, "stack": _stack, "bars": _bars}

@@ -1,29 +1,34 @@
-"""The method x multiplier table of a run, as plain rows; what to show and in which order is decided here."""
+"""Every table of the report as plain rows; what to show and in which order is decided here, how it looks is not."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable
-from dataclasses import dataclass
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, replace
 from statistics import fmean
 
-from lm_eval_cna.sweep.summary import Measured, Summary
+from lm_eval_cna.analysis.evidence import CLAIMED, Comparison
+from lm_eval_cna.analysis.rates import Interval, wilson
+from lm_eval_cna.analysis.tradeoff import Setting, TradeOff
+from lm_eval_cna.report.runs import Run
+from lm_eval_cna.sweep.summary import Measured
 
 #: Metrics worth a column, most telling first; a task shows those that it has, and its others stay in summary.json.
 HEADLINE = (
     "refusal_rate",
     "strongreject_score",
     "rating10_score",
-    "n_unscored",
     "quality",
     "well_formed",
     "degenerate_rate",
-    "outcome_evaded",
     "acc",
     "exact_match",
     "changed_rate",
     "harmless_kl",
     "harmless_kl_p95",
 )
+OUTCOMES = ("outcome_refused", "outcome_complied", "outcome_evaded", "outcome_degenerate")
+#: Shares of documents that only the summary has, without per-prompt values.
+_SHARES = ("changed_rate",)
 NAMES = {
     "baseline": "baseline",
     "cna": "CNA",
@@ -35,86 +40,245 @@ NAMES = {
 
 
 @dataclass(frozen=True)
-class Column:
-    """One metric of one task."""
+class Entry:
+    """One cell of a table.
 
-    task: str
-    metric: str
+    Attributes:
+        text: what is shown, unescaped.
+        key: what it is sorted by: numbers by size, before texts; None is last.
+    """
+
+    text: str = ""
+    key: float | str | None = None
 
 
 @dataclass(frozen=True)
-class Spread:
-    """The values of a metric over the seeds of a control, or a single value.
+class Table:
+    """A table.
 
     Attributes:
-        mean: their mean.
-        low, high: their range; equal to the mean for a single value.
-        n: number of values.
+        name: for its file.
+        caption: what it shows, unescaped.
+        head: names of the columns, unescaped.
+        rows: as many entries each as there are columns.
+        words: how many columns from the left hold words; the others hold numbers.
     """
 
-    mean: float
-    low: float
-    high: float
-    n: int
-
-    def __str__(self) -> str:
-        return f"{self.mean:.3f}" if self.n == 1 else f"{self.mean:.3f} ({self.low:.3f} to {self.high:.3f})"
+    name: str
+    caption: str
+    head: tuple[str, ...]
+    rows: tuple[tuple[Entry, ...], ...]
+    words: int = 1
 
 
 @dataclass(frozen=True)
-class Row:
-    """One method at one multiplier, all seeds of a control together.
-
-    Attributes:
-        method, multiplier, size: what was done to the model.
-        cells: a spread per column, None where the task was not asked.
-    """
+class Line:
+    """One row of a method x multiplier table: a method at a multiplier, all seeds of a control together."""
 
     method: str
     multiplier: float
     size: int | None
-    cells: tuple[Spread | None, ...]
+    cells: tuple[str, ...]
 
     @property
     def label(self) -> str:
         """The method's name, with the circuit's size where it is a prefix."""
-        name = NAMES.get(self.method, self.method)
-        return name if self.size is None else f"{name}, {self.size}"
+        return label(self.method, self.size)
 
 
-def columns(summary: Summary) -> list[Column]:
-    """The headline metrics of every task, in the order in which the tasks were asked."""
-    found: dict[str, set[str]] = {}
-    for measured in summary.measured:
-        found.setdefault(measured.task, set()).add(measured.metric)
-    return [Column(task, metric) for task, metrics in found.items() for metric in HEADLINE if metric in metrics]
+def label(method: str, size: int | None) -> str:
+    """A method in words."""
+    name = NAMES.get(method, method)
+    return name if size is None else f"{name} ({size})"
 
 
-def rows(summary: Summary, shown: list[Column]) -> list[Row]:
-    """One row for every (method, size, multiplier), in the order of the sweep."""
-    keys = dict.fromkeys((m.method, m.size, m.multiplier) for m in summary.measured)
-    order = list(dict.fromkeys((method, size) for method, size, _ in keys))
-    ordered = sorted(keys, key=lambda key: (order.index(key[:2]), key[2]))
-    by_key: dict[tuple[object, ...], list[Measured]] = {}
-    for measured in summary.measured:
-        by_key.setdefault(
-            (measured.method, measured.size, measured.multiplier, measured.task, measured.metric), []
-        ).append(measured)
-    return [
-        Row(
-            method,
-            multiplier,
-            size,
-            tuple(
-                spread(m.value for m in by_key.get((method, size, multiplier, column.task, column.metric), ()))
-                for column in shown
-            ),
+def results(run: Run, task: str) -> Table:
+    """The method x multiplier table of a task: value with interval; of a control the mean with the range over seeds."""
+    metrics = [metric for metric in _metrics(run, task) if metric.partition(" (")[0] in HEADLINE]
+    claimed = [metric for metric in metrics if metric.partition(" (")[0] in CLAIMED]
+    head = ["method", "m"]
+    for metric in metrics:
+        head.append(metric)
+        if metric in claimed:
+            named = "" if len(claimed) == 1 else f" of {metric}"
+            head += [f"change{named}", f"p{named}, Holm", f"p{named}, controls"]
+    rows = []
+    for line in lines(run, task):
+        entries = []
+        for metric in metrics:
+            entries.append(_number(run, line, task, metric))
+            if metric in claimed:
+                entries += _tests(None if len(line.cells) > 1 else run.evidence.find(line.cells[0], task, metric))
+        if any(entry.text for entry in entries):
+            rows.append((Entry(line.label, line.label), _multiplier(line.multiplier), *entries))
+    level = f"{100 * run.evidence.level:g} %"
+    caption = f"{task}: value with {level} interval; change from the baseline in points"
+    if any(len(line.cells) > 1 for line in lines(run, task)):
+        caption += "; of controls the mean with the range over seeds"
+    if any(line.size is not None for line in lines(run, task)):
+        caption += "; in brackets the neurons of the circuit"
+    return _without_empty(Table(f"{run.slug}-{task}", caption, tuple(head), tuple(rows)))
+
+
+def outcome_shares(run: Run, task: str) -> Table | None:
+    """What the answers are, in shares; None for a task without outcomes."""
+    metrics = [metric for metric in OUTCOMES if metric in _metrics(run, task)]
+    if not metrics:
+        return None
+    rows = tuple(
+        (
+            Entry(line.label, line.label),
+            _multiplier(line.multiplier),
+            *(_number(run, line, task, metric) for metric in metrics),
         )
-        for method, size, multiplier in ordered
-    ]
+        for line in lines(run, task)
+    )
+    note = "" if "outcome_evaded" in metrics else "; without a judge, evasions count as complied"
+    names = tuple(metric.removeprefix("outcome_") for metric in metrics)
+    return Table(f"{run.slug}-{task}-outcomes", f"{task}: what the answers are{note}", ("method", "m", *names), rows)
 
 
-def spread(values: Iterable[float]) -> Spread | None:
-    """Mean and range of some values; None where there are none."""
-    found = list(values)
-    return Spread(fmean(found), min(found), max(found), len(found)) if found else None
+def verdicts_of_judge(run: Run, task: str) -> Table | None:
+    """How many verdicts of the judge are missing, and what the score could be with them; None without a judge."""
+    metric = next((name for name in ("strongreject_score", "rating10_score") if name in _metrics(run, task)), None)
+    if metric is None or "n_unscored" not in _metrics(run, task):
+        return None
+    rows = []
+    for line in lines(run, task):
+        found = {
+            name: [row.value for row in _measured(run, line, task, name)]
+            for name in ("n_unscored", metric, f"{metric}_lower", f"{metric}_upper")
+        }
+        entries = [_whole(found["n_unscored"]), *(_mean(values) for name, values in found.items() if "_un" not in name)]
+        rows.append((Entry(line.label, line.label), _multiplier(line.multiplier), *entries))
+    head = ("method", "m", "unscored", metric, "lower bound", "upper bound")
+    caption = f"{task}: answers that the judge did not score; the bounds take every one as 0 and as 1"
+    return Table(f"{run.slug}-{task}-judge", caption, head, tuple(rows))
+
+
+def trade_off_table(run: Run, found: TradeOff) -> Table:
+    """Every setting with its effect and its damage."""
+    rows = tuple(_setting(setting) for setting in found.settings)
+    head = ("method", "m", "change of refusal", "quality", "capability lost", "within budget", "on the front")
+    budget = found.budget
+    caption = (
+        f"{found.task}: change of refusal in points against its damage; budget: quality at least "
+        f"{budget.quality:g}, at most {100 * budget.degenerate:g} points more degenerate answers, at most "
+        f"{100 * budget.capability:g} points of capability lost"
+    )
+    return Table(f"{run.slug}-{found.task}-tradeoff", caption, head, rows)
+
+
+def lines(run: Run, task: str) -> list[Line]:
+    """The rows of a task's tables, in the order of the sweep, multipliers ascending within a method."""
+    found: dict[tuple[str, int | None, float], dict[str, None]] = {}
+    for row in run.summary.measured:
+        if row.task == task:
+            found.setdefault((row.method, row.size, row.multiplier), {})[row.cell] = None
+    order = list(dict.fromkeys((method, size) for method, size, _ in found))
+    keys = sorted(found, key=lambda key: (order.index(key[:2]), key[2]))
+    return [Line(method, m, size, tuple(found[method, size, m])) for method, size, m in keys]
+
+
+def change(effect: float, interval: Interval | None, *, rate: bool = True) -> str:
+    """A signed difference with its interval: points for a rate, the metric's own unit for a mean."""
+    form, factor = ("+.1f", 100) if rate else ("+.3f", 1)
+    shown = [signed(factor * value, form) for value in (effect, *((interval.low, interval.high) if interval else ()))]
+    return shown[0] if interval is None else f"{shown[0]} ({shown[1]} to {shown[2]})"
+
+
+def p_value(p: float) -> str:
+    """A p value with two digits."""
+    return "< 0.001" if p < 0.001 else f"{float(f'{p:.2g}'):g}"
+
+
+def _metrics(run: Run, task: str) -> list[str]:
+    names = dict.fromkeys(row.metric for row in run.summary.measured if row.task == task)
+    order = {name: number for number, name in enumerate(HEADLINE)}
+    return sorted(names, key=lambda name: order.get(name.partition(" (")[0], len(order)))
+
+
+def _without_empty(table: Table) -> Table:
+    """The table without columns that have no entry; the words to the left stay."""
+    kept = [at for at in range(len(table.head)) if at < 2 or any(row[at].text for row in table.rows)]
+    rows = tuple(tuple(row[at] for at in kept) for row in table.rows)
+    return replace(table, head=tuple(table.head[at] for at in kept), rows=rows)
+
+
+def _measured(run: Run, line: Line, task: str, metric: str) -> list[Measured]:
+    return [row for row in run.summary.measured if row.cell in line.cells and (row.task, row.metric) == (task, metric)]
+
+
+def _number(run: Run, line: Line, task: str, metric: str) -> Entry:
+    measured = [] if (line.method, metric) == ("baseline", "changed_rate") else _measured(run, line, task, metric)
+    rate = metric in _SHARES or run.outcomes.kind(task, metric) == "rate"
+    if metric not in _SHARES and not any(asked == (task, metric) for asked in run.outcomes.questions()):
+        rate = False  # the summary has it alone: a percentile, or a mean of unknown kind
+    if not measured:
+        return Entry()
+    if len(measured) > 1 or measured[0].seed is not None:
+        values = [row.value for row in measured]
+        ends = Interval(low=min(values), high=max(values)) if len(values) > 1 else None
+        return Entry(_shown(fmean(values), ends, rate), fmean(values))
+    found, value = run.evidence.find(line.cells[0], task, metric), measured[0].value
+    interval = None if found is None else found.interval
+    if metric in _SHARES and measured[0].n:
+        interval = wilson(round(value * measured[0].n), measured[0].n, level=run.evidence.level)
+    return Entry(_shown(value, interval, rate), value)
+
+
+def _shown(value: float, interval: Interval | None, rate: bool) -> str:
+    def one(number: float) -> str:
+        return f"{100 * number:.1f}" if rate else f"{number:.3f}"
+
+    unit = " %" if rate else ""
+    return one(value) + unit + ("" if interval is None else f" ({one(interval.low)} to {one(interval.high)})")
+
+
+def _tests(row: Comparison | None) -> list[Entry]:
+    if row is None or row.paired is None:
+        return [Entry(), Entry(), Entry()]
+    holm = Entry() if row.p_holm is None else Entry(p_value(row.p_holm), row.p_holm)
+    null = row.null
+    beside = Entry() if null is None else Entry(p_value(null.p), null.p)
+    if null is not None and not null.testable:
+        beside = Entry(f"{'outside' if null.outside(row.paired.effect) else 'inside'} {null.seeds}", null.p)
+    text = change(row.paired.effect, row.paired.interval, rate=row.kind == "rate")
+    return [Entry(text, row.paired.effect), holm, beside]
+
+
+def _setting(setting: Setting) -> tuple[Entry, ...]:
+    name = label(setting.method, setting.size)
+    lost = Entry()
+    if setting.loss is not None:
+        lost = Entry(change(setting.loss, setting.loss_interval), setting.loss)
+    quality = Entry() if setting.quality is None else Entry(f"{setting.quality:.3f}", setting.quality)
+    front = " and ".join(f"to {way}" for way in setting.front)
+    return (
+        Entry(name, name),
+        _multiplier(setting.multiplier),
+        Entry(change(setting.effect, setting.interval), setting.effect),
+        quality,
+        lost,
+        Entry("yes" if setting.within else "no", float(setting.within)),
+        Entry(front, front or None),
+    )
+
+
+def _multiplier(value: float) -> Entry:
+    return Entry(f"{value:g}", value)
+
+
+def _mean(values: Sequence[float]) -> Entry:
+    return Entry(f"{fmean(values):.3f}", fmean(values)) if values else Entry()
+
+
+def _whole(values: Iterable[float]) -> Entry:
+    total = sum(values)
+    return Entry(f"{total:.0f}", total)
+
+
+def signed(value: float, form: str = ".1f") -> str:
+    """A number as text; a zero has no sign."""
+    shown = f"{value:{form}}"
+    return shown.lstrip("+-") if float(shown) == 0 else shown

@@ -1,0 +1,74 @@
+"""report.md: the report without samples, for a terminal, a pull request or a model card."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from urllib.parse import quote
+
+from lm_eval_cna.report.contents import Contents, Part
+from lm_eval_cna.report.escape import code, fence, markdown, writable
+from lm_eval_cna.report.tables import Table
+
+
+def document(found: Contents, figures: Mapping[str, Sequence[str]]) -> str:
+    """The report as Markdown.
+
+    Args:
+        found: what it says.
+        figures: slug of a run, or "layers" -> paths of its PNG files, relative to the report.
+    """
+    parts = [f"# {markdown(found.title)}", found.preface]
+    for part in found.parts:
+        parts += _part(part, figures.get(part.run.slug, ()))
+    if found.profile is not None:
+        parts += ["## Where the circuits sit", *_images(figures.get("layers", ())), markdown_table(found.profile)]
+    if found.overlaps is not None:
+        parts += ["## What the circuits have in common", markdown_table(found.overlaps)]
+    return writable("\n\n".join(part for part in parts if part) + "\n")
+
+
+def markdown_table(table: Table) -> str:
+    """A table as Markdown; numbers to the right."""
+    rules = ["---"] * table.words + ["---:"] * (len(table.head) - table.words)
+    lines = [_line([markdown(name) for name in table.head]), _line(rules)]
+    lines += [_line([markdown(entry.text) for entry in row]) for row in table.rows]
+    return "\n".join(lines)
+
+
+def _part(part: Part, images: Sequence[str]) -> list[str]:
+    run = part.run
+    parts = [
+        f"## {markdown(run.name)}",
+        f"Model {code(run.manifest.plan.model)}: {markdown(run.facts)} "
+        "Multiplier 1 is the untouched model for every method; 0 suppresses, 2 amplifies.",
+        _list([f"**{found.word}**: {markdown(found.text)}" for found in part.headlines]),
+        *_images(images),
+    ]
+    for table in (*part.results, *part.judged):
+        parts += [f"### {markdown(table.caption)}", markdown_table(table)]
+    for balance in part.balances:
+        parts += [f"### Refusal on {markdown(balance.task)} against its cost"]
+        parts += [_list([markdown(sentence) for sentence in balance.sentences]), markdown_table(balance.table)]
+    if part.trends or part.powers:
+        parts += ["### Trends and power", _list([markdown(text) for text in (*part.trends, *part.powers)])]
+    parts += [
+        "### Provenance",
+        _list([markdown(note) for note in part.notes]),
+        f"Files: {code(str(run.directory.path))} (manifest.json, circuit and control files, one lm-eval results file "
+        "per cell under cells/, summary.json, evidence.json). Repeat:",
+        fence(run.command),
+    ]
+    return parts
+
+
+def _images(paths: Sequence[str]) -> list[str]:
+    # A space or a bracket in a name would end the address.
+    return [f"![Figure]({quote(path)})" for path in paths]
+
+
+def _list(items: Sequence[str]) -> str:
+    return "\n".join(f"- {item}" for item in items)
+
+
+def _line(cells: Sequence[str]) -> str:
+    return "| " + " | ".join(cells) + " |"

@@ -1,0 +1,166 @@
+"""A run as the report shows it: its manifest, statistics, per-prompt values and circuit, read and checked once."""
+
+from __future__ import annotations
+
+import shlex
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from pydantic import BaseModel, ValidationError
+
+from lm_eval_cna.analysis.evidence import Evidence, collect, write_evidence
+from lm_eval_cna.analysis.outcomes import Outcomes, read_outcomes
+from lm_eval_cna.analysis.tradeoff import TradeOff, trade_off
+from lm_eval_cna.analysis.verdicts import DamageBudget
+from lm_eval_cna.errors import RunError
+from lm_eval_cna.intervention import Circuit, read_intervention
+from lm_eval_cna.report.escape import slug
+from lm_eval_cna.sweep.rundir import RunDirectory
+from lm_eval_cna.sweep.summary import RESPONSES, Summary, read_summary
+
+CIRCUIT = "circuit.json"
+
+
+class _Architecture(BaseModel):
+    name: str
+    num_layers: int
+    mlp_width: int
+    dtype: str
+
+
+class _Cell(BaseModel):
+    multiplier: float
+    seed: int | None
+
+
+class _Plan(BaseModel):
+    model: str
+    contrast: str
+    random: int
+    match: str
+    cells: tuple[_Cell, ...]
+
+
+class Manifest(BaseModel):
+    """What the report shows of a manifest in words; all of it is listed under provenance."""
+
+    plan: _Plan
+    architecture: _Architecture
+    command: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class NearTies:
+    """Tokens whose two best candidates were so close that rounding could swap them.
+
+    Attributes:
+        tokens: how many, over all cells.
+        responses: generated responses in all.
+    """
+
+    tokens: int
+    responses: int
+
+
+@dataclass(frozen=True)
+class Run:
+    """A run as the report shows it.
+
+    Attributes:
+        directory: where it is.
+        name: the directory's own name.
+        slug: a name for its files, unlike that of the other runs.
+        manifest: checked.
+        provenance: the whole manifest as it is.
+        summary: every aggregate.
+        evidence: every statistic.
+        outcomes: every value per prompt.
+        circuit: the circuit that was steered; None for a run of vectors.
+    """
+
+    directory: RunDirectory
+    name: str
+    slug: str
+    manifest: Manifest
+    provenance: dict[str, Any]
+    summary: Summary
+    evidence: Evidence
+    outcomes: Outcomes
+    circuit: Circuit | None
+
+    @property
+    def tasks(self) -> list[str]:
+        """The tasks, in the order in which they were measured."""
+        return list(dict.fromkeys(task for task, _ in self.outcomes.questions()))
+
+    @property
+    def command(self) -> str:
+        """What was typed, to be pasted into a shell."""
+        return shlex.join(self.manifest.command)
+
+    @property
+    def controlled(self) -> list[float]:
+        """The multipliers that controls were asked at."""
+        return sorted({cell.multiplier for cell in self.manifest.plan.cells if cell.seed is not None})
+
+    @property
+    def near_ties(self) -> NearTies | None:
+        """Near-ties of all cells; None where nothing was generated."""
+        found = [row for row in self.summary.measured if (row.task, row.metric) == (RESPONSES, "near_ties")]
+        return NearTies(round(sum(row.value for row in found)), sum(row.n for row in found)) if found else None
+
+    @property
+    def facts(self) -> str:
+        """The run in one sentence or two, unescaped."""
+        plan, architecture = self.manifest.plan, self.manifest.architecture
+        at = ", ".join(f"{multiplier:g}" for multiplier in self.controlled)
+        controls = f"{plan.random} control seeds, matched by {plan.match}, asked at m = {at}" if at else "no controls"
+        return (
+            f"{architecture.name} of {architecture.num_layers} layers with {architecture.mlp_width} neurons each, "
+            f"{architecture.dtype}; contrast set {plan.contrast}; {controls}."
+        )
+
+    def trade_offs(self) -> Iterator[TradeOff]:
+        """The trade-off of refusal in every task that measures it, if anything was steered."""
+        for task, metric in self.outcomes.questions():
+            if metric == "refusal_rate" and (found := trade_off(self.evidence, task)).settings:
+                yield found
+
+
+def read_runs(directories: Sequence[RunDirectory], budget: DamageBudget) -> list[Run]:
+    """Read finished runs and compute their statistics, which are kept beside them as `evidence.json`.
+
+    Raises:
+        RunError: a run is unfinished or damaged.
+        InterventionError: its circuit is damaged.
+    """
+    taken: set[str] = set()
+    return [_read(directory, budget, taken) for directory in directories]
+
+
+def _read(directory: RunDirectory, budget: DamageBudget, taken: set[str]) -> Run:
+    summary, provenance = read_summary(directory), directory.manifest()
+    try:
+        manifest = Manifest.model_validate(provenance)
+    except ValidationError as error:
+        first = error.errors(include_url=False)[0]
+        where = ".".join(str(part) for part in first["loc"])
+        raise RunError(
+            f"{directory.path / 'manifest.json'} is damaged: {where}: {first['msg']}", do="run the sweep again"
+        ) from error
+    outcomes, evidence = read_outcomes(directory), collect(directory, budget=budget)
+    write_evidence(directory, evidence)
+    name = directory.path.resolve().name
+    circuit = read_intervention(directory.path / CIRCUIT) if directory.has(CIRCUIT) else None
+    return Run(
+        directory=directory,
+        name=name,
+        slug=slug(name, taken),
+        manifest=manifest,
+        provenance=provenance,
+        summary=summary,
+        evidence=evidence,
+        outcomes=outcomes,
+        circuit=circuit if isinstance(circuit, Circuit) else None,
+    )
