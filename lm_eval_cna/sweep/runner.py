@@ -12,9 +12,9 @@ import logging
 import platform
 import sys
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from datetime import UTC, datetime
 from importlib.metadata import version
 from typing import Any
@@ -38,15 +38,13 @@ from lm_eval_cna.judging.judge import shared_judge
 from lm_eval_cna.judging.task import LATER
 from lm_eval_cna.models.arguments import check_device, check_dtype
 from lm_eval_cna.models.hf import CNAHFLM
-from lm_eval_cna.sweep.answers import ROWS, Prompts, compute
-from lm_eval_cna.sweep.batches import Batch, Request, plan_batches
-from lm_eval_cna.sweep.cells import Cell, plan_cells
+from lm_eval_cna.sweep.answers import ROWS, compute
 from lm_eval_cna.sweep.config import LOG_FIELDS, SweepConfig
-from lm_eval_cna.sweep.interventions import Interventions, in_chat, prepare
+from lm_eval_cna.sweep.interventions import in_chat, prepare
 from lm_eval_cna.sweep.judged import judge_run
+from lm_eval_cna.sweep.layout import Layout, lay_out, parts_of
 from lm_eval_cna.sweep.logs import CellLogs
 from lm_eval_cna.sweep.replay import Replay
-from lm_eval_cna.sweep.requests import Evaluation, collect, load_evaluations
 from lm_eval_cna.sweep.rundir import RunDirectory
 from lm_eval_cna.sweep.store import ResponseStore
 from lm_eval_cna.sweep.summary import HARMLESS_KL, summarize
@@ -94,7 +92,7 @@ def run_sweep(
             _check_judge(config.judge)
         lm = _load(config)
         interventions = prepare(config, lm, directory)
-        sweep = _lay_out(config, lm, interventions, manager, directory)
+        sweep = lay_out(config, lm, interventions, manager, directory)
         interventions.keep(directory)
         directory.adopt(
             {
@@ -144,31 +142,6 @@ def run_sweep(
     return directory
 
 
-@dataclass
-class _Sweep:
-    """What is asked of the model.
-
-    Attributes:
-        cells: the grid.
-        settings: what each cell does to the model.
-        mode: how: "rows", "fold" or "hook".
-        contexts: each cell's identity in the response store.
-        parts: the evaluation settings, with their requests.
-        rows: generated answers in a batch.
-        plan: all batches of all cells.
-        prompts: the encoded prompts.
-    """
-
-    cells: list[Cell]
-    settings: list[Any]
-    mode: str
-    contexts: list[str]
-    parts: dict[Evaluation, list[Request]]
-    rows: int
-    plan: list[Batch]
-    prompts: Prompts
-
-
 def _check_tasks(config: SweepConfig, manager: TaskManager) -> None:
     """Find out about a misspelt task before a model is loaded."""
     for spec in config.tasks:
@@ -200,44 +173,14 @@ def _load(config: SweepConfig) -> CNAHFLM:
     return lm
 
 
-def _lay_out(
-    config: SweepConfig, lm: CNAHFLM, interventions: Interventions, manager: TaskManager, directory: RunDirectory
-) -> _Sweep:
-    cells = plan_cells(config)
-    settings = [interventions.setting(cell) for cell in cells]
-    mode = ROWS if config.mode == "auto" else config.mode
-    parts = {part: collect(part, lm, manager, config.limit) for part in load_evaluations(config, lm, manager)}
-    asked = [[request for part in _parts_of(cell, parts) for request in parts[part]] for cell in cells]
-    prompts = Prompts(lm, list(dict.fromkeys(request for mine in asked for request in mine)))
-    given = config.model_args.get("batch_size", "auto")
-    rows = prompts.rows(lm) if given == "auto" else int(given)
-    if directory.begun:  # the plan that was begun, on a machine with another memory too
-        rows = directory.manifest()["plan"].get("rows", rows)
-    return _Sweep(
-        cells=cells,
-        settings=settings,
-        mode=mode,
-        contexts=[lm.fingerprint_of(setting, mode) for setting in settings],
-        parts=parts,
-        rows=rows,
-        plan=plan_batches(asked, prompts.lengths, rows=rows, packed=mode == ROWS),
-        prompts=prompts,
-    )
-
-
-def _parts_of(cell: Cell, parts: Iterable[Evaluation]) -> list[Evaluation]:
-    """The evaluation settings under which a cell is asked."""
-    return [part for part in parts if part.controlled or not cell.is_control]
-
-
-def _answer(lm: CNAHFLM, sweep: _Sweep, directory: RunDirectory, store: ResponseStore, tell: Progress) -> None:
+def _answer(lm: CNAHFLM, sweep: Layout, directory: RunDirectory, store: ResponseStore, tell: Progress) -> None:
     """Compute every batch of which a response is missing, whole, and write it in one transaction."""
     known = [store.known(context) for context in sweep.contexts]
     # Cells with a results file need no response, should the store be gone.
     needed = [
         {
             request.key
-            for part in _parts_of(cell, sweep.parts)
+            for part in parts_of(cell, sweep.parts)
             if not directory.has(directory.results_name(cell.key, part.name))
             for request in sweep.parts[part]
         }
@@ -266,7 +209,7 @@ def _answer(lm: CNAHFLM, sweep: _Sweep, directory: RunDirectory, store: Response
 
 def _evaluate(
     lm: CNAHFLM,
-    sweep: _Sweep,
+    sweep: Layout,
     directory: RunDirectory,
     store: ResponseStore,
     manager: TaskManager,
@@ -277,7 +220,7 @@ def _evaluate(
     todo = [
         (cell, setting, context, part)
         for cell, setting, context in zip(sweep.cells, sweep.settings, sweep.contexts, strict=True)
-        for part in _parts_of(cell, sweep.parts)
+        for part in parts_of(cell, sweep.parts)
     ]
     about = HFLM.get_model_info(lm)  # asks the hub, so once
     for done, (cell, setting, context, part) in enumerate(todo):
@@ -299,7 +242,7 @@ def _evaluate(
     tell("cells", len(todo), len(todo), "")
 
 
-def _measure_divergence(lm: CNAHFLM, config: SweepConfig, sweep: _Sweep, directory: RunDirectory) -> None:
+def _measure_divergence(lm: CNAHFLM, config: SweepConfig, sweep: Layout, directory: RunDirectory) -> None:
     """KL of the first generated token on harmless prompts; lm-eval has no output type for distributions."""
     measured = harmless_kl(
         lm.model,

@@ -1,0 +1,85 @@
+"""What a sweep asks of the model, laid out: cells with their settings, requests, and the batches that hold them."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+from lm_eval.tasks import TaskManager
+
+from lm_eval_cna.models.hf import CNAHFLM
+from lm_eval_cna.steering import Setting
+from lm_eval_cna.sweep.answers import ROWS, Prompts
+from lm_eval_cna.sweep.batches import Batch, Request, plan_batches
+from lm_eval_cna.sweep.cells import Cell, plan_cells
+from lm_eval_cna.sweep.config import SweepConfig
+from lm_eval_cna.sweep.interventions import Interventions
+from lm_eval_cna.sweep.requests import Evaluation, collect, load_evaluations
+from lm_eval_cna.sweep.rundir import RunDirectory
+
+
+@dataclass(frozen=True)
+class Layout:
+    """A sweep, ready to be computed.
+
+    Attributes:
+        cells: the grid.
+        settings: what each cell does to the model.
+        mode: how: "rows", "fold" or "hook".
+        contexts: each cell's identity in the response store.
+        parts: the evaluation settings, with their requests.
+        rows: generated answers in a batch.
+        plan: all batches of all cells.
+        prompts: the encoded prompts.
+    """
+
+    cells: list[Cell]
+    settings: list[Setting]
+    mode: str
+    contexts: list[str]
+    parts: dict[Evaluation, list[Request]]
+    rows: int
+    plan: list[Batch]
+    prompts: Prompts
+
+
+def lay_out(
+    config: SweepConfig, lm: CNAHFLM, interventions: Interventions, manager: TaskManager, directory: RunDirectory
+) -> Layout:
+    """Collect what is asked and put it into batches.
+
+    Args:
+        config: the sweep.
+        lm: the model: tokenizes, and runs nothing.
+        interventions: what cells steer with.
+        manager: loads the tasks.
+        directory: a sweep that has begun there keeps its batch size.
+
+    Raises:
+        ConfigError: the model has no room for a task's prompts and answers.
+    """
+    cells = plan_cells(config)
+    settings = [interventions.setting(cell) for cell in cells]
+    mode = ROWS if config.mode == "auto" else config.mode
+    parts = {part: collect(part, lm, manager, config.limit) for part in load_evaluations(config, lm, manager)}
+    asked = [[request for part in parts_of(cell, parts) for request in parts[part]] for cell in cells]
+    prompts = Prompts(lm, list(dict.fromkeys(request for mine in asked for request in mine)))
+    given = config.model_args.get("batch_size", "auto")
+    rows = prompts.rows(lm) if given == "auto" else int(given)
+    if directory.begun:  # the plan that was begun, on a machine with another memory too
+        rows = directory.manifest()["plan"].get("rows", rows)
+    return Layout(
+        cells=cells,
+        settings=settings,
+        mode=mode,
+        contexts=[lm.fingerprint_of(setting, mode) for setting in settings],
+        parts=parts,
+        rows=rows,
+        plan=plan_batches(asked, prompts.lengths, rows=rows, packed=mode == ROWS),
+        prompts=prompts,
+    )
+
+
+def parts_of(cell: Cell, parts: Iterable[Evaluation]) -> list[Evaluation]:
+    """The evaluation settings under which a cell is asked."""
+    return [part for part in parts if part.controlled or not cell.is_control]
