@@ -6,7 +6,7 @@ the cell. What has been logged is remembered in the run directory, and a continu
 
 from __future__ import annotations
 
-import importlib.util
+import importlib
 import inspect
 import logging
 import os
@@ -45,8 +45,12 @@ class CellLogs:
             given = getattr(config, field)
             if given is None:
                 continue
-            if importlib.util.find_spec(package) is None:
-                raise ConfigError(f"{field} needs the package {package}", do=f"pip install {package}")
+            try:
+                importlib.import_module(package)
+            except Exception as error:  # missing, or installed without something that it needs
+                raise ConfigError(
+                    f"{field} needs the package {package}: {error}", do=f"pip install {package}"
+                ) from error
             if "id" in given:
                 raise ConfigError(
                     f"{field}: every cell is a run of its own", got="id", do="leave it out, or give a name"
