@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import random
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -46,7 +47,8 @@ def write_run(
     if circuit is not None:
         circuit_of(circuit, name=path.name).write(path / "circuit.json")
     for cell in cells:
-        directory.write_json(directory.results_name(cell.key, "plain"), _results(cell, tasks, n))
+        # As ASCII: a file may hold a lone surrogate as an escape.
+        directory.write_text(directory.results_name(cell.key, "plain"), json.dumps(_results(cell, tasks, n)))
     summary = summarize(directory, list(cells), ["plain"], {})
     directory.write_text("summary.json", summary.model_dump_json(by_alias=True))
     return directory

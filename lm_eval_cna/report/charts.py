@@ -215,9 +215,14 @@ def layer_panel(run: Run) -> Panel | None:
 
 
 def size_panels(run: Run, palette: Palette) -> list[Panel]:
-    """Change of refusal over the circuit's size, one panel a task and multiplier; none without several sizes."""
+    """Change of refusal over the circuit's size, one panel a task and multiplier; none without several sizes.
+
+    Where there are controls, only the multipliers that they were asked at.
+    """
     panels = []
     rows = [row for row in run.evidence.comparisons if row.metric == "refusal_rate" and row.size and row.paired]
+    controlled = {row.multiplier for row in rows if row.seed is not None}
+    rows = [row for row in rows if not controlled or row.multiplier in controlled]
     for task, multiplier in dict.fromkeys((row.task, row.multiplier) for row in rows):
         series = []
         here = [row for row in rows if (row.task, row.multiplier) == (task, multiplier)]

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from itertools import combinations
 from typing import Any
 
-from lm_eval_cna.analysis.profile import layer_profile
+from lm_eval_cna.analysis.profile import TOP
 from lm_eval_cna.analysis.tradeoff import Setting, TradeOff
 from lm_eval_cna.errors import InterventionError
 from lm_eval_cna.report import charts
@@ -141,7 +141,10 @@ def _part(run: Run, palette: Palette) -> Part:
     return Part(
         run=run,
         headlines=tuple(_headlines(run)),
-        trends=tuple(trend.text for trend in run.evidence.trends),
+        trends=tuple(
+            trend.text if trend.size is None else f"{trend.text} (Circuit of {trend.size} neurons.)"
+            for trend in run.evidence.trends
+        ),
         metrics=tuple(charts.metric_panels(run, palette)),
         outcomes=tuple(charts.outcome_panels(run)),
         results=tuple(found for found in (results(run, task) for task in _measured_tasks(run)) if found.rows),
@@ -244,9 +247,7 @@ def _profile(runs: Sequence[Run]) -> Table | None:
     ]
     if not rows:
         return None
-    whole = next(run.circuit for run in runs if run.circuit is not None)
-    top = layer_profile(whole).top.neurons if whole.model.num_layers else 0
-    head = ("run", "share in", "whole circuit", f"top {top}")
+    head = ("run", "share in", "whole circuit", f"its top {TOP}")
     return Table("layers", "Where the circuits sit", head, tuple(rows), words=2)
 
 

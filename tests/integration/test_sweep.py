@@ -601,6 +601,7 @@ def test_harmless_kl(model: Path, manager: TaskManager, circuit: Path, tmp_path:
 
 def test_the_report_of_a_sweep(whole: RunDirectory, tmp_path: Path) -> None:
     text = write_report([whole], tmp_path).read_text(encoding="utf-8")
-    assert "range of 2 random controls" in text and "Fewer than 19 controls" in text and "ignificant" not in text
+    assert "range of 2 random controls" in text and "too few for a test" in text and "ignificant" not in text
     assert "organism" in text and "### organism\\_refusal" in text and "### organism\\_knowledge" in text
-    assert (tmp_path / "figures" / "run.png").is_file() and "figures/run.png" in text
+    assert (tmp_path / "figures" / "run-metrics.png").is_file() and "figures/run-metrics.png" in text
+    assert (tmp_path / "report.html").is_file() and list((tmp_path / "tables").glob("*.tex"))
