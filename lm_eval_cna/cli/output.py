@@ -46,6 +46,8 @@ def print_report(path: Path) -> None:
     else:
         say(text)
     say(f"report: {path}")
+    if (page := path.with_suffix(".html")).is_file():
+        say(f"page: {page}")
 
 
 def typed_command() -> list[str]:

@@ -123,12 +123,27 @@ def judge(
     print_report(write_report([run], directory))
 
 
-def report(directory: Annotated[Path, typer.Argument(help="A run directory, or a folder of such.")]) -> None:
-    """Write report.md and figures/ of finished runs."""
+def report(
+    directories: Annotated[list[Path], typer.Argument(metavar="DIR...", help="Run directories, or folders of such.")],
+    output: Annotated[Path | None, typer.Option(help="Where the report goes [DIR, if there is one].")] = None,
+    samples: Annotated[
+        bool, typer.Option("--samples/--no-samples", help="Prompts and completions in the page.")
+    ] = True,
+    quality: Annotated[float, typer.Option(min=0, max=1, help="Damage budget: least mean quality.")] = 0.95,
+    capability: Annotated[
+        float, typer.Option(min=0, max=100, help="Damage budget: most points of accuracy lost.")
+    ] = 1.0,
+) -> None:
+    """Write report.html, report.md, tables/*.tex and figures/ of finished runs."""
+    from lm_eval_cna.analysis.verdicts import DamageBudget
     from lm_eval_cna.report.page import write_report
     from lm_eval_cna.sweep.rundir import find_runs
 
-    print_report(write_report(find_runs(directory), directory))
+    if output is None and len(directories) > 1:
+        raise ConfigError("a report of several directories has no place", do="say where with --output DIR")
+    runs = list({run.path.resolve(): run for directory in directories for run in find_runs(directory)}.values())
+    budget = DamageBudget(quality=quality, capability=capability / 100)
+    print_report(write_report(runs, output or directories[0], budget=budget, samples=samples))
 
 
 def _judge_values(model: str, arguments: str | None) -> dict[str, Any]:
