@@ -1,4 +1,5 @@
-# What a clone can do with make and a Python: `make demo`, `make test`, `make lint`, `make bench`, `make clean`.
+# What a clone can do with make and a Python: `make demo`, `make test`, `make browser`, `make lint`,
+# `make bench`, `make clean`.
 #
 # PYTHON=python3.12 picks an interpreter, VENV=DIR an environment, JOBS=N the test processes. Package sources are pip's
 # own settings; on a machine without a GPU, PIP_EXTRA_INDEX_URL with an index of CPU builds of torch saves gigabytes.
@@ -17,11 +18,12 @@ PIP := $(BIN)/python -m pip install -qq --disable-pip-version-check --no-compile
 SUITABLE := import ensurepip, sys, venv; sys.exit(not (3, 11) <= sys.version_info[:2] <= (3, 14))
 OFFLINE := HF_HUB_OFFLINE=1 HF_DATASETS_OFFLINE=1 TRANSFORMERS_OFFLINE=1
 
-.PHONY: help demo test lint bench clean
+.PHONY: help demo test browser lint bench clean
 
 help:
 	@echo "make demo    train the small models, steer them, write results/runs/demo (nothing is downloaded but packages)"
 	@echo "make test    unit, reference and integration tests, with coverage"
+	@echo "make browser install what the report's browser tests need; make test runs them from then on"
 	@echo "make lint    ruff and mypy"
 	@echo "make bench   side-by-side speed figures, written to results/benchmarks (some rows: BENCH='--only NAME')"
 	@echo "make clean   remove $(VENV), caches and built packages; results stay"
@@ -34,6 +36,19 @@ demo: $(VENV)/.runtime
 test: $(VENV)/.dev
 	$(OFFLINE) OMP_NUM_THREADS=1 TOKENIZERS_PARALLELISM=false LM_EVAL_CNA_AUTOLOAD=0 MPLBACKEND=Agg \
 		$(BIN)/python -m pytest -n $(JOBS) --dist loadfile --durations 15 --cov --cov-report term --cov-report xml
+
+# Chromium is the system's: Playwright's own builds are downloads that many machines cannot reach. Where it cannot be
+# installed, the tests skip and say so.
+browser: $(VENV)/.dev
+	$(PIP) -e '.[browser]'
+	@if command -v chromium || command -v chromium-browser; then exit 0; fi; \
+	if [ "$$(id -u)" -eq 0 ] && command -v apt-get >/dev/null; then \
+		if apt-get -qq update && DEBIAN_FRONTEND=noninteractive apt-get -qq -y install --no-install-recommends \
+			chromium fonts-dejavu-core >/dev/null; then exit 0; fi; \
+		echo "warning: apt-get could not install chromium; the report's browser tests will skip" >&2; \
+	else \
+		echo "warning: no chromium found and none installed, which takes root and apt-get; the browser tests will skip" >&2; \
+	fi
 
 lint: $(VENV)/.dev
 	$(BIN)/ruff check .
