@@ -112,7 +112,7 @@ def results(run: Run, task: str) -> Table:
         if any(entry.text for entry in entries):
             rows.append((Entry(line.label, line.label), _multiplier(line.multiplier), *entries))
     level = f"{100 * run.evidence.level:g} %"
-    caption = f"{task}: value with {level} interval; change from the baseline in points"
+    caption = f"{task}: value with {level} interval; change from the baseline, of rates in points"
     if any(len(line.cells) > 1 for line in lines(run, task)):
         caption += "; of controls the mean with the range over seeds"
     if any(line.size is not None for line in lines(run, task)):
@@ -163,8 +163,8 @@ def trade_off_table(run: Run, found: TradeOff) -> Table:
     budget = found.budget
     caption = (
         f"{found.task}: change of refusal in points against its damage; budget: quality at least "
-        f"{budget.quality:g}, at most {100 * budget.degenerate:g} points more degenerate answers, at most "
-        f"{100 * budget.capability:g} points of capability lost"
+        f"{budget.quality:g}, degenerate answers at most {100 * budget.degenerate:g} points up, capability at most "
+        f"{100 * budget.capability:g} points down"
     )
     return Table(f"{run.slug}-{found.task}-tradeoff", caption, head, rows)
 

@@ -33,6 +33,12 @@ HOSTILE = (
 )
 
 
+def has_latex() -> bool:
+    if not (shutil.which("pdflatex") and shutil.which("kpsewhich")):
+        return False
+    return subprocess.run(["kpsewhich", "booktabs.sty", "textcomp.sty"], capture_output=True).returncode == 0
+
+
 @pytest.mark.parametrize("text", HOSTILE)
 def test_markdown_is_text(text: str) -> None:
     shown = markdown(text)
@@ -78,7 +84,7 @@ def test_a_latex_table_keeps_its_shape(text: str) -> None:
     assert made.count("\\begin{") == made.count("\\end{") == 2 and "\\input" not in made
 
 
-@pytest.mark.skipif(shutil.which("pdflatex") is None, reason="no pdflatex on this machine")
+@pytest.mark.skipif(not has_latex(), reason="no pdflatex with booktabs on this machine")
 def test_latex_is_accepted_by_latex(tmp_path: Path) -> None:
     rows = tuple((Entry(text), Entry(text)) for text in HOSTILE)
     table = latex_table(Table("x", "All of them", ("a", "b"), rows))
