@@ -9,7 +9,10 @@ from lm_eval_cna.report.tables import Table
 
 
 def latex_table(table: Table) -> str:
-    r"""A `table` environment; it needs `\usepackage{booktabs,textcomp}` and T1 fonts; names in other scripts, LuaLaTeX."""
+    r"""A `table` environment; it needs `\usepackage{booktabs,textcomp}` and T1 fonts.
+
+    Names in scripts that pdfLaTeX does not know take LuaLaTeX.
+    """
     columns = "l" * table.words + "r" * (len(table.head) - table.words)
     lines = [
         "% Needs \\usepackage{booktabs,textcomp} and \\usepackage[T1]{fontenc}.",

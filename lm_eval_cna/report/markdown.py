@@ -17,7 +17,10 @@ def document(found: Contents, figures: Mapping[str, Sequence[str]]) -> str:
         found: what it says.
         figures: slug of a run, or "layers" -> paths of its PNG files, relative to the report.
     """
-    parts = [f"# {markdown(found.title)}", found.preface]
+    parts = [f"# {markdown(found.title)}", found.preface, "## Verdicts"]
+    for part in found.parts:
+        parts += _verdicts(part)
+    parts.append("Multiplier 1 is the untouched model for every method; 0 suppresses, 2 amplifies.")
     for part in found.parts:
         parts += _part(part, figures.get(part.run.slug, ()))
     if found.profile is not None:
@@ -35,15 +38,19 @@ def markdown_table(table: Table) -> str:
     return "\n".join(lines)
 
 
+def _verdicts(part: Part) -> list[str]:
+    run = part.run
+    said = [f"**{found.word}**: {markdown(found.text)}" for found in part.headlines]
+    return [
+        f"### {markdown(run.name)}",
+        f"Model {code(run.manifest.plan.model)}: {markdown(run.facts)}",
+        _list(said or ["Nothing was steered, so there is nothing to say."]),
+    ]
+
+
 def _part(part: Part, images: Sequence[str]) -> list[str]:
     run = part.run
-    parts = [
-        f"## {markdown(run.name)}",
-        f"Model {code(run.manifest.plan.model)}: {markdown(run.facts)} "
-        "Multiplier 1 is the untouched model for every method; 0 suppresses, 2 amplifies.",
-        _list([f"**{found.word}**: {markdown(found.text)}" for found in part.headlines]),
-        *_images(images),
-    ]
+    parts = [f"## {markdown(run.name)}", *_images(images)]
     for table in (*part.results, *part.judged):
         parts += [f"### {markdown(table.caption)}", markdown_table(table)]
     for balance in part.balances:
