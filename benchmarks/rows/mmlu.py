@@ -21,6 +21,8 @@ from transformers import PreTrainedTokenizerFast
 from benchmarks.machine import ROOT
 from benchmarks.sides import Outcome, Side, compare, row
 from benchmarks.workbench import Workbench, no_environment_report, random_llama, some_circuit
+from lm_eval_cna.intervention import read_intervention
+from lm_eval_cna.steering import Setting, apply
 
 SLICE = ROOT.parent / "shared" / "data" / "mmlu_slice" / "jsonl"
 SUBJECTS = 4
@@ -42,9 +44,15 @@ class Setup(NamedTuple):
     source: str
 
 
-@row("mmlu", f"MMLU slice, 5-shot, {_MODEL}", "stock hf, same batch size", rounds=3, at_least=6)
+@row(
+    "mmlu",
+    f"MMLU slice, 5-shot, m = 0, {_MODEL}",
+    "stock hf on the same weights, same batch size",
+    rounds=3,
+    at_least=6,
+)
 def once(bench: Workbench) -> Outcome:
-    """One evaluation each; the log-likelihoods are compared as well."""
+    """One evaluation each, stock's weights folded beforehand; the log-likelihoods are compared as well."""
     from lm_eval.models.huggingface import HFLM
 
     from lm_eval_cna.models.hf import CNAHFLM
@@ -56,7 +64,8 @@ def once(bench: Workbench) -> Outcome:
         "dtype": "float32",
         "batch_size": BATCH_SIZE,
     }
-    ours, stock = CNAHFLM(**arguments), HFLM(**arguments)
+    ours, stock = CNAHFLM(**arguments, circuit=str(setup.circuit), multiplier=0), HFLM(**arguments)
+    apply(stock.model, Setting(read_intervention(str(setup.circuit)), 0.0), mode="fold")
     found: dict[str, Any] = {}
 
     def evaluate(name: str, model: Any, limit: int = DOCUMENTS) -> None:

@@ -1,7 +1,7 @@
 """cna-hf: lm-eval's HFLM under an intervention.
 
-Floor 3. Without a circuit, or at multiplier 1, nothing of the model is touched: it generates what stock `hf` generates,
-and log-likelihoods, which read shared prefixes once (`models/likelihood.py`), are stock's but for float rounding.
+Floor 3. Without a circuit, or at multiplier 1, it is the stock `hf` model to the last digit: nothing is touched. Under
+steering, log-likelihoods read shared prefixes once (`models/likelihood.py`).
 """
 
 from __future__ import annotations
@@ -180,8 +180,11 @@ class CNAHFLM(HFLM):  # type: ignore[misc]  # lm-eval carries no type informatio
     def _loglikelihood_tokens(
         self, requests: list[Any], disable_tqdm: bool = False, override_bs: int | None = None
     ) -> list[tuple[float, bool]]:
-        """As in HFLM, shared prefixes read once where the model allows it."""
-        score = score_tokens if can_share(self) else HFLM._loglikelihood_tokens
+        """As in HFLM; of a steered model, shared prefixes are read once where it allows that.
+
+        An untouched model is asked as stock `hf` asks it: shared prefixes round differently, by about 1e-6.
+        """
+        score = HFLM._loglikelihood_tokens if self.setting.is_baseline or not can_share(self) else score_tokens
         scores: list[tuple[float, bool]] = score(
             self, requests, disable_tqdm=disable_tqdm or self.quiet, override_bs=override_bs
         )

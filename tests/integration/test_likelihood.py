@@ -8,6 +8,7 @@ import random
 import subprocess
 import sys
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -84,7 +85,10 @@ def wrapped(model: Any, cls: type[HFLM] = CNAHFLM, **arguments: Any) -> Any:
 
 
 def scores(lm: Any, requests: list[Request], **arguments: Any) -> list[tuple[float, bool]]:
-    found: list[tuple[float, bool]] = lm._loglikelihood_tokens(requests, disable_tqdm=True, **arguments)
+    """Stock's scores of stock; ours of cna-hf, which uses them only where the model is steered."""
+    shared = isinstance(lm, CNAHFLM) and can_share(lm)
+    score = partial(score_tokens, lm) if shared else lm._loglikelihood_tokens
+    found: list[tuple[float, bool]] = score(requests, disable_tqdm=True, **arguments)
     return found
 
 
@@ -288,14 +292,24 @@ QUESTIONS = [f"{EXAMPLES}Question: What is {n} and {n + 1}?\nAnswer:" for n in r
 ASKED = [(question, f" {answer}") for question in QUESTIONS for answer in (1, 7, 13, "many")] + [("", "Hello")]
 
 
-def test_strings_and_rolling_through_lm_eval(checkpoint: Path) -> None:
+def test_strings_and_rolling_through_lm_eval(checkpoint: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     stock = HFLM(pretrained=str(checkpoint), device="cpu", batch_size=4)
     ours = CNAHFLM(pretrained=str(checkpoint), device="cpu", batch_size=4)
+    passes = read(monkeypatch)
     texts = [(text,) for text in ("A text.", *QUESTIONS[:2], "Much longer. " * 60)]
+    setting = Setting(circuit(ours.architecture, per_layer=16), 0.0)
     for kind, arguments in (("loglikelihood", ASKED), ("loglikelihood_rolling", texts)):
         asked = instances(kind, arguments)
-        expected = getattr(stock, kind)(asked, disable_tqdm=True)
-        assert alike(getattr(ours, kind)(asked, disable_tqdm=True), expected)
+        ours.unsteer()
+        untouched = getattr(stock, kind)(asked, disable_tqdm=True)
+        assert getattr(ours, kind)(asked, disable_tqdm=True) == untouched, "to the last digit"
+        assert not passes
+        with steer(stock.model, setting):
+            expected = getattr(stock, kind)(asked, disable_tqdm=True)
+        ours.steer(setting)
+        assert alike(getattr(ours, kind)(asked, disable_tqdm=True), expected) and not alike(expected, untouched)
+        assert passes
+        passes.clear()
 
 
 def evaluated(lm: HFLM, task: dict[str, Any]) -> dict[str, Any] | None:
@@ -312,9 +326,12 @@ def evaluated(lm: HFLM, task: dict[str, Any]) -> dict[str, Any] | None:
 WORKER = """
 import json, sys
 from lm_eval_cna.models.hf import CNAHFLM
+from lm_eval_cna.steering import Setting
 from tests.integration.test_likelihood import evaluated
+from tests.interventions import circuit
 checkpoint, config, out = sys.argv[1:]
 lm = CNAHFLM(pretrained=checkpoint, device="cpu", batch_size=4)
+lm.steer(Setting(circuit(lm.architecture, per_layer=16), 0.0))
 assert lm.world_size == 2
 found = evaluated(lm, json.load(open(config)))
 if found is not None:
@@ -342,9 +359,9 @@ def test_two_processes(checkpoint: Path, repo_root: Path, tmp_path: Path) -> Non
     command = [*launcher, str(script), str(checkpoint), str(config), str(tmp_path / "pair.json")]
     subprocess.run(command, check=True, timeout=300, cwd=repo_root, env=os.environ | {"PYTHONPATH": str(repo_root)})
     pair = json.loads((tmp_path / "pair.json").read_text())
-    stock = evaluated(HFLM(pretrained=str(checkpoint), device="cpu", batch_size=4), task)
-    assert len(pair["answers"]) == 11
-    assert alike(pair, stock)
+    stock = HFLM(pretrained=str(checkpoint), device="cpu", batch_size=4)
+    with steer(stock.model, Setting(circuit(find_architecture(stock.model), per_layer=16), 0.0)):
+        assert len(pair["answers"]) == 11 and alike(pair, evaluated(stock, task))
 
 
 def test_the_functions_take_stock_hf_too() -> None:

@@ -147,7 +147,7 @@ def test_the_stock_group_with_five_examples(manager: TaskManager, models: dict[s
     assert prompt.startswith("The following are multiple choice questions (with answers) about anatomy.\n\n")
     asked = [line for line in prompt.splitlines() if line.endswith("?")]
     assert asked == [row["question"] for row in DEV] + [ROWS[0]["question"]], "the dev rows in order, then the test row"
-    assert alike(answers(found["m=1"]), answers(stock))
+    assert answers(found["m=1"]) == answers(stock), "to the last digit"
     assert not alike(answers(found["m=0"]), answers(stock))
     assert found["m=1"]["results"]["mmlu"] == stock["results"]["mmlu"]
 
@@ -201,7 +201,7 @@ def test_real_rows(tmp_path: Path, models: dict[str, HFLM]) -> None:
     tasks = [f"mmlu_{subject}" for subject in subjects]
     manager = stock_manager(tmp_path, files)
     found = {name: evaluate(model, manager, tasks, limit=1) for name, model in models.items()}
-    assert alike(answers(found["m=1"]), answers(found["stock"]))
+    assert answers(found["m=1"]) == answers(found["stock"])
     assert not alike(answers(found["m=0"]), answers(found["stock"]))
     for subject, task in zip(subjects, tasks, strict=True):
         (sample,) = found["m=0"]["samples"][task]

@@ -108,9 +108,7 @@ def test_a_request_that_was_not_collected_is_named(lm: CNAHFLM) -> None:
         return Instance("generate_until", {}, (text, OPTIONS), 0, ("jbb", 7, 1))
 
     assert replay.generate_until([instance("known")]) == ["answer"]
-    with pytest.raises(
-        RunError, match=r"jbb asked something else .* got 'document 7'; its prompts are drawn"
-    ):
+    with pytest.raises(RunError, match=r"jbb asked something else .* got 'document 7'; its prompts are drawn"):
         replay.generate_until([instance("unknown")])
 
 

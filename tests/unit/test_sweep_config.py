@@ -228,8 +228,14 @@ def test_numbers_that_are_none(text: str) -> None:
 
 
 def test_importable_without_torch() -> None:
+    # An import that fails, and no entry in sys.modules: scipy takes any entry for the library.
     program = (
-        "import sys\nsys.modules['torch'] = sys.modules['transformers'] = None\n"
+        "import sys\n"
+        "class Absent:\n"
+        "    def find_spec(self, name, path=None, target=None):\n"
+        "        if name in ('torch', 'transformers'):\n"
+        "            raise ModuleNotFoundError(name)\n"
+        "sys.meta_path.insert(0, Absent())\n"
         "import lm_eval_cna.sweep.config, lm_eval_cna.sweep.cells, lm_eval_cna.sweep.rundir\n"
         "import lm_eval_cna.sweep.summary, lm_eval_cna.report.page, lm_eval_cna.terminal, lm_eval_cna.cli\n"
     )
