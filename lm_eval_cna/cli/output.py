@@ -37,8 +37,10 @@ def print_intervention(intervention: Circuit | Vectors) -> None:
 
 
 def print_report(path: Path) -> None:
-    """Print the report without its figures, rendered on a terminal, and say where it is."""
-    text = "\n".join(line for line in path.read_text(encoding="utf-8").splitlines() if not line.startswith("!["))
+    """Print the report's verdicts and its first run, rendered on a terminal, and say where the whole is."""
+    title, *sections = path.read_text(encoding="utf-8").split("\n## ")
+    shown = "\n## ".join([title, *sections[:2]])
+    text = "\n".join(line for line in shown.splitlines() if not line.startswith("!["))
     if output.is_terminal:
         from rich.markdown import Markdown
 
