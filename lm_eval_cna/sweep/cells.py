@@ -51,7 +51,7 @@ def plan_cells(config: SweepConfig) -> list[Cell]:
     for method in config.compared:
         control = method in _CONTROLS
         sizes: tuple[int | None, ...] = config.top_k if method in ("cna", "random") and config.top_k else (None,)
-        for seed in range(config.random) if control else (None,):
+        for seed in config.control_seeds if control else (None,):
             for size in sizes:
                 multipliers = config.controlled_at if control else config.multipliers
                 cells += [Cell(method, m, seed, size) for m in multipliers if m != 1.0]

@@ -65,6 +65,7 @@ class SweepConfig(_Model):
     random: Annotated[
         int, Field(ge=0, le=10_000, description="number of control seeds; 19 is the least for p = 0.05")
     ] = 19
+    first_seed: Annotated[int, Field(ge=0, le=2**31, description="seed of the first control; the others follow")] = 0
     match: Literal["layer", "activation"] = Field(default="layer", description="what random neurons are matched by")
     multipliers: tuple[float, ...] = Field(default=DEFAULT_MULTIPLIERS, min_length=1, description="1 is the baseline")
     control_multipliers: tuple[float, ...] | None = Field(
@@ -144,6 +145,11 @@ class SweepConfig(_Model):
             return self.methods
         with_vectors = self.circuit is None or self.vectors is not None
         return ("cna", "caa", "random") if with_vectors else ("cna", "random")
+
+    @property
+    def control_seeds(self) -> range:
+        """The seeds of the controls."""
+        return range(self.first_seed, self.first_seed + self.random)
 
     @property
     def controlled_at(self) -> tuple[float, ...]:

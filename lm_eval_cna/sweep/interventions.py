@@ -141,7 +141,7 @@ def _draw(
     drawn: dict[tuple[str, int], Circuit | Vectors] = {}
     identity: dict[str, Any] = {"model_id": config.model, "revision": lm.revision}
     for method, (like, _) in _CONTROLS.items():
-        for seed in range(config.random) if method in config.compared else ():
+        for seed in config.control_seeds if method in config.compared else ():
             kept = directory.path / _control_file(method, seed)
             matched = found[like]
             if directory.begun and kept.is_file():

@@ -38,6 +38,11 @@ def test_the_default_sweep() -> None:
     assert len(cells) == 1 + 6 + 6 + 38
 
 
+def test_other_controls_have_other_seeds() -> None:
+    cells = plan_cells(config(random=3, first_seed=100))
+    assert {cell.seed for cell in cells if cell.is_control} == {100, 101, 102}
+
+
 def test_a_sweep_of_the_baseline_alone() -> None:
     assert plan_cells(config(multipliers=[1])) == [BASELINE]
 
