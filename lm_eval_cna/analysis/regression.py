@@ -1,0 +1,276 @@
+"""A run against a stored baseline: what changed by more than is tolerated and more than noise would change it.
+
+Both runs ask the same prompts, so each prompt is its own control. If nothing happened between them, a prompt's score
+is as likely the one in the one run and the other in the other as the reverse, so the change of each prompt is as likely
+with its sign turned; the sign-flip test over prompts is then exact, however often answers change from run to run and
+however hard the prompts are (for one answer a prompt it is McNemar's test). A comparison fails when the change is
+beyond the tolerance and its p is below the share of `Tolerances.false_alarms` that falls to it, so that a whole check
+fails by chance no more often than that: half of it is shared among the effects, half among quality, degenerate texts
+and capability. `benchmarks.check_simulation` counts both kinds of error.
+
+That a circuit beats its controls is checked where the baseline had it clearly (`Tolerances.separation`), by the rank
+test over control seeds of `analysis.null` in the new run alone: the seeds may be others.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from statistics import fmean
+from typing import Literal
+
+import numpy as np
+from numpy.typing import NDArray
+from scipy import stats
+
+from lm_eval_cna.analysis.baseline import Answers, Baseline, is_capability, is_effect, null_of
+from lm_eval_cna.analysis.outcomes import Outcomes, Values, read_outcomes
+from lm_eval_cna.analysis.paired import Document, Kind, compare, sign_flip_p
+from lm_eval_cna.analysis.protocol import OF_A_CHECK, cautions, differences, read_protocol
+from lm_eval_cna.analysis.rates import Interval, Record
+from lm_eval_cna.errors import ConfigError
+from lm_eval_cna.sweep.cells import BASELINE
+from lm_eval_cna.sweep.rundir import RunDirectory
+
+What = Literal["effect", "quality", "degenerate", "capability", "controls"]
+_ROUNDING = 1e-9
+
+
+class Finding(Record):
+    """One comparison of a check.
+
+    Attributes:
+        what: an effect (a change from the untouched model), a level of damage, or the effect's place among controls.
+        cell, task, metric: what about.
+        kind: whether the metric is a rate or a mean.
+        before, now: the effect or level in the baseline and in the run; None where the run has no value.
+        interval: of an effect now, 95 %.
+        low, high: what is tolerated; of controls, their range in the run.
+        n: prompts compared.
+        p: of the change, or of the rank among controls.
+        threshold: below it a change is no noise; of controls, above it they are not beaten.
+        passed: the verdict.
+        text: what is wrong, or that nothing is.
+    """
+
+    what: What
+    cell: str
+    task: str
+    metric: str
+    kind: Kind
+    before: float
+    now: float | None
+    interval: Interval | None = None
+    low: float
+    high: float
+    n: int
+    p: float | None
+    threshold: float
+    passed: bool
+    text: str
+
+
+class Check(Record):
+    """A run held against a baseline.
+
+    Attributes:
+        run, model: the run.
+        against: name of the run that the baseline is.
+        findings: every comparison.
+        notes: what is no failure and yet may be why one is there.
+    """
+
+    run: str
+    model: str
+    against: str
+    findings: tuple[Finding, ...]
+    notes: tuple[str, ...]
+
+    @property
+    def passed(self) -> bool:
+        """Whether nothing failed."""
+        return all(finding.passed for finding in self.findings)
+
+    @property
+    def failures(self) -> tuple[Finding, ...]:
+        """What failed."""
+        return tuple(finding for finding in self.findings if not finding.passed)
+
+
+def check_run(directory: RunDirectory, baseline: Baseline) -> Check:
+    """Check a finished run.
+
+    Raises:
+        RunError: the directory is no finished run, or a file of it is damaged.
+        ConfigError: the run has another protocol than the baseline.
+    """
+    outcomes = read_outcomes(directory)
+    protocol = read_protocol(directory, outcomes)
+    names = ("the baseline", "the run")
+    if found := differences(baseline.protocol, protocol, OF_A_CHECK, names=names):
+        raise ConfigError(
+            f"{directory.path} cannot be checked against this baseline, its protocol is another one: "
+            + "; ".join(found),
+            do="repeat the run as the baseline was made, or make a new baseline with --update",
+        )
+    return Check(
+        run=directory.path.resolve().name,
+        model=protocol.model,
+        against=baseline.run,
+        findings=compare_with(baseline, outcomes),
+        notes=tuple(cautions(baseline.protocol, protocol, names=names)),
+    )
+
+
+def compare_with(baseline: Baseline, outcomes: Outcomes) -> tuple[Finding, ...]:
+    """Every comparison of a run of the baseline's protocol with the baseline: effects, damage, controls."""
+    effects = [row for row in baseline.answers if is_effect(row)]
+    damage = [row for row in baseline.answers if _damage(row) is not None]
+    share = baseline.tolerances.false_alarms / 2
+    findings = [_effect(baseline, outcomes, row, share / len(effects)) for row in effects]
+    findings += [_level(baseline, outcomes, row, share / len(damage)) for row in damage]
+    findings += _controls(baseline, outcomes)
+    return tuple(findings)
+
+
+def change_p(changes: NDArray[np.float64]) -> float:
+    """Two-sided p of the sum of changes whose signs are as likely turned.
+
+    Exact for whole numbers up to 2, which is what rates give: the sum of the ones and that of the twos are binomial.
+    Sampled, with a fixed seed, for others.
+    """
+    if not np.isin(changes, (-2.0, -1.0, 0.0, 1.0, 2.0)).all():
+        return sign_flip_p(changes)
+    ones, twos = (int(np.sum(np.abs(changes) == size)) for size in (1, 2))
+    total = ones + 2 * twos
+    chances = np.zeros(4 * twos + 1)
+    chances[::4] = stats.binom.pmf(np.arange(twos + 1), twos, 0.5)  # the sum's distance from its least, in ones
+    of_ones = np.zeros(2 * ones + 1)
+    of_ones[::2] = stats.binom.pmf(np.arange(ones + 1), ones, 0.5)
+    sums = np.arange(-total, total + 1)
+    extreme = np.abs(sums) >= abs(float(changes.sum())) - _ROUNDING
+    return min(1.0, float(np.convolve(chances, of_ones)[extreme].sum()))
+
+
+def _effect(baseline: Baseline, outcomes: Outcomes, row: Answers, threshold: float) -> Finding:
+    at = (row.task, row.metric)
+    before = _changes(baseline.scores(row.cell, *at), baseline.scores(BASELINE.key, *at))
+    values, untouched = outcomes.of(row.cell, *at), outcomes.of(BASELINE.key, *at)
+    now, tolerance = _changes(values, untouched), baseline.tolerances.effect
+    shown = compare(values, untouched, row.kind)
+    return _finding(
+        row,
+        "effect",
+        before,
+        now,
+        (-tolerance, tolerance),
+        threshold,
+        interval=None if shown is None else shown.interval,
+    )
+
+
+def _level(baseline: Baseline, outcomes: Outcomes, row: Answers, threshold: float) -> Finding:
+    what, tolerance = _damage(row) or "capability", baseline.tolerances
+    room = {
+        "quality": (-tolerance.quality, 1.0),
+        "degenerate": (-1.0, tolerance.degenerate),
+        "capability": (-tolerance.capability, 1.0),
+    }[what]
+    at = (row.cell, row.task, row.metric)
+    return _finding(row, what, baseline.scores(*at), outcomes.of(*at), room, threshold)
+
+
+def _damage(row: Answers) -> Literal["quality", "degenerate", "capability"] | None:
+    if row.metric == "quality":
+        return "quality"
+    if row.metric == "degenerate_rate":
+        return "degenerate"
+    return "capability" if is_capability(row.metric) else None
+
+
+def _finding(
+    row: Answers,
+    what: What,
+    before: Mapping[Document, float],
+    now: Mapping[Document, float],
+    room: tuple[float, float],
+    threshold: float,
+    *,
+    interval: Interval | None = None,
+) -> Finding:
+    """Hold the values of the same prompts against each other; `room` is the change that is tolerated."""
+    common = [document for document in before if document in now]
+    level = fmean(before.values()) if before else 0.0
+    changes = np.array([now[document] - before[document] for document in common], dtype=np.float64)
+    moved = float(changes.mean()) if common else 0.0
+    p = change_p(changes) if common else None
+    outside = moved < room[0] - _ROUNDING or moved > room[1] + _ROUNDING
+    passed = p is not None and not (outside and p <= threshold)
+    if p is None:
+        text = "no prompt has a value in both runs"
+    elif not outside:
+        text = "within the tolerance"
+    elif passed:
+        text = "beyond the tolerance, but no more than noise"
+    else:
+        text = f"changed by {_change(moved, row.kind)}, tolerated is {_change(room[moved > 0], row.kind)}"
+    if common and len(common) < len(before):
+        text += f"; {len(before) - len(common)} prompts without a value now"
+    return Finding(
+        what=what,
+        cell=row.cell,
+        task=row.task,
+        metric=row.metric,
+        kind=row.kind,
+        before=level,
+        now=level + moved if common else None,
+        interval=interval,
+        low=max(level + room[0], -1.0 if what == "effect" else 0.0),
+        high=min(level + room[1], 1.0),
+        n=len(common),
+        p=p,
+        threshold=threshold,
+        passed=passed,
+        text=text,
+    )
+
+
+def _controls(baseline: Baseline, outcomes: Outcomes) -> list[Finding]:
+    """Where the baseline's circuit clearly beat its controls, that this run's does."""
+    findings = []
+    for claim in baseline.separations:
+        found = null_of(outcomes, claim.cell, claim.task, claim.metric)
+        effect, null = found if found is not None else (None, None)
+        passed = null is not None and null.beyond
+        if null is None:
+            text = "the run has no controls there"
+        elif not null.testable:
+            text = f"{null.seeds} controls are too few for the test"
+        else:
+            text = "beyond its controls" if passed else "no longer beyond its controls"
+        findings.append(
+            Finding(
+                what="controls",
+                cell=claim.cell,
+                task=claim.task,
+                metric=claim.metric,
+                kind=outcomes.kind(claim.task, claim.metric),
+                before=claim.effect,
+                now=effect,
+                low=claim.low if null is None else null.low,
+                high=claim.high if null is None else null.high,
+                n=0 if null is None else null.seeds,
+                p=None if null is None else null.p,
+                threshold=0.05,
+                passed=passed,
+                text=text,
+            )
+        )
+    return findings
+
+
+def _changes(values: Mapping[Document, float], untouched: Mapping[Document, float]) -> Values:
+    return {document: values[document] - before for document, before in untouched.items() if document in values}
+
+
+def _change(moved: float, kind: Kind) -> str:
+    return f"{100 * moved:+.1f} points" if kind == "rate" else f"{moved:+.3f}"
