@@ -14,7 +14,7 @@ import typer
 from pydantic import ValidationError
 
 from lm_eval_cna.cli.interventions import compare, discover, show, try_
-from lm_eval_cna.cli.judgement import check
+from lm_eval_cna.cli.judgement import check, leaderboard
 from lm_eval_cna.cli.organisms import demo, organism
 from lm_eval_cna.cli.output import errors, say
 from lm_eval_cna.cli.paper import paper
@@ -47,6 +47,7 @@ for _name, _command in (
     ("judge", judge),
     ("report", report),
     ("check", check),
+    ("leaderboard", leaderboard),
     ("paper", paper),
 ):
     app.command(_name)(_command)

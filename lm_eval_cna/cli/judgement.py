@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from enum import StrEnum
 from pathlib import Path
 from typing import Annotated
 
@@ -14,6 +15,13 @@ from lm_eval_cna.errors import ConfigError
 from lm_eval_cna.terminal import show_table
 
 REGRESSION = 1
+
+
+class Direction(StrEnum):
+    """Which way a method is to move refusal."""
+
+    down = "lower"
+    up = "raise"
 
 
 def check(
@@ -48,3 +56,30 @@ def check(
     say(shown.verdict(found))
     if not found.passed:
         raise typer.Exit(REGRESSION)
+
+
+def leaderboard(
+    directories: Annotated[list[Path], typer.Argument(metavar="DIR...", help="Run directories, or folders of such.")],
+    output: Annotated[Path, typer.Option(help="Where leaderboard.md, .csv and .html go.")],
+    task: Annotated[str | None, typer.Option(help="Task whose refusal is ranked [the first].")] = None,
+    direction: Annotated[Direction, typer.Option(help="Which way refusal is to move.")] = Direction.down,
+    quality: Annotated[float, typer.Option(min=0, max=1, help="Damage budget: least mean quality.")] = 0.95,
+    capability: Annotated[
+        float, typer.Option(min=0, max=100, help="Damage budget: most points of accuracy lost.")
+    ] = 1.0,
+) -> None:
+    """Rank models and methods over many runs of one protocol, each at its best multiplier within a damage budget."""
+    from lm_eval_cna.analysis.leaderboard import leaderboard as rank
+    from lm_eval_cna.analysis.verdicts import DamageBudget
+    from lm_eval_cna.report.leaderboard import check_output, remarks, table_of, write_leaderboard
+    from lm_eval_cna.sweep.rundir import find_runs
+
+    check_output(output)
+    runs = list({run.path.resolve(): run for directory in directories for run in find_runs(directory)}.values())
+    budget = DamageBudget(quality=quality, capability=capability / 100)
+    found = rank(runs, task=task, direction="raise" if direction is Direction.up else "lower", budget=budget)
+    files, table = write_leaderboard(found, output), table_of(found)
+    show_table(console, "leaderboard", table.head, [[entry.text for entry in row] for row in table.rows])
+    for said in (table.caption, *remarks(found)):
+        say(said)
+    say(f"written: {', '.join(str(file) for file in files)}")

@@ -1,0 +1,194 @@
+"""One row a model and method over many runs: the best setting within a damage budget, with what it costs.
+
+Runs are ranked together only where they asked the same: same tasks and documents, multipliers, controls, contrast set,
+size of the circuit and judge. The effect is an estimate that was chosen as the largest among a method's multipliers, so
+it is a little flattered, by the same rule for every row; `Row.standing` says whether random neurons do the same.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Literal
+
+from lm_eval_cna.analysis.evidence import CONTROLS, Comparison, Evidence, collect
+from lm_eval_cna.analysis.outcomes import read_outcomes
+from lm_eval_cna.analysis.protocol import OF_A_RANKING, Protocol, cautions, differences, read_protocol
+from lm_eval_cna.analysis.rates import Interval, Record
+from lm_eval_cna.analysis.tradeoff import Direction, Setting, trade_off
+from lm_eval_cna.analysis.verdicts import DamageBudget
+from lm_eval_cna.errors import RunError
+from lm_eval_cna.sweep.rundir import RunDirectory
+
+Standing = Literal["beyond", "within", "untested"]
+METRIC = "refusal_rate"
+_STRONGREJECT = "strongreject_score"
+
+
+class Row(Record):
+    """A method on a model, at its best multiplier within the budget; without one, what follows `method` is None.
+
+    Attributes:
+        rank: from 1, by effect; rows without a setting share the last.
+        model: its name.
+        run: name of the run directory.
+        method: steered by what.
+        size, multiplier: of the best setting.
+        effect, interval: change of the metric, as a share.
+        standing: whether the effect is beyond those of the controls; untested with fewer than 19 of them.
+        strongreject, strongreject_interval: mean score there, 0 to 1.
+        quality, degenerate: mean quality, and share of degenerate texts.
+        capability, capability_interval, capability_task: the worst change of an accuracy or exact match, and where.
+    """
+
+    rank: int
+    model: str
+    run: str
+    method: str
+    size: int | None = None
+    multiplier: float | None = None
+    effect: float | None = None
+    interval: Interval | None = None
+    standing: Standing | None = None
+    strongreject: float | None = None
+    strongreject_interval: Interval | None = None
+    quality: float | None = None
+    degenerate: float | None = None
+    capability: float | None = None
+    capability_interval: Interval | None = None
+    capability_task: str | None = None
+
+
+class Leaderboard(Record):
+    """The ranking.
+
+    Attributes:
+        task, metric, direction: what is ranked, and which way it is to move.
+        budget: the damage that is accepted.
+        rows: best first.
+        notes: versions that differ between the runs.
+    """
+
+    task: str
+    metric: str
+    direction: Direction
+    budget: DamageBudget
+    rows: tuple[Row, ...]
+    notes: tuple[str, ...]
+
+
+def leaderboard(
+    directories: Sequence[RunDirectory],
+    *,
+    task: str | None = None,
+    direction: Direction = "lower",
+    budget: DamageBudget | None = None,
+) -> Leaderboard:
+    """Rank finished runs of one protocol.
+
+    Args:
+        directories: the runs.
+        task: whose refusal rate is ranked; by default the first that measures one.
+        direction: which way it is to move.
+        budget: the damage that is accepted.
+
+    Raises:
+        RunError: there is no run, one is unfinished or damaged, they are of different protocols, or none measures
+            refusal on the task.
+    """
+    if not directories:
+        raise RunError("a leaderboard without runs")
+    protocols = [read_protocol(directory, read_outcomes(directory)) for directory in directories]
+    notes = _same(directories, protocols)
+    found = [collect(directory, budget=budget) for directory in directories]
+    measured = list(dict.fromkeys(row.task for row in found[0].comparisons if row.metric == METRIC))
+    chosen = task or next(iter(measured), None)
+    if chosen not in measured:
+        raise RunError(
+            "no refusal was measured" if chosen is None else "no refusal was measured on that task",
+            got=chosen,
+            allowed=", ".join(measured) or None,
+        )
+    rows = [
+        row
+        for evidence, protocol in zip(found, protocols, strict=True)
+        for row in _rows(evidence, protocol.model, chosen, direction)
+    ]
+    return Leaderboard(
+        task=chosen,
+        metric=METRIC,
+        direction=direction,
+        budget=found[0].budget,
+        rows=tuple(_ranked(rows, direction)),
+        notes=notes,
+    )
+
+
+def _same(directories: Sequence[RunDirectory], protocols: Sequence[Protocol]) -> tuple[str, ...]:
+    """Refuse runs of different protocols; returns what is only a caution."""
+    said: dict[str, None] = {}
+    for directory, protocol in zip(directories[1:], protocols[1:], strict=True):
+        names = (str(directories[0].path), str(directory.path))
+        if found := differences(protocols[0], protocol, OF_A_RANKING, names=names):
+            raise RunError(
+                "runs of different protocols cannot be ranked together: " + "; ".join(found),
+                do="repeat one of them as the other was made, or rank them apart",
+            )
+        said |= dict.fromkeys(cautions(protocols[0], protocol, names=names))
+    return tuple(said)
+
+
+def _rows(evidence: Evidence, model: str, task: str, direction: Direction) -> list[Row]:
+    balance = trade_off(evidence, task, metric=METRIC)
+    methods = dict.fromkeys(row.method for row in evidence.comparisons if row.method in CONTROLS)
+    return [_row(evidence, model, task, method, balance.best(direction, method=method)) for method in methods]
+
+
+def _row(evidence: Evidence, model: str, task: str, method: str, best: Setting | None) -> Row:
+    row = Row(rank=0, model=model, run=evidence.run, method=method)
+    if best is None:
+        return row
+    effect = evidence.find(best.cell, task, METRIC)
+    judged = _judged(evidence, best.cell, task)
+    degenerate = evidence.find(best.cell, task, "degenerate_rate")
+    lost = best.loss_interval
+    return row.model_copy(
+        update={
+            "size": best.size,
+            "multiplier": best.multiplier,
+            "effect": best.effect,
+            "interval": best.interval,
+            "standing": _standing(effect),
+            "strongreject": None if judged is None else judged.value,
+            "strongreject_interval": None if judged is None else judged.interval,
+            "quality": best.quality,
+            "degenerate": None if degenerate is None else degenerate.value,
+            "capability": None if best.loss is None else 0.0 - best.loss,
+            "capability_interval": None if lost is None else Interval(low=-lost.high, high=-lost.low),
+            "capability_task": best.loss_task,
+        }
+    )
+
+
+def _judged(evidence: Evidence, cell: str, task: str) -> Comparison | None:
+    """The StrongREJECT score of a cell: on the task itself if it has one, else on the first that does."""
+    scores = [row for row in evidence.comparisons if (row.cell, row.metric) == (cell, _STRONGREJECT)]
+    return min(scores, key=lambda row: row.task != task, default=None)
+
+
+def _standing(effect: Comparison | None) -> Standing:
+    null = None if effect is None else effect.null
+    if null is None or not null.testable:
+        return "untested"
+    return "beyond" if null.beyond else "within"
+
+
+def _ranked(rows: Sequence[Row], direction: Direction) -> list[Row]:
+    """Best first; equal effects share a rank, and names decide their order."""
+    sign = 1 if direction == "raise" else -1
+
+    def gain(row: Row) -> float:
+        return float("-inf") if row.effect is None else round(sign * row.effect, 9)
+
+    ordered = sorted(rows, key=lambda row: (-gain(row), row.model, row.run, row.method))
+    gains = [gain(row) for row in ordered]
+    return [row.model_copy(update={"rank": gains.index(gain(row)) + 1}) for row in ordered]

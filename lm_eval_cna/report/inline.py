@@ -1,0 +1,33 @@
+"""What every page of ours has: its own style and script inside, and a policy that lets nothing else be loaded."""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+from importlib.resources import files
+
+from jinja2 import Environment, FunctionLoader, StrictUndefined
+
+
+def source(name: str) -> str:
+    """A file of `report/templates`."""
+    return files("lm_eval_cna.report").joinpath("templates", name).read_text(encoding="utf-8")
+
+
+def environment() -> Environment:
+    """Jinja as our pages are made with: every text escaped, a missing name an error."""
+    return Environment(
+        loader=FunctionLoader(source), autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
+    )
+
+
+def policy(style: str, script: str) -> str:
+    """A content security policy that allows this style and this script, by their hashes, and no request."""
+    return (
+        f"default-src 'none'; style-src {_hash(style)}; script-src {_hash(script)}; img-src data:; "
+        "base-uri 'none'; form-action 'none'"
+    )
+
+
+def _hash(text: str) -> str:
+    return f"'sha256-{base64.b64encode(hashlib.sha256(text.encode()).digest()).decode()}'"
