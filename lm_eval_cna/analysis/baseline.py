@@ -53,7 +53,7 @@ class Tolerances(Record):
     degenerate: float = Field(default=0.05, ge=0, le=1)
     capability: float = Field(default=0.03, ge=0, le=1)
     false_alarms: float = Field(default=0.02, ge=0.0001, le=0.5)
-    separation: float = Field(default=4.0, ge=0, le=100)
+    separation: float = Field(default=5.0, ge=0, le=100)
 
 
 def _numbers(value: Any) -> Any:

@@ -3,10 +3,12 @@
 Both runs ask the same prompts, so each prompt is its own control. If nothing happened between them, a prompt's score
 is as likely the one in the one run and the other in the other as the reverse, so the change of each prompt is as likely
 with its sign turned; the sign-flip test over prompts is then exact, however often answers change from run to run and
-however hard the prompts are (for one answer a prompt it is McNemar's test). A comparison fails when the change is
+however hard the prompts are (where the untouched model's answers
+stay, it is McNemar's test). A comparison fails when the change is
 beyond the tolerance and its p is below the share of `Tolerances.false_alarms` that falls to it, so that a whole check
-fails by chance no more often than that: half of it is shared among the effects, half among quality, degenerate texts
-and capability. `benchmarks.check_simulation` counts both kinds of error.
+fails by chance no more often than that. Of that, 65 % is for losses of those effects that can be lost, being larger
+than the tolerance; 5 % for effects that change in any other way, 20 % for falls of quality and capability and rises of
+degenerate texts, and the rest for the controls. `benchmarks.check_simulation` counts both kinds of error.
 
 That a circuit beats its controls is checked where the baseline had it clearly (`Tolerances.separation`), by the rank
 test over control seeds of `analysis.null` in the new run alone: the seeds may be others.
@@ -15,6 +17,7 @@ test over control seeds of `analysis.null` in the new run alone: the seeds may b
 from __future__ import annotations
 
 from collections.abc import Mapping
+from functools import cache
 from statistics import fmean
 from typing import Literal
 
@@ -32,6 +35,8 @@ from lm_eval_cna.sweep.cells import BASELINE
 from lm_eval_cna.sweep.rundir import RunDirectory
 
 What = Literal["effect", "quality", "degenerate", "capability", "controls"]
+#: Shares of the false alarms.
+_LOSSES, _OTHERS, _DAMAGE = 0.65, 0.05, 0.2
 _ROUNDING = 1e-9
 
 
@@ -125,9 +130,17 @@ def compare_with(baseline: Baseline, outcomes: Outcomes) -> tuple[Finding, ...]:
     """Every comparison of a run of the baseline's protocol with the baseline: effects, damage, controls."""
     effects = [row for row in baseline.answers if is_effect(row)]
     damage = [row for row in baseline.answers if _damage(row) is not None]
-    share = baseline.tolerances.false_alarms / 2
-    findings = [_effect(baseline, outcomes, row, share / len(effects)) for row in effects]
-    findings += [_level(baseline, outcomes, row, share / len(damage)) for row in damage]
+    alarms, tolerance = baseline.tolerances.false_alarms, baseline.tolerances.effect
+    sizes = [_size(baseline, row) for row in effects]
+    losses = _LOSSES * alarms / max(1, sum(abs(size) > tolerance for size in sizes))
+    # p is two-sided, and a share is of one direction: half as many arrangements.
+    others = 2 * _OTHERS * alarms / (2 * max(1, len(effects)))
+    findings = []
+    for row, size in zip(effects, sizes, strict=True):
+        lost = 2 * losses if abs(size) > tolerance else others
+        findings.append(_effect(baseline, outcomes, row, (others, lost) if size < 0 else (lost, others)))
+    each = 2 * _DAMAGE * alarms / max(1, len(damage))
+    findings += [_level(baseline, outcomes, row, each) for row in damage]
     findings += _controls(baseline, outcomes)
     return tuple(findings)
 
@@ -141,17 +154,28 @@ def change_p(changes: NDArray[np.float64]) -> float:
     if not np.isin(changes, (-2.0, -1.0, 0.0, 1.0, 2.0)).all():
         return sign_flip_p(changes)
     ones, twos = (int(np.sum(np.abs(changes) == size)) for size in (1, 2))
-    total = ones + 2 * twos
-    chances = np.zeros(4 * twos + 1)
-    chances[::4] = stats.binom.pmf(np.arange(twos + 1), twos, 0.5)  # the sum's distance from its least, in ones
-    of_ones = np.zeros(2 * ones + 1)
+    return _turned_p(ones, twos, abs(round(float(changes.sum()))))
+
+
+@cache
+def _turned_p(ones: int, twos: int, distance: int) -> float:
+    """Chance that so many ones and twos of random sign sum to at least that distance from 0."""
+    if distance == 0:
+        return 1.0
+    of_twos, of_ones = np.zeros(4 * twos + 1), np.zeros(2 * ones + 1)
+    of_twos[::4] = stats.binom.pmf(np.arange(twos + 1), twos, 0.5)  # sums from the least to the largest
     of_ones[::2] = stats.binom.pmf(np.arange(ones + 1), ones, 0.5)
-    sums = np.arange(-total, total + 1)
-    extreme = np.abs(sums) >= abs(float(changes.sum())) - _ROUNDING
-    return min(1.0, float(np.convolve(chances, of_ones)[extreme].sum()))
+    sums = np.arange(-ones - 2 * twos, ones + 2 * twos + 1)
+    return min(1.0, float(np.convolve(of_twos, of_ones)[np.abs(sums) >= distance].sum()))
 
 
-def _effect(baseline: Baseline, outcomes: Outcomes, row: Answers, threshold: float) -> Finding:
+def _size(baseline: Baseline, row: Answers) -> float:
+    at = (row.task, row.metric)
+    changes = _changes(baseline.scores(row.cell, *at), baseline.scores(BASELINE.key, *at))
+    return fmean(changes.values()) if changes else 0.0
+
+
+def _effect(baseline: Baseline, outcomes: Outcomes, row: Answers, thresholds: tuple[float, float]) -> Finding:
     at = (row.task, row.metric)
     before = _changes(baseline.scores(row.cell, *at), baseline.scores(BASELINE.key, *at))
     values, untouched = outcomes.of(row.cell, *at), outcomes.of(BASELINE.key, *at)
@@ -163,7 +187,7 @@ def _effect(baseline: Baseline, outcomes: Outcomes, row: Answers, threshold: flo
         before,
         now,
         (-tolerance, tolerance),
-        threshold,
+        thresholds,
         interval=None if shown is None else shown.interval,
     )
 
@@ -176,7 +200,7 @@ def _level(baseline: Baseline, outcomes: Outcomes, row: Answers, threshold: floa
         "capability": (-tolerance.capability, 1.0),
     }[what]
     at = (row.cell, row.task, row.metric)
-    return _finding(row, what, baseline.scores(*at), outcomes.of(*at), room, threshold)
+    return _finding(row, what, baseline.scores(*at), outcomes.of(*at), room, (threshold, threshold))
 
 
 def _damage(row: Answers) -> Literal["quality", "degenerate", "capability"] | None:
@@ -193,16 +217,19 @@ def _finding(
     before: Mapping[Document, float],
     now: Mapping[Document, float],
     room: tuple[float, float],
-    threshold: float,
+    thresholds: tuple[float, float],
     *,
     interval: Interval | None = None,
 ) -> Finding:
-    """Hold the values of the same prompts against each other; `room` is the change that is tolerated."""
+    """Hold the values of the same prompts against each other.
+
+    `room` is the change that is tolerated, `thresholds` are those of p for a fall and for a rise.
+    """
     common = [document for document in before if document in now]
     level = fmean(before.values()) if before else 0.0
     changes = np.array([now[document] - before[document] for document in common], dtype=np.float64)
     moved = float(changes.mean()) if common else 0.0
-    p = change_p(changes) if common else None
+    p, threshold = change_p(changes) if common else None, thresholds[moved > 0]
     outside = moved < room[0] - _ROUNDING or moved > room[1] + _ROUNDING
     passed = p is not None and not (outside and p <= threshold)
     if p is None:

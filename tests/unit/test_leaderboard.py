@@ -132,7 +132,7 @@ def test_names_that_nobody_vouches_for(tmp_path: Path, capsys: pytest.CaptureFix
     shown = unescape(as_html(found))
     assert "default-src 'none'" in shown and "{{ 7*7 }}" in shown and "\u202e" not in shown
     text = as_markdown(found)
-    assert "<script" not in text and "<img" not in text and "](javascript" not in text
+    assert "<script" not in text and "<img" not in text and not re.search(r"(?<!\\)\]\(", text)
     rows = [line for line in text.splitlines() if line.startswith("|")]
     assert len(rows) == 3 and len({len(re.findall(r"(?<!\\)\|", line)) for line in rows}) == 1
     head, row = csv.reader(io.StringIO(as_csv(found)))
