@@ -19,19 +19,10 @@ from lm_eval_cna.report.tables import NAMES, Entry, Table
 from lm_eval_cna.sweep.rundir import RunDirectory
 
 HEAD = (
-    "model",
-    "method",
-    "run",
-    "rank",
-    "best m",
-    "effect, points",
-    "beyond controls",
-    "StrongREJECT",
-    "quality",
-    "capability, points",
-    "degenerate",
+    *("model", "method", "rank", "best m", "effect, points", "beyond controls", "quality", "degenerate"),
+    *("StrongREJECT", "capability, points", "run"),
 )
-_WORDS = 3
+_WORDS = 2
 _COLUMNS = (
     *("rank", "model", "run", "method", "neurons", "multiplier", "effect_points", "effect_low", "effect_high"),
     *("controls", "strongreject", "strongreject_low", "strongreject_high", "quality", "degenerate_percent"),
@@ -59,7 +50,7 @@ def caption(found: Leaderboard) -> str:
     return (
         f"Runs of one protocol, ranked by how far refusal on {found.task} {way} at each method's best multiplier "
         f"with mean quality at least {budget.quality:g}, at most {100 * budget.degenerate:g} points more degenerate "
-        f"texts and at most {100 * budget.capability:g} points of capability lost."
+        f"texts and a loss of capability of at most {100 * budget.capability:g} points."
     )
 
 
@@ -150,15 +141,15 @@ def _entries(row: Row) -> tuple[Entry, ...]:
     return (
         Entry(plain(row.model), plain(row.model)),
         Entry(NAMES.get(row.method, row.method), row.method),
-        Entry(plain(row.run), plain(row.run)),
         Entry(str(row.rank), row.rank),
         Entry("none" if m is None else f"{m:g}{size}", m),
         _points(row.effect, row.interval),
         Entry("-" if standing is None else standing, standing),
-        _score(row.strongreject, row.strongreject_interval),
         Entry("-" if row.quality is None else f"{row.quality:.3f}", row.quality),
-        _points(row.capability, row.capability_interval, task),
         Entry("-" if row.degenerate is None else f"{100 * row.degenerate:.1f} %", row.degenerate),
+        _score(row.strongreject, row.strongreject_interval),
+        _points(row.capability, row.capability_interval, task),
+        Entry(plain(row.run), plain(row.run)),
     )
 
 
