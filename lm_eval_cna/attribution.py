@@ -6,17 +6,17 @@ Floor 3. To make several from the same prompts, `measure` once and ask the `Meas
 from __future__ import annotations
 
 from collections.abc import Collection
-from typing import Any, Literal, overload
+from typing import Any, Literal, cast, get_args, overload
 
 import torch
 
 from lm_eval_cna import discovery
 from lm_eval_cna.activations import Read
-from lm_eval_cna.architecture import find_architecture
+from lm_eval_cna.architecture import Architecture, find_architecture
 from lm_eval_cna.contrast import ContrastSet
 from lm_eval_cna.errors import ConfigError
 from lm_eval_cna.fit import check_fit, describe_model
-from lm_eval_cna.intervention import Circuit, Vectors
+from lm_eval_cna.intervention import Circuit, Neuron, Vectors
 from lm_eval_cna.measurement import (
     DEFAULT_FRACTION,
     Measurement,
@@ -26,16 +26,18 @@ from lm_eval_cna.measurement import (
     size_of,
     stamp,
 )
+from lm_eval_cna.provenance import MATCHES, Match
 
 __all__ = ["METHODS", "Measurement", "Method", "Settings", "check_request", "control", "discover", "measure"]
 
-Method = Literal["cna", "caa", "caa-residual", "random", "random-vectors"]
-METHODS: tuple[Method, ...] = ("cna", "caa", "caa-residual", "random", "random-vectors")
+Method = Literal["cna", "caa", "caa-residual", "top-activation", "random", "random-vectors"]
+METHODS: tuple[Method, ...] = get_args(Method)
 #: Arguments that a method would ignore are refused.
 _ARGUMENTS: dict[str, set[str]] = {
     "cna": {"fraction", "top_k", "excluded_layers"},
     "caa": set(),
     "caa-residual": {"layer"},
+    "top-activation": {"fraction", "top_k", "excluded_layers", "like"},
     "random": {"like"},
     "random-vectors": {"like"},
 }
@@ -68,9 +70,15 @@ def check_request(
         raise ConfigError("fraction of the model's neurons", got=fraction, allowed="above 0, up to 1")
     if top_k is not None and top_k < 1:
         raise ConfigError("circuit size", got=top_k, allowed="1 or more neurons")
-    if "like" not in _ARGUMENTS[method]:
+    if match not in MATCHES:
+        raise ConfigError("match", got=match, allowed=", ".join(MATCHES))
+    if match != "layer" and method != "random":
+        raise ConfigError(f"match has no meaning for method {method}", do="leave it out")
+    if "like" not in _ARGUMENTS[method] or (method == "top-activation" and like is None):
         return
-    kind = Circuit if method == "random" else Vectors
+    if method == "top-activation" and any(value is not None for value in given.values()):
+        raise ConfigError("a circuit to match gives size and layers itself", do="give --like, or these, not both")
+    kind = Vectors if method == "random-vectors" else Circuit
     if not isinstance(like, kind):
         raise ConfigError(
             f"{method} is matched to an intervention",
@@ -78,8 +86,6 @@ def check_request(
             allowed="a circuit" if kind is Circuit else "vectors",
             do="give it with --like FILE",
         )
-    if match not in ("layer", "activation"):
-        raise ConfigError("match", got=match, allowed="layer, activation")
 
 
 def discover(
@@ -95,7 +101,7 @@ def discover(
     layer: int | None = None,
     like: Circuit | Vectors | None = None,
     seed: int = 0,
-    match: Literal["layer", "activation"] = "layer",
+    match: Match = "layer",
     check_leakage: bool = True,
     settings: Settings | None = None,
     model_id: str | None = None,
@@ -114,9 +120,10 @@ def discover(
         excluded_layers: layers without circuit neurons.
         universal_filter: leave out neurons that are active on everything.
         layer: the layer of `caa-residual`.
-        like: what a control is matched to: a circuit for `random`, vectors for `random-vectors`.
+        like: what a control is matched to: a circuit for `random`, vectors for `random-vectors`, and a circuit for
+            `top-activation`, instead of size and layers.
         seed: the control's seed.
-        match: whether `random` draws uniformly in the layer or among neurons of similar mean |activation|.
+        match: where `random` draws; see `control`.
         check_leakage: as in `measure`.
         settings: how prompts are rendered and run.
         model_id: written into the files; by default what the model says of itself.
@@ -129,22 +136,35 @@ def discover(
     check_request(
         method, fraction=fraction, top_k=top_k, excluded_layers=excluded_layers, layer=layer, like=like, match=match
     )
-    if like is not None:
+    if like is not None and method != "top-activation":
         magnitudes = None
-        if method == "random" and match == "activation":
+        if match == "activation":
             if contrast is None:
                 raise ConfigError("activation-matched controls need a contrast set", do="give it with --contrast")
             check_fit(like, find_architecture(model))
             magnitudes = measure(
-                model, tokenizer, contrast, read=("magnitudes",), check_leakage=False, settings=settings
+                model,
+                tokenizer,
+                contrast,
+                read=("magnitudes",),
+                universal_filter=False,
+                check_leakage=False,
+                settings=settings,
             ).means.magnitudes
-        return control(model, like, seed=seed, magnitudes=magnitudes, model_id=model_id, revision=revision)
+        return control(model, like, seed=seed, match=match, magnitudes=magnitudes, model_id=model_id, revision=revision)
     if contrast is None:
         raise ConfigError(f"{method} needs a contrast set")
-    reads: dict[str, Read] = {"cna": "neurons", "caa": "writes", "caa-residual": "blocks"}
+    reads: dict[str, Read] = {
+        "cna": "neurons",
+        "caa": "writes",
+        "caa-residual": "blocks",
+        "top-activation": "magnitudes",
+    }
     universal_fraction = DEFAULT_FRACTION
-    if method == "cna":
-        architecture = find_architecture(model)
+    architecture = find_architecture(model)
+    if like is not None:
+        check_fit(like, architecture)
+    elif method in ("cna", "top-activation"):
         k, share = size_of(architecture, fraction, top_k)
         universal_fraction = share if share is not None else k / architecture.num_neurons
     measurement = measure(
@@ -152,7 +172,7 @@ def discover(
         tokenizer,
         contrast,
         read=(reads[method],),
-        universal_filter=universal_filter,
+        universal_filter=universal_filter and like is None,
         universal_fraction=universal_fraction,
         check_leakage=check_leakage,
         settings=settings,
@@ -161,6 +181,9 @@ def discover(
     )
     if method == "cna":
         return measurement.circuit(fraction=fraction, top_k=top_k, excluded_layers=excluded_layers)
+    if method == "top-activation":
+        matched = cast("Circuit | None", like)
+        return measurement.top_activation(fraction=fraction, top_k=top_k, excluded_layers=excluded_layers, like=matched)
     return measurement.vectors() if method == "caa" else measurement.residual_vector(layer)
 
 
@@ -170,6 +193,7 @@ def control(
     like: Circuit,
     *,
     seed: int,
+    match: Match = ...,
     magnitudes: torch.Tensor | None = None,
     model_id: str | None = None,
     revision: str | None = None,
@@ -182,6 +206,7 @@ def control(
     like: Vectors,
     *,
     seed: int,
+    match: Match = ...,
     magnitudes: torch.Tensor | None = None,
     model_id: str | None = None,
     revision: str | None = None,
@@ -193,6 +218,7 @@ def control(
     like: Circuit | Vectors,
     *,
     seed: int,
+    match: Match = "layer",
     magnitudes: torch.Tensor | None = None,
     model_id: str | None = None,
     revision: str | None = None,
@@ -204,14 +230,17 @@ def control(
         like: a circuit, which gives a `random` one, or vectors, which give `random-vectors`. The universal neurons that
             a circuit's header names are not drawn; a circuit found without the filter names none.
         seed: one control a seed.
-        magnitudes: mean |activation| of every neuron [layers, width], as `measure(..., read=("magnitudes",))` finds it;
-            a circuit's neurons are then drawn among those of similar mean |activation|.
+        match: where the neurons of a `random` circuit are drawn: "layer", in the layer of the circuit's at the same
+            place; "activation", there among those of similar mean |activation|; "bottom", "middle" or "top", anywhere
+            in that third of the layers, less those that the circuit's discovery left out.
+        magnitudes: for "activation": mean |activation| of every neuron [layers, width], as
+            `measure(..., read=("magnitudes",))` finds it.
         model_id: written into the file; by default what the model says of itself.
         revision: likewise.
 
     Raises:
         InterventionError: `like` does not fit the model.
-        ConfigError: a layer has too few neurons left to draw from.
+        ConfigError: too few neurons are left to draw from, or magnitudes are missing.
     """
     architecture = find_architecture(model)
     check_fit(like, architecture)
@@ -228,19 +257,26 @@ def control(
             discovery=like.discovery.model_copy(update=origin),
             tensors=discovery.random_vectors(like.tensors, seed=seed),
         )
-    universal = like.discovery.universal_filter
-    neurons = discovery.random_neurons(
-        like.neurons,
-        architecture.width,
-        seed=seed,
-        universal=() if universal is None else universal.neurons,
-        magnitudes=magnitudes,
-    )
-    origin["match"] = "layer" if magnitudes is None else "activation"
+    neurons = _draw(like, architecture, seed, match, magnitudes)
     return Circuit(
         method="random",
-        name=name,
+        name=name if match == "layer" else f"{name}-{match}",
         model=describe_model(architecture, ((n.layer, n.index) for n in neurons), **identity),
-        discovery=like.discovery.model_copy(update=origin),
+        discovery=like.discovery.model_copy(update={**origin, "match": match}),
         neurons=neurons,
     )
+
+
+def _draw(
+    like: Circuit, architecture: Architecture, seed: int, match: Match, magnitudes: torch.Tensor | None
+) -> tuple[Neuron, ...]:
+    width, found = architecture.width, like.discovery.universal_filter
+    universal = () if found is None else found.neurons
+    if match in discovery.THIRDS:
+        third = discovery.third_of_layers(len(architecture.layers), match)
+        layers = [layer for layer in third if layer not in like.discovery.excluded_layers]
+        return discovery.random_neurons_of(like.neurons, width, layers, seed=seed, universal=universal)
+    if match == "activation" and magnitudes is None:
+        raise ConfigError("activation-matched controls need the neurons' mean |activation|")
+    near = magnitudes if match == "activation" else None
+    return discovery.random_neurons(like.neurons, width, seed=seed, universal=universal, magnitudes=near)

@@ -14,6 +14,7 @@ import torch
 from lm_eval_cna.errors import ConfigError
 from lm_eval_cna.intervention import Neuron
 
+THIRDS = ("bottom", "middle", "top")
 UNIVERSAL_SHARE = 0.8  # the paper's: on at least 80 % of diverse prompts
 MATCH_POOL = 20  # neurons among which an activation-matched control draws
 LATEST_LAYER = 0.8  # Arditi et al., arXiv 2406.11717, take no direction from the last fifth of the layers
@@ -164,6 +165,60 @@ def random_neurons(
             position = int(near[int(generator.random() * len(near))])
         drawn.append(Neuron(layer, free.pop(position)))
     return tuple(drawn)
+
+
+def third_of_layers(layers: int, third: str) -> range:
+    """The layers of the bottom, middle or top third: as even a split as whole layers allow, the same from both ends.
+
+    Of 16 layers the thirds have 5, 6 and 5, of 28 they have 9, 10 and 9.
+
+    Raises:
+        ConfigError: no such third, or the model is too shallow to have one.
+    """
+    if third not in THIRDS:
+        raise ConfigError("third of the layers", got=third, allowed=", ".join(THIRDS))
+    ends = [round(part * layers / 3) for part in range(4)]
+    found = range(*ends[(at := THIRDS.index(third)) : at + 2])
+    if not found:
+        raise ConfigError(f"a model of {layers} layers has no {third} third", do="match controls by layer")
+    return found
+
+
+def random_neurons_of(
+    like: Sequence[Neuron],
+    width: int,
+    layers: Collection[int],
+    *,
+    seed: int,
+    universal: Iterable[Pair] = (),
+) -> tuple[Neuron, ...]:
+    """Draw a control circuit as large as `like`, uniformly among the neurons of some layers.
+
+    Neither a neuron of `like` nor a universal one is drawn, and none twice. As with `random_neurons`, a prefix of the
+    control is the control of a prefix that leaves the whole circuit alone.
+
+    Args:
+        like: the circuit whose size is matched.
+        width: neurons of a layer.
+        layers: the layers to draw from.
+        seed: one control a seed and set of layers.
+        universal: neurons (layer, index) that are not drawn.
+
+    Raises:
+        ConfigError: the layers have too few neurons left.
+    """
+    taken = {(layer, index) for layer, index, _ in like} | set(universal)
+    free = [(layer, index) for layer in sorted(layers) for index in range(width) if (layer, index) not in taken]
+    if len(like) > len(free):
+        raise ConfigError(
+            f"the {len(layers)} layers to draw from have {len(free)} neurons that are neither in the circuit nor "
+            "universal",
+            got=f"{len(like)} to draw",
+            do="match a smaller circuit, or by layer",
+        )
+    generator = random.Random(f"lm-eval-cna random {seed} of layers {sorted(layers)}")
+    # As in `random_neurons`, `random()` alone: Python keeps its sequence across versions, and not `sample`'s.
+    return tuple(Neuron(*free.pop(int(generator.random() * len(free)))) for _ in like)
 
 
 def random_vectors(like: Mapping[int, torch.Tensor], *, seed: int) -> dict[int, torch.Tensor]:

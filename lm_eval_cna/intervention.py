@@ -38,7 +38,7 @@ class Neuron(NamedTuple):
         layer: decoder layer, from 0.
         index: channel in the layer, from 0.
         delta: mean activation on positive prompts less that on negative ones; None where it was not measured
-            (a random control).
+            (a control).
     """
 
     layer: int
@@ -65,10 +65,13 @@ class Intervention(Record):
 
 
 class Circuit(Intervention):
-    """A set of neurons, strongest first (`cna`) or in draw order (`random`), so that a prefix is a smaller circuit."""
+    """A set of neurons, so that a prefix is a smaller circuit.
+
+    Strongest first (`cna`), most active first (`top-activation`), or in the order in which they were drawn (`random`).
+    """
 
     schema_: Literal["lm-eval-cna/circuit/1"] = Field(default=CIRCUIT_SCHEMA, alias="schema")
-    method: Literal["cna", "random"]
+    method: Literal["cna", "random", "top-activation"]
     neurons: Annotated[tuple[Neuron, ...], Field(min_length=1, strict=False)]
 
     @model_validator(mode="before")

@@ -21,7 +21,7 @@ from lm_eval_cna.architecture import Architecture, find_architecture
 from lm_eval_cna.contrast import ContrastSet, load_universal_prompts, prompts_sha256
 from lm_eval_cna.errors import ConfigError, ContrastError
 from lm_eval_cna.fit import describe_model
-from lm_eval_cna.intervention import Circuit, Vectors
+from lm_eval_cna.intervention import Circuit, Neuron, Vectors
 from lm_eval_cna.leakage import leakage_statement
 from lm_eval_cna.prompts import chat_template_sha256, encode_prompts, pad_token_id, render_prompts
 from lm_eval_cna.provenance import DiscoveryInfo, ModelInfo, UniversalFilter
@@ -101,6 +101,47 @@ class Measurement:
             neurons=neurons,
         )
 
+    def top_activation(
+        self,
+        *,
+        fraction: float | None = None,
+        top_k: int | None = None,
+        excluded_layers: Collection[int] = (),
+        like: Circuit | None = None,
+        name: str | None = None,
+    ) -> Circuit:
+        """The neurons of largest mean |activation| over all prompts: strong neurons, whatever sets the classes apart.
+
+        Args:
+            fraction: size as a share of the model's neurons; 0.001 by default.
+            top_k: size in neurons, instead of `fraction`.
+            excluded_layers: layers to leave out.
+            like: a circuit whose size, excluded layers and universal neurons are taken, instead of all of these. Its
+                own neurons may be among the found ones: how many is the question.
+            name: by default the contrast set's.
+
+        Raises:
+            ConfigError: both sizes are given, a size or layer is out of range, or magnitudes were not read.
+        """
+        info = self.info
+        if like is not None:
+            top_k, excluded_layers = len(like.neurons), like.discovery.excluded_layers
+            found_as = {"universal_filter": like.discovery.universal_filter, "like_sha256": like.sha256}
+            info = info.model_copy(update=found_as)
+        k, share = size_of(self.architecture, fraction, top_k)
+        universal = () if info.universal_filter is None else info.universal_filter.neurons
+        magnitudes = _read(self.means.magnitudes, "magnitudes")
+        ranked = discovery.rank_neurons(magnitudes, k, excluded_layers=excluded_layers, universal=universal)
+        return Circuit(
+            method="top-activation",
+            name=f"{name or self.contrast.name}-top-activation",
+            model=self._model((n.layer, n.index) for n in ranked),
+            discovery=info.model_copy(
+                update={"fraction": share, "top_k": k, "excluded_layers": tuple(sorted(set(excluded_layers)))}
+            ),
+            neurons=tuple(Neuron(n.layer, n.index) for n in ranked),  # what they were ranked by is no class difference
+        )
+
     def vectors(self, *, name: str | None = None) -> Vectors:
         """CAA: in every layer, the class difference of what the MLP adds to the residual stream.
 
@@ -157,8 +198,9 @@ def measure(
         tokenizer: its tokenizer.
         contrast: the prompts.
         read: "neurons" for circuits, "writes" for CAA vectors, "blocks" for residual vectors, "magnitudes" for
-            activation-matched controls.
-        universal_filter: find universal neurons on the packaged diverse prompts first; needs "neurons".
+            `top-activation` and activation-matched controls.
+        universal_filter: find universal neurons on the packaged diverse prompts first, where neurons are to be chosen
+            ("neurons" or "magnitudes" is read).
         universal_fraction: share of the model's neurons that are a diverse prompt's top.
         check_leakage: compare the contrast set with JBB on the hub where it does not say itself what leaks.
         settings: how prompts are rendered and run.
@@ -175,7 +217,7 @@ def measure(
     encode = _encoder(architecture, tokenizer, settings)
     rows = encode(contrast.prompts)
     universal = None
-    if universal_filter and "neurons" in read:
+    if universal_filter and {"neurons", "magnitudes"} & set(read):
         universal = _universal_filter(architecture, encode, universal_fraction, settings, pad_token_id(tokenizer))
     means = mean_activations(
         architecture,

@@ -5,12 +5,16 @@ Floor 1. These records are the header of every intervention file (DESIGN section
 
 from __future__ import annotations
 
-from typing import Annotated
+from typing import Annotated, Literal, get_args
 
 from pydantic import BaseModel, ConfigDict, Field
 
 LayerIndex = Annotated[int, Field(ge=0, le=100_000)]
 NeuronIndex = Annotated[int, Field(ge=0, le=2**31)]
+#: Where a random control's neurons are drawn: in the layers of the circuit's, there among neurons of similar mean
+#: |activation|, or anywhere in a third of the layers.
+Match = Literal["layer", "activation", "bottom", "middle", "top"]
+MATCHES: tuple[Match, ...] = get_args(Match)
 
 
 class Record(BaseModel):

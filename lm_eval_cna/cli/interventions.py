@@ -40,7 +40,9 @@ def discover(
     layer: Annotated[int | None, typer.Option(min=0, help="Layer of caa-residual.")] = None,
     like: Annotated[str | None, typer.Option(help="What a control is matched to.")] = None,
     seed: Annotated[int, typer.Option(help="Seed of a control.")] = 0,
-    match: Annotated[Match, typer.Option(help="What random neurons are matched by.")] = Match.layer,
+    match: Annotated[
+        Match, typer.Option(help="Random neurons: matched by layer, by activation too, or of a third of the layers.")
+    ] = Match.layer,
     chat_template: Annotated[bool, typer.Option(help="Render prompts with the chat template.")] = True,
     batch_size: BatchOption = 16,
     dtype: DtypeOption = Dtype.auto,
@@ -64,7 +66,9 @@ def discover(
         method.value, fraction=fraction, top_k=top_k, excluded_layers=excluded, layer=layer, like=matched, match=match
     )
     control = method in (Method.random, Method.random_vectors)
-    prompts = None if control and match is Match.layer and contrast is None else load_contrast(contrast or "refusal")
+    prompts = (
+        None if control and match is not Match.activation and contrast is None else load_contrast(contrast or "refusal")
+    )
     lm = CNAHFLM(pretrained=model, dtype=dtype.value, device=device, revision=revision, batch_size=batch_size)
     found = find(
         lm.model,

@@ -25,15 +25,19 @@ class Method(StrEnum):
     cna = "cna"
     caa = "caa"
     caa_residual = "caa-residual"
+    top_activation = "top-activation"
     random = "random"
     random_vectors = "random-vectors"
 
 
 class Match(StrEnum):
-    """What random neurons are matched by."""
+    """Where random neurons are drawn: in the circuit's layers, there by activation too, or in a third of all layers."""
 
     layer = "layer"
     activation = "activation"
+    bottom = "bottom"
+    middle = "middle"
+    top = "top"
 
 
 ModelOption = Annotated[str, typer.Option("--model", help="Model name on the hub, or path.")]

@@ -159,12 +159,84 @@ def test_random_controls(tokenizer: Any, contrast: ContrastSet, monkeypatch: pyt
     assert {n[:2] for n in uniform.neurons} != {n[:2] for n in matched.neurons}
 
 
+@pytest.mark.parametrize(("third", "layer"), [("bottom", 0), ("middle", 1), ("top", 2)])
+def test_controls_of_a_third_of_the_layers(tokenizer: Any, contrast: ContrastSet, third: Any, layer: int) -> None:
+    model = tiny("llama")
+    circuit = discover(model, tokenizer, contrast, fraction=0.05)
+    assert isinstance(circuit, Circuit) and circuit.discovery.universal_filter is not None
+    drawn = discover(model, tokenizer, None, method="random", like=circuit, seed=3, match=third)
+    assert isinstance(drawn, Circuit) and drawn.method == "random" and drawn.layers == (layer,)
+    assert len(drawn.neurons) == len(circuit.neurons) and drawn.name == f"made-up-random-3-{third}"
+    assert (drawn.discovery.match, drawn.discovery.seed) == (third, 3)
+    forbidden = {n[:2] for n in circuit.neurons} | set(circuit.discovery.universal_filter.neurons)
+    assert not {n[:2] for n in drawn.neurons} & forbidden
+    # Prefixes are nested: the control does not change with what is drawn after it.
+    whole = control(model, circuit, seed=3, match=third)
+    assert whole.prefix(3).neurons == drawn.neurons[:3] and whole.sha256 == drawn.sha256
+
+
+def test_controls_of_a_third_keep_off_layers_that_discovery_left_out(tokenizer: Any, contrast: ContrastSet) -> None:
+    model = tiny("llama")
+    circuit = discover(model, tokenizer, contrast, top_k=5, excluded_layers=(0,))
+    with pytest.raises(ConfigError, match="0 layers to draw from"):
+        discover(model, tokenizer, None, method="random", like=circuit, match="bottom")
+
+
+@pytest.mark.parametrize("family", ["llama", "gpt2"])
+def test_top_activation_equals_the_reference(
+    family: str, tokenizer: Any, contrast: ContrastSet, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model = TINY[family]()
+    diverse = load_universal_prompts()[::4]
+    monkeypatch.setattr("lm_eval_cna.measurement.load_universal_prompts", lambda: diverse)
+    left_out = reference.universal(model, family, ids(diverse, tokenizer), FRACTION)
+    prompts = ids(contrast.prompts, tokenizer)
+    expected = reference.most_active(model, family, prompts, FRACTION, left_out, excluded_layers=(1,))
+    for batch_size in (1, 4, 16):
+        found = discover(
+            model,
+            tokenizer,
+            contrast,
+            method="top-activation",
+            fraction=FRACTION,
+            excluded_layers=(1,),
+            settings=Settings(batch_size=batch_size),
+        )
+        assert isinstance(found, Circuit) and found.method == "top-activation"
+        assert [(n.layer, n.index) for n in found.neurons] == expected
+        assert all(n.delta is None for n in found.neurons)
+
+
+def test_top_activation_like_a_circuit(tokenizer: Any, contrast: ContrastSet, tmp_path: Any) -> None:
+    model = tiny("llama")
+    circuit = discover(model, tokenizer, contrast, top_k=7, excluded_layers=(0,))
+    unlike = discover(model, tokenizer, contrast, method="top-activation", top_k=7, excluded_layers=(0,))
+    found = discover(model, tokenizer, contrast, method="top-activation", like=circuit)
+    assert isinstance(found, Circuit) and found.sha256 == unlike.sha256 != circuit.sha256
+    assert found.discovery.universal_filter == circuit.discovery.universal_filter
+    assert found.discovery.like_sha256 == circuit.sha256 and 0 not in found.layers
+    found.write(tmp_path / "t.json")
+    assert read_intervention(tmp_path / "t.json") == found
+    unfiltered = discover(model, tokenizer, contrast, top_k=7, universal_filter=False)
+    bare = discover(model, tokenizer, contrast, method="top-activation", like=unfiltered)
+    assert bare.discovery.universal_filter is None and bare.sha256 != found.sha256
+    with pytest.raises(ConfigError, match="a circuit to match gives size and layers itself"):
+        discover(model, tokenizer, contrast, method="top-activation", like=circuit, top_k=5)
+    with pytest.raises(ConfigError, match="top-activation needs a contrast set"):
+        discover(model, tokenizer, None, method="top-activation")
+    with pytest.raises(ConfigError, match="match has no meaning for method cna"):
+        discover(model, tokenizer, contrast, match="top")
+    with pytest.raises(ConfigError, match=r"match; got 'low'; allowed: layer, activation, bottom, middle, top"):
+        discover(model, tokenizer, None, method="random", like=circuit, match="low")  # type: ignore[arg-type]
+
+
 def test_many_controls_from_one_measurement(tokenizer: Any, contrast: ContrastSet) -> None:
     model = tiny("llama")
     found = measure(model, tokenizer, contrast, read=("neurons", "magnitudes"), universal_fraction=0.05)
     circuit = found.circuit(fraction=0.05)
     assert circuit.neurons == discover(model, tokenizer, contrast, fraction=0.05).neurons  # type: ignore[union-attr]
-    controls = [control(model, circuit, seed=seed, magnitudes=found.means.magnitudes) for seed in range(19)]
+    magnitudes = found.means.magnitudes
+    controls = [control(model, circuit, seed=seed, match="activation", magnitudes=magnitudes) for seed in range(19)]
     assert len({c.sha256 for c in controls}) == 19
     asked_for = discover(model, tokenizer, contrast, method="random", like=circuit, seed=7, match="activation")
     assert controls[7].sha256 == asked_for.sha256

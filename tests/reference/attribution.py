@@ -99,6 +99,24 @@ def circuit(
     return sorted(flat, key=lambda n: (-abs(n[2]), n[0], n[1]))[:k]
 
 
+def most_active(
+    model: Any,
+    family: str,
+    prompts: list[list[int]],
+    fraction: float,
+    left_out: set[tuple[int, int]],
+    excluded_layers: tuple[int, ...] = (),
+) -> list[tuple[int, int]]:
+    """(layer, index) of the top `fraction` by mean |activation| over the prompts, ties by (layer, index)."""
+    sizes = mean(
+        [[[abs(value) for value in layer] for layer in record(model, family, prompt)[0]] for prompt in prompts]
+    )
+    flat = [(-value, layer, index) for layer, row in enumerate(sizes) for index, value in enumerate(row)]
+    k = max(1, round(fraction * len(flat)))
+    flat = [n for n in flat if n[1:] not in left_out and n[1] not in excluded_layers]
+    return [(layer, index) for _, layer, index in sorted(flat)[:k]]
+
+
 def differences(
     model: Any, family: str, positive: list[list[int]], negative: list[list[int]]
 ) -> tuple[list[list[float]], list[list[float]]]:

@@ -2,17 +2,22 @@
 
 from __future__ import annotations
 
+from collections import Counter
+
 import pytest
 import torch
 
 from lm_eval_cna.discovery import (
+    THIRDS,
     caa_vectors,
     circuit_size,
     random_neurons,
+    random_neurons_of,
     random_vectors,
     rank_neurons,
     residual_layer,
     residual_vector,
+    third_of_layers,
     universal_neurons,
 )
 from lm_eval_cna.errors import ConfigError
@@ -163,3 +168,42 @@ def test_random_vectors_keep_the_norm_and_nothing_else() -> None:
     assert not drawn[3].any()
     assert torch.equal(random_vectors(like, seed=5)[4], drawn[4])
     assert not torch.equal(random_vectors(like, seed=6)[4], drawn[4])
+
+
+@pytest.mark.parametrize(
+    ("layers", "sizes"), [(3, (1, 1, 1)), (4, (1, 2, 1)), (5, (2, 1, 2)), (16, (5, 6, 5)), (28, (9, 10, 9))]
+)
+def test_thirds_hold_every_layer_once_and_are_symmetric(layers: int, sizes: tuple[int, int, int]) -> None:
+    thirds = [third_of_layers(layers, third) for third in THIRDS]
+    assert tuple(map(len, thirds)) == sizes and sizes[0] == sizes[2]
+    assert [layer for third in thirds for layer in third] == list(range(layers))
+
+
+def test_a_shallow_model_has_no_middle() -> None:
+    with pytest.raises(ConfigError, match="a model of 2 layers has no middle third"):
+        third_of_layers(2, "middle")
+    with pytest.raises(ConfigError, match=r"third of the layers; got 'layer'; allowed: bottom, middle, top"):
+        third_of_layers(6, "layer")
+
+
+def test_a_control_of_some_layers() -> None:
+    like = rank_neurons(torch.randn(6, 50, generator=torch.Generator().manual_seed(0)), 40)
+    universal = [(2, index) for index in range(0, 50, 2)]
+    drawn = random_neurons_of(like, 50, (2, 3), seed=4, universal=universal)
+    assert len(set(pairs(drawn))) == 40 and {n.layer for n in drawn} == {2, 3}
+    assert not set(pairs(drawn)) & (set(pairs(like)) | set(universal))
+    assert all(n.delta is None for n in drawn)
+    assert drawn == random_neurons_of(like, 50, [3, 2], seed=4, universal=universal)
+    assert drawn != random_neurons_of(like, 50, (2, 3), seed=5, universal=universal)
+    with pytest.raises(ConfigError, match=r"2 layers to draw from have \d+ neurons .* got '40 to draw'"):
+        random_neurons_of(like, 20, (2, 3), seed=4, universal=[(2, index) for index in range(20)])
+
+
+def test_draws_from_some_layers_are_uniform() -> None:
+    """Chi-squared over 4,000 draws of two of 2 x 10 neurons, one of them the circuit's: 19 expected alike."""
+    like, counts = [Neuron(0, 0, 2.0), Neuron(5, 5, 1.0)], Counter[tuple[int, int]]()
+    for seed in range(4000):
+        counts.update(pairs(random_neurons_of(like, 10, (0, 1), seed=seed)))
+    assert len(counts) == 19 and (0, 0) not in counts
+    expected = 8000 / 19
+    assert sum((n - expected) ** 2 / expected for n in counts.values()) < 42.3  # 0.1 % of 18 degrees of freedom
