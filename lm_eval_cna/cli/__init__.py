@@ -18,7 +18,7 @@ from lm_eval_cna.cli.judgement import check, leaderboard
 from lm_eval_cna.cli.organisms import demo, organism
 from lm_eval_cna.cli.output import errors, say
 from lm_eval_cna.cli.paper import paper
-from lm_eval_cna.cli.runs import judge, report, sweep
+from lm_eval_cna.cli.runs import judge, repeat, report, sweep
 from lm_eval_cna.errors import CNAError
 
 PROGRAM = "lm-eval-cna"
@@ -46,6 +46,7 @@ for _name, _command in (
     ("sweep", sweep),
     ("judge", judge),
     ("report", report),
+    ("repeat", repeat),
     ("check", check),
     ("leaderboard", leaderboard),
     ("paper", paper),

@@ -1,4 +1,4 @@
-"""Commands on run directories: sweep, judge, report."""
+"""Commands on run directories: sweep, judge, report, repeat."""
 
 from __future__ import annotations
 
@@ -16,8 +16,12 @@ from lm_eval_cna.cli.options import (
     whole_numbers,
 )
 from lm_eval_cna.cli.output import errors, print_report, say, typed_command
+from lm_eval_cna.cli.output import output as console
 from lm_eval_cna.errors import ConfigError
-from lm_eval_cna.terminal import progress
+from lm_eval_cna.terminal import progress, show_table
+
+DIFFERENT = 1
+_SHOWN = 20  # differences; the first ones are the largest
 
 
 def sweep(
@@ -144,6 +148,45 @@ def report(
     runs = list({run.path.resolve(): run for directory in directories for run in find_runs(directory)}.values())
     budget = DamageBudget(quality=quality, capability=capability / 100)
     print_report(write_report(runs, output or directories[0], budget=budget, samples=samples))
+
+
+def repeat(
+    manifest: Annotated[Path, typer.Argument(metavar="MANIFEST", help="A run's manifest.json, or its directory.")],
+    output: Annotated[Path | None, typer.Option(help="Where the second run goes [DIR-repeat].")] = None,
+) -> None:
+    """Run a finished sweep again from its manifest and compare; exit status 1 where a number differs."""
+    from lm_eval_cna.sweep.repeat import compare_runs, config_of
+    from lm_eval_cna.sweep.rundir import RunDirectory
+
+    first = RunDirectory(manifest.parent if manifest.name == "manifest.json" else manifest)
+    whole = first.path.resolve()
+    config = config_of(first, output or whole.with_name(f"{whole.name}-repeat"))
+    from lm_eval_cna.sweep.runner import run_sweep
+
+    with progress(errors) as tell:
+        again = run_sweep(config, progress=tell, command=typed_command())
+    found = compare_runs(first, again)
+    if found.circumstances:
+        show_table(console, "circumstances that differ", ("what", "first", "again"), found.circumstances)
+    for name in found.interventions:
+        say(f"another {name}: what was found in the second run is not what the first one found")
+    if found.differences:
+        title = f"{len(found.differences)} of {found.compared} numbers differ"
+        rows = [
+            (d.cell, d.task, d.metric, *("-" if v is None else f"{v:.6g}" for v in (d.first, d.again)))
+            for d in found.differences[:_SHOWN]
+        ]
+        show_table(console, title, ("cell", "task", "metric", "first", "again"), rows)
+    if found.left_out:
+        say(f"note: {found.left_out} numbers depend on a judge, which is not asked again")
+    if not found.same:
+        say(f"not repeated: {len(found.differences)} of {found.compared} numbers differ; second run: {again.path}")
+        raise typer.Exit(DIFFERENT)
+    identical = (first.path / "summary.json").read_bytes() == (again.path / "summary.json").read_bytes()
+    say(
+        f"repeated: {found.compared} numbers are the same"
+        f"{', and summary.json to the letter' if identical else ''}; second run: {again.path}"
+    )
 
 
 def _judge_values(model: str, arguments: str | None) -> dict[str, Any]:

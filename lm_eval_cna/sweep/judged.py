@@ -25,6 +25,8 @@ from lm_eval_cna.sweep.summary import Measured, Summary, coordinates, read_summa
 Progress = Callable[[int, int, str], None]
 # The prompt of a judged task is one field of its row; a template from a results file is not executed.
 _FIELD = re.compile(r"\{\{\s*(\w+)\s*\}\}")
+#: How metrics begin that a task has only where a judge was asked.
+_JUDGES_OWN = ("judge_", "unscored", "n_unscored", "strongreject_", "rating10_", "outcome_evaded")
 
 
 @dataclass(frozen=True)
@@ -82,6 +84,11 @@ def judge_run(
     directory.write_json(name, _document(config, judge.rubric.version, responses, verdicts))
     _summarize(directory, responses, scored)
     return missing
+
+
+def is_judges(metric: str) -> bool:
+    """Whether a judged task's metric depends on the judge; what is evaded for a judge is complied without one."""
+    return metric.startswith((*_JUDGES_OWN, "outcome_complied"))
 
 
 def _responses(directory: RunDirectory) -> Iterator[Judged]:
@@ -146,12 +153,11 @@ def _summarize(directory: RunDirectory, responses: list[Judged], scored: list[di
     ]
     replaced = {(row.cell, row.task, row.metric) for row in rows}
     judged = {response.task for response in responses}
-    stale = ("judge_", "unscored", "n_unscored", "strongreject_", "rating10_", "outcome_evaded")
     kept = tuple(
         row
         for row in read_summary(directory).measured
         if (row.cell, row.task, row.metric) not in replaced
-        and not (row.task in judged and row.metric.startswith(stale))
+        and not (row.task in judged and row.metric.startswith(_JUDGES_OWN))
     )
     summary = Summary(measured=kept + tuple(rows))
     directory.write_text("summary.json", summary.model_dump_json(indent=1, by_alias=True) + "\n")

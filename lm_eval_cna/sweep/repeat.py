@@ -1,0 +1,137 @@
+"""A finished sweep once more from its manifest, and how far the two runs agree. Importable without torch.
+
+In float32 on a CPU the second summary is the first one to the letter, with the same versions of the libraries. On
+accelerators and in shorter number formats sums are rounded in another order wherever batches or kernels differ, so
+single answers may change; what differs between the two machines is named beside the figures.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from lm_eval_cna.errors import RunError
+from lm_eval_cna.hashing import json_sha256
+from lm_eval_cna.sweep.config import SweepConfig, parse_config
+from lm_eval_cna.sweep.judged import is_judges
+from lm_eval_cna.sweep.rundir import RunDirectory
+from lm_eval_cna.sweep.summary import Summary, read_summary
+
+#: Fields that name a given file, and the copy of it that a run keeps.
+_GIVEN = {"circuit": "circuit.json", "vectors": "vectors.safetensors"}
+
+
+@dataclass(frozen=True)
+class Difference:
+    """A number that is not the same in both runs; None where a run does not have it."""
+
+    cell: str
+    task: str
+    metric: str
+    first: float | None
+    again: float | None
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """Two runs of one plan.
+
+    Attributes:
+        compared: how many numbers both should have.
+        differences: those that differ, the largest change first.
+        interventions: files of the run directory whose circuits, vectors or controls differ.
+        circumstances: what else differs between the runs: (what, first, again).
+        left_out: how many numbers are a judge's, which is not asked again.
+    """
+
+    compared: int
+    differences: tuple[Difference, ...]
+    interventions: tuple[str, ...]
+    circumstances: tuple[tuple[str, str, str], ...]
+    left_out: int
+
+    @property
+    def same(self) -> bool:
+        """Whether all numbers and interventions are the same."""
+        return not self.differences and not self.interventions
+
+
+def config_of(first: RunDirectory, output: Path) -> SweepConfig:
+    """The configuration that repeats a run; without its judge, which asks and may cost.
+
+    A circuit or vectors that were given are taken from the copies that the run kept.
+
+    Raises:
+        RunError: this is no run directory, its manifest is damaged, or `output` is the run itself.
+        ConfigError: the manifest holds a configuration that this version does not take.
+    """
+    plan = first.manifest()["plan"]
+    if output.resolve() == first.path.resolve():
+        raise RunError("a repeat in the directory of the first run compares nothing", do="choose another --output")
+    values: dict[str, Any] = {name: plan[name] for name in SweepConfig.model_fields if name in plan}
+    for field, name in _GIVEN.items():
+        if values.get(field) is not None and first.has(name):
+            values[field] = str(first.path / name)
+    return parse_config({**values, "output": output})
+
+
+def compare_runs(first: RunDirectory, again: RunDirectory) -> Comparison:
+    """Compare the summaries of two runs number by number, and what they were made with.
+
+    Raises:
+        RunError: one of them is not finished, or damaged.
+    """
+    one, two = first.manifest(), again.manifest()
+    judged = set(one["plan"].get("judged", ()))
+    left, right = _numbers(read_summary(first)), _numbers(read_summary(again))
+    keys = [key for key in dict.fromkeys([*left, *right]) if not (key[1] in judged and is_judges(key[2]))]
+    differences = [
+        Difference(*key, left.get(key), right.get(key)) for key in keys if not _equal(left.get(key), right.get(key))
+    ]
+    return Comparison(
+        compared=len(keys),
+        differences=tuple(sorted(differences, key=_size, reverse=True)),
+        interventions=_unequal(one["plan"].get("interventions", {}), two["plan"].get("interventions", {})),
+        circumstances=tuple(
+            (what, _shown(a.get(what)), _shown(b.get(what)))
+            for a, b in ((_circumstances(one), _circumstances(two)),)
+            for what in dict.fromkeys([*a, *b])
+            if a.get(what) != b.get(what)
+        ),
+        left_out=len({*left, *right}) - len(keys),
+    )
+
+
+def _numbers(summary: Summary) -> dict[tuple[str, str, str], float]:
+    return {(row.cell, row.task, row.metric): row.value for row in summary.measured}
+
+
+def _equal(a: float | None, b: float | None) -> bool:
+    return a == b or (a is not None and b is not None and a != a and b != b)  # two NaNs are the same number here
+
+
+def _size(difference: Difference) -> float:
+    if difference.first is None or difference.again is None:
+        return float("inf")
+    return abs(difference.first - difference.again)
+
+
+def _unequal(first: dict[str, str], again: dict[str, str]) -> tuple[str, ...]:
+    return tuple(name for name in dict.fromkeys([*first, *again]) if first.get(name) != again.get(name))
+
+
+def _circumstances(manifest: dict[str, Any]) -> dict[str, Any]:
+    """What may change a number without the plan having changed."""
+    plan, machine = manifest["plan"], manifest.get("machine", {})
+    return {
+        **machine,
+        "dtype": manifest.get("architecture", {}).get("dtype"),
+        "rows of a batch": plan.get("rows"),
+        "weights": plan.get("weights_sha256"),
+        "tasks": json_sha256(plan.get("tasks")),
+    }
+
+
+def _shown(value: Any) -> str:
+    return "-" if value is None else str(value)
