@@ -17,28 +17,19 @@ from lm_eval.api.registry import register_model
 from lm_eval.models.huggingface import HFLM
 
 from lm_eval_cna.architecture import Architecture, find_architecture
-from lm_eval_cna.errors import ConfigError
 from lm_eval_cna.fingerprint import weights_sha256
-from lm_eval_cna.fit import check_fit, fit_warnings
+from lm_eval_cna.fit import check_fit
 from lm_eval_cna.hashing import json_sha256
-from lm_eval_cna.intervention import Circuit, Vectors, read_intervention
-from lm_eval_cna.models.arguments import (
-    check_batch_size,
-    check_device,
-    check_dtype,
-    finite_number,
-    naming_the_model,
-)
-from lm_eval_cna.models.cache_guard import guard_cache
+from lm_eval_cna.models.arguments import check_batch_size, check_device, check_dtype, naming_the_model
 from lm_eval_cna.models.likelihood import can_share, score_tokens
-from lm_eval_cna.prompts import chat_template_sha256
-from lm_eval_cna.steering import MODES, Mode, Setting, Steering, apply
+from lm_eval_cna.models.steered import Steered, described, read_arguments
+from lm_eval_cna.steering import Setting, Steering, apply
 
 logger = logging.getLogger(__name__)
 
 
 @register_model("cna-hf")
-class CNAHFLM(HFLM):  # type: ignore[misc]  # lm-eval carries no type information
+class CNAHFLM(Steered, HFLM):  # type: ignore[misc]  # lm-eval carries no type information
     """A Hugging Face model whose neurons or residual stream are steered while lm-eval asks it.
 
     Args:
@@ -69,31 +60,20 @@ class CNAHFLM(HFLM):  # type: ignore[misc]  # lm-eval carries no type informatio
         device: str | None = None,
         **kwargs: Any,
     ) -> None:
-        # Everything that can be wrong in the arguments is found before a file is read or a model is loaded.
-        number, factor = finite_number("multiplier", multiplier), finite_number("scale", scale)
-        if mode not in MODES:
-            raise ConfigError("mode", got=mode, allowed=", ".join(MODES))
+        # Everything that can be wrong in the arguments is found before a model is loaded.
         device = check_device(device)
         check_dtype(kwargs.get("dtype", "auto"))
         check_batch_size(kwargs.get("batch_size", 1))
-        intervention = None if circuit is None else read_intervention(circuit)
-        if pretrained is None and intervention is not None:
-            pretrained = intervention.model.id
-            revision = revision or intervention.model.revision
-        if pretrained is None:
-            raise ConfigError("no model is named", do="give pretrained=NAME, or a circuit whose file names its model")
-        with naming_the_model(pretrained), _processes_on_cpu(device, kwargs):
-            super().__init__(pretrained=pretrained, revision=revision or "main", device=device, **kwargs)
+        asked = read_arguments(pretrained, revision, circuit, multiplier, scale, mode)
+        with naming_the_model(asked.pretrained), _processes_on_cpu(device, kwargs):
+            super().__init__(pretrained=asked.pretrained, revision=asked.revision or "main", device=device, **kwargs)
         self._share_requests_between_cpu_processes(kwargs)
-        self.quiet = False
-        self.mode: Mode = mode
-        self.setting = Setting()
+        self.mode = asked.mode
         self.steering: Steering | None = None
-        self._found_warnings: dict[tuple[Any, ...], tuple[str, ...]] = {}
         # Before any steering: the fingerprint is that of the untouched weights.
         self.weights_sha256 = weights_sha256(self.model)
-        if intervention is not None:
-            self.steer(Setting(intervention, number, factor))
+        if asked.setting.intervention is not None:
+            self.steer(asked.setting)
 
     @cached_property
     def architecture(self) -> Architecture:
@@ -114,7 +94,7 @@ class CNAHFLM(HFLM):  # type: ignore[misc]  # lm-eval carries no type informatio
         intervention = setting.intervention
         if intervention is not None:
             check_fit(intervention, self.architecture)
-            for warning in self._warnings(intervention):
+            for warning in self.warnings_about(intervention):
                 logger.warning("%s: %s", intervention.name, warning)
             self.steering = apply(self.model, setting, mode=self.mode, architecture=self.architecture)
         self.setting = setting
@@ -126,9 +106,14 @@ class CNAHFLM(HFLM):  # type: ignore[misc]  # lm-eval carries no type informatio
         self.steering, self.setting = None, Setting()
 
     @property
-    def fingerprint(self) -> str:
-        """Identity of everything but the request that decides a response, as the model is steered now."""
-        return self.fingerprint_of(self.setting, self._mode_in_use)
+    def model_name(self) -> str:
+        """The model's name or path, for people."""
+        return str(self.model.name_or_path)
+
+    @property
+    def mode_in_use(self) -> str:
+        """How the model is steered now: "fold", "hook" or "none"."""
+        return "none" if self.steering is None else self.steering.mode
 
     def fingerprint_of(self, setting: Setting, mode: str) -> str:
         """Identity of everything but the request that decides a response: weights, precision, steering, tokenizing.
@@ -142,7 +127,7 @@ class CNAHFLM(HFLM):  # type: ignore[misc]  # lm-eval carries no type informatio
             {
                 "weights": self.weights_sha256,
                 "dtype": str(self.model.dtype),
-                "setting": None if setting.is_baseline else _described(setting, mode),
+                "setting": None if setting.is_baseline else described(setting, mode),
                 "generation_config": None if generation is None else generation.to_dict(),
                 "tokenizer": [self.tokenizer.name_or_path, len(self.tokenizer)],
                 "arguments": [
@@ -161,22 +146,6 @@ class CNAHFLM(HFLM):  # type: ignore[misc]  # lm-eval carries no type informatio
             }
         )
 
-    # HFLM draws a bar per request type; a sweep shows one of its own and sets `quiet`.
-    def generate_until(self, requests: list[Any], disable_tqdm: bool = False) -> list[str]:
-        """As in HFLM."""
-        texts: list[str] = super().generate_until(requests, disable_tqdm=disable_tqdm or self.quiet)
-        return texts
-
-    def loglikelihood(self, requests: list[Any], disable_tqdm: bool = False) -> list[tuple[float, bool]]:
-        """As in HFLM."""
-        scores: list[tuple[float, bool]] = super().loglikelihood(requests, disable_tqdm=disable_tqdm or self.quiet)
-        return scores
-
-    def loglikelihood_rolling(self, requests: list[Any], disable_tqdm: bool = False) -> list[float]:
-        """As in HFLM."""
-        scores: list[float] = super().loglikelihood_rolling(requests, disable_tqdm=disable_tqdm or self.quiet)
-        return scores
-
     def _loglikelihood_tokens(
         self, requests: list[Any], disable_tqdm: bool = False, override_bs: int | None = None
     ) -> list[tuple[float, bool]]:
@@ -190,59 +159,10 @@ class CNAHFLM(HFLM):  # type: ignore[misc]  # lm-eval carries no type informatio
         )
         return scores
 
-    def set_cache_hook(self, cache_hook: Any) -> None:
-        """Take lm-eval's response cache after making sure that it holds no other setting's responses.
-
-        Raises:
-            CacheError: it does.
-        """
-        if cache_hook.dbdict is not None:
-            setting = _described(self.setting, self._mode_in_use)
-            described = f"{self.model.name_or_path}, {setting['method']} at multiplier {setting['multiplier']:g}"
-            guard_cache(cache_hook.dbdict.filename, self.fingerprint, described)
-        super().set_cache_hook(cache_hook)
-
     def get_model_info(self) -> dict[str, Any]:
         """lm-eval's model information with the intervention, multiplier and fingerprint; goes into the results file."""
         info: dict[str, Any] = super().get_model_info()
-        return info | {"cna": self.steering_info(self.setting, self._mode_in_use)}
-
-    def steering_info(self, setting: Setting, mode: str) -> dict[str, Any]:
-        """What a results file says of a setting: intervention, multiplier, mode, warnings, fingerprint."""
-        intervention = setting.intervention
-        provenance = None
-        if intervention is not None:
-            provenance = intervention.model_dump(mode="json", by_alias=True, exclude={"neurons"})
-            if isinstance(intervention, Circuit):
-                provenance["size"] = len(intervention.neurons)
-        return {
-            **_described(setting, mode),
-            "intervention": provenance,
-            "warnings": [] if intervention is None else list(self._warnings(intervention)),
-            "weights_sha256": self.weights_sha256,
-            "fingerprint": self.fingerprint_of(setting, mode),
-        }
-
-    @property
-    def warnings(self) -> tuple[str, ...]:
-        """What does not quite fit between the model and the intervention at hand."""
-        return () if self.setting.intervention is None else self._warnings(self.setting.intervention)
-
-    @property
-    def _mode_in_use(self) -> str:
-        return "none" if self.steering is None else self.steering.mode
-
-    def _warnings(self, intervention: Circuit | Vectors) -> tuple[str, ...]:
-        """What does not quite fit; looked up once, since the columns are hashed as they are without steering."""
-        key = (intervention.sha256, intervention.model, intervention.discovery.chat_template_sha256)
-        if key not in self._found_warnings:
-            self._found_warnings[key] = fit_warnings(
-                intervention,
-                self.architecture,
-                revision=self.revision if self.revision != "main" else None,
-                chat_template_sha256=chat_template_sha256(self.tokenizer),
-            )
-        return self._found_warnings[key]
+        return info | {"cna": self.steering_info(self.setting, self.mode_in_use)}
 
     def _share_requests_between_cpu_processes(self, kwargs: dict[str, Any]) -> None:
         """Give every process its share of the requests; HFLM does so only where it sees several GPUs."""
@@ -267,17 +187,3 @@ def _processes_on_cpu(device: str, kwargs: dict[str, Any]) -> Iterator[None]:
             del os.environ["ACCELERATE_USE_CPU"]
         else:
             os.environ["ACCELERATE_USE_CPU"] = before
-
-
-def _described(setting: Setting, mode: str) -> dict[str, Any]:
-    """A setting as plain data."""
-    if setting.intervention is None:
-        return {"method": "baseline", "multiplier": 1.0, "mode": "none"}
-    return {
-        "method": setting.intervention.method,
-        "name": setting.intervention.name,
-        "intervention_sha256": setting.intervention.sha256,
-        "multiplier": setting.multiplier,
-        "scale": setting.scale,
-        "mode": "none" if setting.is_baseline else mode,
-    }

@@ -1,0 +1,183 @@
+"""What cna-hf and cna-vllm have in common: their arguments, the setting in force, and what is told about it.
+
+Floor 3. A mixin that stands in front of one of lm-eval's model classes: it answers nothing itself.
+"""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple
+
+from lm_eval_cna.architecture import Architecture
+from lm_eval_cna.errors import ConfigError
+from lm_eval_cna.fit import fit_warnings
+from lm_eval_cna.intervention import Circuit, Vectors, read_intervention
+from lm_eval_cna.models.arguments import finite_number
+from lm_eval_cna.models.cache_guard import guard_cache
+from lm_eval_cna.prompts import chat_template_sha256
+from lm_eval_cna.steering import MODES, Mode, Setting
+
+
+class Asked(NamedTuple):
+    """The arguments that both models take, checked.
+
+    Attributes:
+        pretrained: the model, named or loaded.
+        revision: of it; None leaves it to the engine.
+        setting: what to steer with; the baseline where no circuit is given.
+        mode: "auto", "fold" or "hook".
+    """
+
+    pretrained: Any
+    revision: str | None
+    setting: Setting
+    mode: Mode
+
+
+def read_arguments(
+    pretrained: Any, revision: str | None, circuit: str | None, multiplier: float | str, scale: float | str, mode: str
+) -> Asked:
+    """Check the arguments and read the intervention file; model and revision default to what the file names.
+
+    Raises:
+        ConfigError: a number is none, the mode is unknown, or no model is named.
+        InterventionError: the file cannot be read.
+    """
+    number, factor = finite_number("multiplier", multiplier), finite_number("scale", scale)
+    if mode not in MODES:
+        raise ConfigError("mode", got=mode, allowed=", ".join(MODES))
+    intervention = None if circuit is None else read_intervention(circuit)
+    if pretrained is None and intervention is not None:
+        pretrained = intervention.model.id
+        revision = revision or intervention.model.revision
+    if pretrained is None:
+        raise ConfigError("no model is named", do="give pretrained=NAME, or a circuit whose file names its model")
+    setting = Setting() if intervention is None else Setting(intervention, number, factor)
+    return Asked(pretrained, revision, setting, mode)
+
+
+class Steered:
+    """Mixin of an lm-eval model that steers.
+
+    Attributes:
+        setting: what the model is steered with now.
+        mode: how it may be steered.
+        weights_sha256: identity of the untouched weights.
+        quiet: draw no progress bars; a sweep shows one of its own.
+        tokenizer: as lm-eval's models call it.
+        revision: of the model; "main" says nothing about it.
+    """
+
+    setting: Setting = Setting()
+    mode: Mode = "auto"
+    weights_sha256: str
+    quiet: bool = False
+    tokenizer: Any
+    revision: str
+
+    @property
+    def architecture(self) -> Architecture:
+        """Layers and down-projections of the model."""
+        raise NotImplementedError
+
+    @property
+    def model_name(self) -> str:
+        """The model's name or path, for people."""
+        raise NotImplementedError
+
+    @property
+    def mode_in_use(self) -> str:
+        """How the model is steered now: "fold", "hook" or "none"."""
+        raise NotImplementedError
+
+    def steer(self, setting: Setting) -> None:
+        """Put the model back and steer it anew; the baseline setting leaves it untouched."""
+        raise NotImplementedError
+
+    def fingerprint_of(self, setting: Setting, mode: str) -> str:
+        """Identity of everything but the request that decides a response."""
+        raise NotImplementedError
+
+    @property
+    def fingerprint(self) -> str:
+        """Identity of everything but the request that decides a response, as the model is steered now."""
+        return self.fingerprint_of(self.setting, self.mode_in_use)
+
+    # lm-eval draws a bar per request type.
+    def generate_until(self, requests: list[Any], disable_tqdm: bool = False) -> list[str]:
+        """As in lm-eval."""
+        texts: list[str] = super().generate_until(requests, disable_tqdm=disable_tqdm or self.quiet)  # type: ignore[misc]
+        return texts
+
+    def loglikelihood(self, requests: list[Any], disable_tqdm: bool = False) -> list[tuple[float, bool]]:
+        """As in lm-eval."""
+        scores: list[tuple[float, bool]] = super().loglikelihood(  # type: ignore[misc]
+            requests, disable_tqdm=disable_tqdm or self.quiet
+        )
+        return scores
+
+    def loglikelihood_rolling(self, requests: list[Any], disable_tqdm: bool = False) -> list[float]:
+        """As in lm-eval."""
+        scores: list[float] = super().loglikelihood_rolling(  # type: ignore[misc]
+            requests, disable_tqdm=disable_tqdm or self.quiet
+        )
+        return scores
+
+    def set_cache_hook(self, cache_hook: Any) -> None:
+        """Take lm-eval's response cache after making sure that it holds no other setting's responses.
+
+        Raises:
+            CacheError: it does.
+        """
+        if cache_hook.dbdict is not None:
+            setting = described(self.setting, self.mode_in_use)
+            words = f"{self.model_name}, {setting['method']} at multiplier {setting['multiplier']:g}"
+            guard_cache(cache_hook.dbdict.filename, self.fingerprint, words)
+        super().set_cache_hook(cache_hook)  # type: ignore[misc]
+
+    def steering_info(self, setting: Setting, mode: str) -> dict[str, Any]:
+        """What a results file says of a setting: intervention, multiplier, mode, warnings, fingerprint."""
+        intervention = setting.intervention
+        provenance = None
+        if intervention is not None:
+            provenance = intervention.model_dump(mode="json", by_alias=True, exclude={"neurons"})
+            if isinstance(intervention, Circuit):
+                provenance["size"] = len(intervention.neurons)
+        return {
+            **described(setting, mode),
+            "intervention": provenance,
+            "warnings": [] if intervention is None else list(self.warnings_about(intervention)),
+            "weights_sha256": self.weights_sha256,
+            "fingerprint": self.fingerprint_of(setting, mode),
+        }
+
+    @property
+    def warnings(self) -> tuple[str, ...]:
+        """What does not quite fit between the model and the intervention at hand."""
+        return () if self.setting.intervention is None else self.warnings_about(self.setting.intervention)
+
+    def warnings_about(self, intervention: Circuit | Vectors) -> tuple[str, ...]:
+        """What does not quite fit; looked up once, since the columns are hashed as they are without steering."""
+        found: dict[tuple[Any, ...], tuple[str, ...]] = self.__dict__.setdefault("_found_warnings", {})
+        key = (intervention.sha256, intervention.model, intervention.discovery.chat_template_sha256)
+        if key not in found:
+            found[key] = fit_warnings(
+                intervention,
+                self.architecture,
+                revision=self.revision if self.revision != "main" else None,
+                chat_template_sha256=chat_template_sha256(self.tokenizer),
+            )
+        return found[key]
+
+
+def described(setting: Setting, mode: str) -> dict[str, Any]:
+    """A setting as plain data."""
+    if setting.intervention is None:
+        return {"method": "baseline", "multiplier": 1.0, "mode": "none"}
+    return {
+        "method": setting.intervention.method,
+        "name": setting.intervention.name,
+        "intervention_sha256": setting.intervention.sha256,
+        "multiplier": setting.multiplier,
+        "scale": setting.scale,
+        "mode": "none" if setting.is_baseline else mode,
+    }
