@@ -179,16 +179,27 @@ def _touch(layer: Layer, setting: Setting, mode: Mode) -> Callable[[], Any]:
     if isinstance(setting.intervention, Vectors):
         vector = setting.intervention.tensors[layer.index] * setting.strength
         module = layer.write if setting.intervention.place == "write" else layer.block
-        return module.register_forward_hook(_adder(vector)).remove
+        return module.register_forward_hook(adder(vector)).remove
     assert setting.intervention is not None
     indices = torch.tensor(setting.intervention.by_layer()[layer.index])
     if mode == "fold":
         return _fold(layer, indices, setting.multiplier)
-    return layer.down.register_forward_pre_hook(_scaler(indices, setting.multiplier), with_kwargs=True).remove
+    return layer.down.register_forward_pre_hook(scaler(indices, setting.multiplier), with_kwargs=True).remove
 
 
 def _fold(layer: Layer, indices: torch.Tensor, multiplier: float) -> Callable[[], Any]:
-    weight, dim = layer.weight.data, layer.neuron_dim
+    return fold_columns(layer.weight.data, layer.neuron_dim, indices, multiplier)
+
+
+def fold_columns(weight: torch.Tensor, dim: int, indices: torch.Tensor, multiplier: float) -> Callable[[], Any]:
+    """Scale the weight's columns for some neurons, in place; the returned function puts them back, bit for bit.
+
+    Args:
+        weight: of a down-projection.
+        dim: its dimension that runs over neurons.
+        indices: neuron indices [n], on any device.
+        multiplier: what the columns are multiplied with.
+    """
     indices = indices.to(weight.device)
     saved = weight.index_select(dim, indices)
     # Not multiplied in place: at m = 0 a product would keep the sign of zero and turn an infinite weight into NaN.
@@ -196,7 +207,7 @@ def _fold(layer: Layer, indices: torch.Tensor, multiplier: float) -> Callable[[]
     return lambda: weight.index_copy_(dim, indices, saved)
 
 
-def _scaler(indices: torch.Tensor, multiplier: float) -> Callable[..., Any]:
+def scaler(indices: torch.Tensor, multiplier: float) -> Callable[..., Any]:
     """A pre-hook of the down-projection that scales the chosen channels of its input."""
     placed: dict[torch.device, torch.Tensor] = {}
 
@@ -211,7 +222,7 @@ def _scaler(indices: torch.Tensor, multiplier: float) -> Callable[..., Any]:
     return scale
 
 
-def _adder(vector: torch.Tensor) -> Callable[..., Any]:
+def adder(vector: torch.Tensor) -> Callable[..., Any]:
     """A forward hook that adds a vector to a module's output, the first one where there are several."""
     placed: dict[tuple[torch.device, torch.dtype], torch.Tensor] = {}
 
