@@ -147,7 +147,9 @@ def _draw(
             if directory.begun and kept.is_file():
                 drawn[method, seed] = read_intervention(kept)
             elif isinstance(matched, Circuit):
-                drawn[method, seed] = control(lm.model, matched, seed=seed, magnitudes=magnitudes, **identity)
+                drawn[method, seed] = control(
+                    lm.model, matched, seed=seed, match=config.match, magnitudes=magnitudes, **identity
+                )
             else:
                 drawn[method, seed] = control(lm.model, matched, seed=seed, **identity)
     return drawn
