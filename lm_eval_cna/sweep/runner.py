@@ -9,49 +9,33 @@ from __future__ import annotations
 import functools
 import gc
 import logging
-import platform
-import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import asdict
-from datetime import UTC, datetime
-from importlib.metadata import version
-from typing import Any
 from unittest import mock
 
 import lm_eval.utils
 import torch
 from lm_eval import simple_evaluate
-from lm_eval.api.registry import get_model
-from lm_eval.models.api_models import TemplateAPI
 from lm_eval.models.huggingface import HFLM
 from lm_eval.tasks import TaskManager
 from lm_eval.utils import handle_non_serializable
 from torch.utils import collect_env
 
 from lm_eval_cna import entry
-from lm_eval_cna.divergence import harmless_kl
 from lm_eval_cna.errors import ConfigError
-from lm_eval_cna.judging.config import JudgeConfig
-from lm_eval_cna.judging.judge import shared_judge
 from lm_eval_cna.judging.task import LATER
-from lm_eval_cna.models.arguments import check_device, check_dtype
-from lm_eval_cna.models.hf import CNAHFLM
-from lm_eval_cna.sweep.answers import ROWS, compute
-from lm_eval_cna.sweep.config import LOG_FIELDS, SweepConfig
-from lm_eval_cna.sweep.interventions import in_chat, prepare
+from lm_eval_cna.sweep.batches import Batch
+from lm_eval_cna.sweep.begin import Begun, begin, check, check_tasks
+from lm_eval_cna.sweep.config import SweepConfig
 from lm_eval_cna.sweep.judged import judge_run
-from lm_eval_cna.sweep.layout import Layout, lay_out, parts_of
+from lm_eval_cna.sweep.layout import parts_of
 from lm_eval_cna.sweep.logs import CellLogs
+from lm_eval_cna.sweep.place import Place, Progress, ThisProcess
 from lm_eval_cna.sweep.replay import Replay
 from lm_eval_cna.sweep.rundir import RunDirectory
 from lm_eval_cna.sweep.store import ResponseStore
 from lm_eval_cna.sweep.summary import HARMLESS_KL, summarize
-
-#: (stage, done, in all, detail)
-Progress = Callable[[str, int, int, str], None]
-_SCORED_ROWS = 32  # rows of a batch of log-likelihoods where the user does not say
 
 
 def run_sweep(
@@ -60,6 +44,7 @@ def run_sweep(
     progress: Progress | None = None,
     task_manager: TaskManager | None = None,
     command: list[str] | None = None,
+    place: Place | None = None,
 ) -> RunDirectory:
     """Run a sweep, or continue one.
 
@@ -68,6 +53,7 @@ def run_sweep(
         progress: called with (stage, done, in all, detail): responses first, then cells to evaluate, then verdicts.
         task_manager: one that knows our tasks; building one takes seconds, so callers of several sweeps share it.
         command: what the user typed, for the manifest.
+        place: where the answers are computed; by default in this process.
 
     Raises:
         CNAError: the configuration, a file, the model or the run directory is not usable.
@@ -76,64 +62,20 @@ def run_sweep(
     tell = progress or (lambda stage, done, total, detail: None)
     directory = RunDirectory(config.output)
     with directory.lock(), _quiet_lm_eval(), _done_once():
-        asked_for = config.model_dump(mode="json", exclude={"output", "judge", *LOG_FIELDS})
         # What can be wrong is found before anything is loaded or written.
-        directory.check_plan(asked_for)
-        check_device(config.model_args.get("device"))
-        check_dtype(config.model_args.get("dtype", "auto"))
+        check(config)
         logs = CellLogs(config)
         if task_manager is not None and config.metadata:
             raise ConfigError("metadata and a task manager are both given", do="give the metadata to the task manager")
         # Responses are judged when all are generated and the steered model is gone.
         metadata = {"pretrained": config.model, **config.metadata, "judge": LATER}
         manager = task_manager or TaskManager(metadata=metadata)
-        _check_tasks(config, manager)
-        if config.judge is not None:
-            _check_judge(config.judge)
-        lm = _load(config)
-        interventions = prepare(config, lm, directory)
-        sweep = lay_out(config, lm, interventions, manager, directory)
-        interventions.keep(directory)
-        directory.adopt(
-            {
-                "plan": {
-                    **asked_for,
-                    "weights_sha256": lm.weights_sha256,
-                    "interventions": interventions.hashes,
-                    "cells": [
-                        {**cell._asdict(), "key": cell.key, "context": context}
-                        for cell, context in zip(sweep.cells, sweep.contexts, strict=True)
-                    ],
-                    "settings": [part.name for part in sweep.parts],
-                    "judged": sorted(task for part in sweep.parts for task in part.judged),
-                    "rows": sweep.rows,
-                },
-                "judge": None if config.judge is None else config.judge.public(),
-                "architecture": {
-                    "name": lm.architecture.name,
-                    "num_layers": len(lm.architecture.layers),
-                    "mlp_width": lm.architecture.width,
-                    "hidden_size": lm.architecture.hidden,
-                    "dtype": str(lm.model.dtype).removeprefix("torch."),
-                },
-                "command": sys.argv if command is None else command,
-                "machine": _machine(),
-                "created": datetime.now(UTC).isoformat(timespec="seconds"),
-            }
-        )
-        with ResponseStore(directory.path) as store:
-            _answer(lm, sweep, directory, store, tell)
-            if config.harmless_kl and not directory.has(HARMLESS_KL):
-                _measure_divergence(lm, config, sweep, directory)
-            _evaluate(lm, sweep, directory, store, manager, config.limit, tell)
-            said = {
-                cell.key: store.read(context).values()
-                for cell, context in zip(sweep.cells, sweep.contexts, strict=True)
-            }
-        summary = summarize(directory, sweep.cells, [part.name for part in sweep.parts], said)
-        directory.write_text("summary.json", summary.model_dump_json(indent=1, by_alias=True) + "\n")
-        chat_template = lm.chat_template(any(part.chat_template for part in sweep.parts))
-        del lm, interventions, sweep
+        check_tasks(config, manager)
+        begun = begin(config, manager, command)
+        compute(begun, place or ThisProcess(), tell)
+        evaluate(begun, tell)
+        chat_template = begun.chat_template
+        del begun
         if config.judge is not None:
             gc.collect()  # the steered model's memory, for a judge on the same machine
             torch.cuda.empty_cache()
@@ -142,41 +84,39 @@ def run_sweep(
     return directory
 
 
-def _check_tasks(config: SweepConfig, manager: TaskManager) -> None:
-    """Find out about a misspelt task before a model is loaded."""
-    for spec in config.tasks:
-        if spec.task not in manager.task_index:
-            near = [name for name in manager.all_tasks if spec.task.split("_")[0] in name][:5]
-            raise ConfigError(
-                "unknown task", got=spec.task, allowed=", ".join(near) or None, do="see `lm_eval ls tasks`"
+def compute(begun: Begun, place: Place, tell: Progress) -> None:
+    """Compute every batch of which a response is missing, whole, and write it in one transaction; then the KL.
+
+    Raises:
+        CNAError: the model or the place cannot go on; what was finished is kept.
+    """
+    sweep, directory = begun.layout, begun.directory
+    with ResponseStore(directory.path) as store:
+        todo = _missing(begun, store)
+        total, left = sum(len(batch.rows) for batch in sweep.plan), sum(len(batch.rows) for batch in todo)
+        done, tokens, started = total - left, 0, time.monotonic()
+        tell("responses", done, total, "")
+        for batch, responses in place.answers(begun, todo, tell):
+            store.put(
+                {
+                    (sweep.contexts[cell], request.key): response
+                    for (cell, request), response in zip(batch.rows, responses, strict=True)
+                }
             )
+            done += len(batch.rows)
+            tokens += sum(response.tokens for response in responses)
+            speed = tokens / max(time.monotonic() - started, 1e-9)
+            tell("responses", done, total, f"{speed:.0f} tokens/s" if tokens else "")
+    if begun.config.harmless_kl and not directory.has(HARMLESS_KL):
+        measured = place.divergence(begun)
+        kept = {cell.key: divergence for cell, divergence in zip(sweep.cells, measured, strict=True)}
+        directory.write_json(HARMLESS_KL, kept)
 
 
-def _check_judge(config: JudgeConfig) -> None:
-    """Ask a served judge a trial question before anything is generated; a local one would take the model's memory."""
-    try:
-        kind = get_model(config.model)
-    except (ValueError, ImportError) as error:
-        raise ConfigError("judge: no such lm-eval model", got=config.model, do="see `lm_eval ls models`") from error
-    if issubclass(kind, TemplateAPI):
-        shared_judge(config).check()
-
-
-def _load(config: SweepConfig) -> CNAHFLM:
-    arguments = {name: value for name, value in config.model_args.items() if name != "batch_size"}
-    # Rows are hooks with several settings; what runs one cell at a time in such a sweep is a hook too.
-    mode = "hook" if config.mode in ("auto", ROWS) else config.mode
-    lm = CNAHFLM(pretrained=config.model, **arguments, mode=mode)
-    lm.quiet = True
-    given = config.model_args.get("batch_size", "auto")
-    lm.batch_size_per_gpu = _SCORED_ROWS if given == "auto" else int(given)
-    return lm
-
-
-def _answer(lm: CNAHFLM, sweep: Layout, directory: RunDirectory, store: ResponseStore, tell: Progress) -> None:
-    """Compute every batch of which a response is missing, whole, and write it in one transaction."""
+def _missing(begun: Begun, store: ResponseStore) -> list[Batch]:
+    """The batches of which a response is missing; cells with a results file need none, should the store be gone."""
+    sweep, directory = begun.layout, begun.directory
     known = [store.known(context) for context in sweep.contexts]
-    # Cells with a results file need no response, should the store be gone.
     needed = [
         {
             request.key
@@ -186,37 +126,31 @@ def _answer(lm: CNAHFLM, sweep: Layout, directory: RunDirectory, store: Response
         }
         for cell in sweep.cells
     ]
-    todo = [
+    return [
         batch
         for batch in sweep.plan
         if any(request.key in needed[cell] and request.key not in known[cell] for cell, request in batch.rows)
     ]
-    total, left = sum(len(batch.rows) for batch in sweep.plan), sum(len(batch.rows) for batch in todo)
-    done, tokens, started = total - left, 0, time.monotonic()
-    tell("responses", done, total, "")
-    for batch, responses in compute(lm, sweep.settings, todo, sweep.prompts, mode=sweep.mode):
-        store.put(
-            {
-                (sweep.contexts[cell], request.key): response
-                for (cell, request), response in zip(batch.rows, responses, strict=True)
-            }
-        )
-        done += len(batch.rows)
-        tokens += sum(response.tokens for response in responses)
-        speed = tokens / max(time.monotonic() - started, 1e-9)
-        tell("responses", done, total, f"{speed:.0f} tokens/s" if tokens else "")
 
 
-def _evaluate(
-    lm: CNAHFLM,
-    sweep: Layout,
-    directory: RunDirectory,
-    store: ResponseStore,
-    manager: TaskManager,
-    limit: int | None,
-    tell: Progress,
-) -> None:
-    """Have lm-eval evaluate every cell from the store."""
+def evaluate(begun: Begun, tell: Progress) -> None:
+    """Have lm-eval evaluate every cell from the store, and summarize.
+
+    Raises:
+        RunError: a response is missing, or a file cannot be written.
+    """
+    with ResponseStore(begun.directory.path) as store:
+        _evaluate_cells(begun, store, tell)
+        said = {
+            cell.key: store.read(context).values()
+            for cell, context in zip(begun.layout.cells, begun.layout.contexts, strict=True)
+        }
+    summary = summarize(begun.directory, begun.layout.cells, [part.name for part in begun.layout.parts], said)
+    begun.directory.write_text("summary.json", summary.model_dump_json(indent=1, by_alias=True) + "\n")
+
+
+def _evaluate_cells(begun: Begun, store: ResponseStore, tell: Progress) -> None:
+    lm, sweep, directory = begun.lm, begun.layout, begun.directory
     todo = [
         (cell, setting, context, part)
         for cell, setting, context in zip(sweep.cells, sweep.settings, sweep.contexts, strict=True)
@@ -234,28 +168,12 @@ def _evaluate(
             tasks=list(part.tasks),
             num_fewshot=part.num_fewshot,
             apply_chat_template=part.chat_template,
-            limit=limit,
+            limit=begun.config.limit,
             log_samples=True,
-            task_manager=manager,
+            task_manager=begun.manager,
         )
         directory.write_json(name, results, default=handle_non_serializable)
     tell("cells", len(todo), len(todo), "")
-
-
-def _measure_divergence(lm: CNAHFLM, config: SweepConfig, sweep: Layout, directory: RunDirectory) -> None:
-    """KL of the first generated token on harmless prompts; lm-eval has no output type for distributions."""
-    measured = harmless_kl(
-        lm.model,
-        lm.tokenizer,
-        sweep.settings,
-        mode=lm.mode,
-        chat_template=in_chat(config.tasks),
-        chat_template_args=lm.chat_template_args,
-        add_bos_token=lm.add_bos_token,
-        batch_size=lm.batch_size,
-    )
-    kept = {cell.key: asdict(divergence) for cell, divergence in zip(sweep.cells, measured, strict=True)}
-    directory.write_json(HARMLESS_KL, kept)
 
 
 @contextmanager
@@ -284,14 +202,3 @@ def _done_once() -> Iterator[None]:
         mock.patch.object(lm_eval.utils.env, "from_string", compiled),
     ):
         yield
-
-
-def _machine() -> dict[str, Any]:
-    """What a figure's reader wants to know of the machine and the versions."""
-    return {
-        "platform": platform.platform(),
-        "python": platform.python_version(),
-        "threads": torch.get_num_threads(),
-        "accelerator": torch.cuda.get_device_name() if torch.cuda.is_available() else None,
-        **{name: version(name) for name in ("lm-eval-cna", "lm_eval", "torch", "transformers")},
-    }

@@ -1,0 +1,171 @@
+"""What happens before a sweep computes anything: checks, the model, its interventions, the plan in the manifest."""
+
+from __future__ import annotations
+
+import platform
+import sys
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from importlib.metadata import version
+from typing import Any
+
+import torch
+from lm_eval.api.registry import get_model
+from lm_eval.models.api_models import TemplateAPI
+from lm_eval.tasks import TaskManager
+
+from lm_eval_cna.errors import ConfigError
+from lm_eval_cna.judging.config import JudgeConfig
+from lm_eval_cna.judging.judge import shared_judge
+from lm_eval_cna.models.arguments import check_device, check_dtype
+from lm_eval_cna.models.hf import CNAHFLM
+from lm_eval_cna.sweep.answers import ROWS
+from lm_eval_cna.sweep.config import LOG_FIELDS, SweepConfig
+from lm_eval_cna.sweep.interventions import Interventions, prepare
+from lm_eval_cna.sweep.layout import Layout, lay_out
+from lm_eval_cna.sweep.rundir import RunDirectory
+
+_SCORED_ROWS = 32  # rows of a batch of log-likelihoods where the user does not say
+
+
+@dataclass(frozen=True)
+class Begun:
+    """A sweep of which everything is decided, and nothing computed.
+
+    Attributes:
+        config: what was asked for.
+        directory: where it goes; the manifest is there.
+        manager: loads the tasks.
+        lm: the model, unsteered.
+        interventions: what cells steer with.
+        layout: cells, requests and batches.
+    """
+
+    config: SweepConfig
+    directory: RunDirectory
+    manager: TaskManager
+    lm: CNAHFLM
+    interventions: Interventions
+    layout: Layout
+
+    @property
+    def chat_template(self) -> str | None:
+        """The model's chat template, if any prompt is rendered with it."""
+        template: str | None = self.lm.chat_template(any(part.chat_template for part in self.layout.parts))
+        return template
+
+
+def check(config: SweepConfig) -> None:
+    """Find out what is wrong with the directory, the device or the precision before anything is loaded or written.
+
+    Raises:
+        CNAError: something is.
+    """
+    RunDirectory(config.output).check_plan(_asked_for(config))
+    check_device(config.model_args.get("device"))
+    check_dtype(config.model_args.get("dtype", "auto"))
+
+
+def check_tasks(config: SweepConfig, manager: TaskManager) -> None:
+    """Find out about a misspelt task, or a judge that does not answer, before a model is loaded.
+
+    Raises:
+        ConfigError: a task or the judge is not known.
+        JudgeError: the judge cannot be reached.
+    """
+    for spec in config.tasks:
+        if spec.task not in manager.task_index:
+            near = [name for name in manager.all_tasks if spec.task.split("_")[0] in name][:5]
+            raise ConfigError(
+                "unknown task", got=spec.task, allowed=", ".join(near) or None, do="see `lm_eval ls tasks`"
+            )
+    if config.judge is not None:
+        _check_judge(config.judge)
+
+
+def begin(config: SweepConfig, manager: TaskManager, command: list[str] | None = None) -> Begun:
+    """Load the model, find or draw the interventions, lay the sweep out and write its manifest.
+
+    Args:
+        config: a checked one.
+        manager: loads the tasks.
+        command: what the user typed, for the manifest.
+
+    Raises:
+        CNAError: a file, the model or the run directory is not usable.
+    """
+    directory = RunDirectory(config.output)
+    lm = load(config)
+    interventions = prepare(config, lm, directory)
+    layout = lay_out(config, lm, interventions, manager, directory)
+    interventions.keep(directory)
+    directory.adopt(
+        {
+            "plan": {
+                **_asked_for(config),
+                "weights_sha256": lm.weights_sha256,
+                "interventions": interventions.hashes,
+                "cells": [
+                    {**cell._asdict(), "key": cell.key, "context": context}
+                    for cell, context in zip(layout.cells, layout.contexts, strict=True)
+                ],
+                "settings": [part.name for part in layout.parts],
+                "judged": sorted(task for part in layout.parts for task in part.judged),
+                "rows": layout.rows,
+            },
+            "judge": None if config.judge is None else config.judge.public(),
+            "architecture": {
+                "name": lm.architecture.name,
+                "num_layers": len(lm.architecture.layers),
+                "mlp_width": lm.architecture.width,
+                "hidden_size": lm.architecture.hidden,
+                "dtype": str(lm.model.dtype).removeprefix("torch."),
+            },
+            "command": sys.argv if command is None else command,
+            "machine": _machine(),
+            "created": datetime.now(UTC).isoformat(timespec="seconds"),
+        }
+    )
+    return Begun(config, directory, manager, lm, interventions, layout)
+
+
+def load(config: SweepConfig) -> CNAHFLM:
+    """The model of a sweep, unsteered.
+
+    Raises:
+        ConfigError: it cannot be loaded with these arguments.
+    """
+    arguments = {name: value for name, value in config.model_args.items() if name != "batch_size"}
+    # Rows are hooks with several settings; what runs one cell at a time in such a sweep is a hook too.
+    mode = "hook" if config.mode in ("auto", ROWS) else config.mode
+    lm = CNAHFLM(pretrained=config.model, **arguments, mode=mode)
+    lm.quiet = True
+    given = config.model_args.get("batch_size", "auto")
+    lm.batch_size_per_gpu = _SCORED_ROWS if given == "auto" else int(given)
+    return lm
+
+
+def _asked_for(config: SweepConfig) -> dict[str, Any]:
+    """The part of a manifest's plan that the user decides."""
+    return config.model_dump(mode="json", exclude={"output", "judge", *LOG_FIELDS})
+
+
+def _check_judge(config: JudgeConfig) -> None:
+    """Ask a served judge a trial question before anything is generated; a local one would take the model's memory."""
+    try:
+        kind = get_model(config.model)
+    except (ValueError, ImportError) as error:
+        raise ConfigError("judge: no such lm-eval model", got=config.model, do="see `lm_eval ls models`") from error
+    if issubclass(kind, TemplateAPI):
+        shared_judge(config).check()
+
+
+def _machine() -> dict[str, Any]:
+    """What a figure's reader wants to know of the machine and the versions."""
+    return {
+        "platform": platform.platform(),
+        "python": platform.python_version(),
+        "threads": torch.get_num_threads(),
+        "accelerator": torch.cuda.get_device_name() if torch.cuda.is_available() else None,
+        **{name: version(name) for name in ("lm-eval-cna", "lm_eval", "torch", "transformers")},
+    }

@@ -1,0 +1,58 @@
+"""Where a sweep's answers are computed: in this process, or elsewhere. What comes back is the same."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import asdict
+from typing import Any, Protocol
+
+from lm_eval_cna.divergence import harmless_kl
+from lm_eval_cna.models.hf import CNAHFLM
+from lm_eval_cna.steering import Setting
+from lm_eval_cna.sweep.answers import compute
+from lm_eval_cna.sweep.batches import Batch
+from lm_eval_cna.sweep.begin import Begun
+from lm_eval_cna.sweep.config import SweepConfig
+from lm_eval_cna.sweep.interventions import in_chat
+from lm_eval_cna.sweep.store import Response
+
+#: (stage, done, in all, detail)
+Progress = Callable[[str, int, int, str], None]
+
+
+class Place(Protocol):
+    """Computes what a sweep asks."""
+
+    def answers(self, begun: Begun, batches: Sequence[Batch], tell: Progress) -> Iterator[tuple[Batch, list[Response]]]:
+        """Compute batches, each once and in any order; each comes with its responses in the order of its rows."""
+
+    def divergence(self, begun: Begun) -> list[dict[str, Any]]:
+        """First-token KL on harmless prompts, cell by cell: `lm_eval_cna.divergence.Divergence` as plain values."""
+
+
+class ThisProcess:
+    """Computes on the model that the sweep has begun with."""
+
+    def answers(self, begun: Begun, batches: Sequence[Batch], tell: Progress) -> Iterator[tuple[Batch, list[Response]]]:
+        """One batch after another."""
+        layout = begun.layout
+        return compute(begun.lm, layout.settings, batches, layout.prompts, mode=layout.mode)
+
+    def divergence(self, begun: Begun) -> list[dict[str, Any]]:
+        """All cells in one go."""
+        return measure_divergence(begun.lm, begun.config, begun.layout.settings)
+
+
+def measure_divergence(lm: CNAHFLM, config: SweepConfig, settings: Sequence[Setting]) -> list[dict[str, Any]]:
+    """KL of the first generated token on harmless prompts; lm-eval has no output type for distributions."""
+    measured = harmless_kl(
+        lm.model,
+        lm.tokenizer,
+        settings,
+        mode=lm.mode,
+        chat_template=in_chat(config.tasks),
+        chat_template_args=lm.chat_template_args,
+        add_bos_token=lm.add_bos_token,
+        batch_size=lm.batch_size,
+    )
+    return [asdict(divergence) for divergence in measured]
