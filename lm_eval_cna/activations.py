@@ -278,7 +278,7 @@ def _watch(architecture: Architecture, observers: dict[Read, _Observer]) -> Iter
 
 def _hook(layer: Layer, what: Read, observer: _Observer) -> torch.utils.hooks.RemovableHandle:
     def before(module: nn.Module, inputs: tuple[Any, ...]) -> None:
-        observer(layer.index, inputs[0][:, -1])
+        observer(layer.index, layer.gathered(inputs[0][:, -1]))
 
     def after(module: nn.Module, inputs: tuple[Any, ...], output: Any) -> None:
         observer(layer.index, (output[0] if isinstance(output, tuple) else output)[:, -1])

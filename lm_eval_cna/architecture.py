@@ -14,6 +14,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from lm_eval_cna import placement
 from lm_eval_cna.errors import ArchitectureError
 
 
@@ -82,11 +83,26 @@ class Layer:
         return module
 
     @property
-    def weight(self) -> torch.Tensor:
-        """The down-projection's weight, neurons along `neuron_dim`; packed where the model is quantized."""
-        weight = self.projection.weight
-        assert isinstance(weight, torch.Tensor)
-        return weight
+    def weight(self) -> torch.Tensor | None:
+        """The down-projection's weight, neurons along `neuron_dim`; `placement` says where its numbers are.
+
+        Packed where the model is quantized, and None where the quantizer keeps it under other names (GPTQ, AWQ).
+        """
+        weight = getattr(self.projection, "weight", None)
+        return weight if isinstance(weight, torch.Tensor) else None
+
+    @property
+    def held(self) -> range:
+        """The neurons that this process computes: all of them, unless the weight is cut over processes."""
+        return placement.held(self.weight, self.neuron_dim, neurons_of(self), self.down_name)
+
+    def channels(self, x: torch.Tensor) -> range:
+        """The neurons that an input [..., channels] of the projection holds."""
+        return placement.channels(x.shape[-1], self.held, neurons_of(self), self.down_name)
+
+    def gathered(self, x: torch.Tensor) -> torch.Tensor:
+        """Activations [..., all neurons] from those [..., neurons held here]; all processes must call this."""
+        return placement.gathered(x, self.weight, self.neuron_dim, neurons_of(self), self.down_name)
 
     @property
     def has_adapter(self) -> bool:
@@ -159,7 +175,7 @@ def find_architecture(model: nn.Module) -> Architecture:
     )
     if not layers:
         raise ArchitectureError(f"{name} has no decoder layers")
-    widths = {_neurons_of(layer) for layer in layers}
+    widths = {neurons_of(layer) for layer in layers}
     if len(widths) > 1:
         raise ArchitectureError(
             f"the MLPs of {name} differ in width: {sorted(widths)}", allowed="one width for all layers"
@@ -197,10 +213,10 @@ def _experts(module: nn.Module) -> str:
     return ""
 
 
-def _neurons_of(layer: Layer) -> int:
+def neurons_of(layer: Layer) -> int:
     """The neurons of a layer, read off the projection (quantized classes keep `in_features`)."""
     projection = layer.projection
-    if type(projection).__name__ == "Conv1D":
+    if type(projection).__name__ == "Conv1D" and layer.weight is not None:
         return layer.weight.shape[0]
     width = getattr(projection, "in_features", None)
     if not isinstance(width, int):
@@ -210,16 +226,18 @@ def _neurons_of(layer: Layer) -> int:
     return width
 
 
-def weight_columns(layer: Layer, indices: torch.Tensor) -> torch.Tensor:
-    """A copy of the weight's columns for some neurons.
+def weight_columns(layer: Layer, indices: torch.Tensor) -> torch.Tensor | None:
+    """A copy of the weight's columns for some neurons, gathered or read from where they are.
 
     Args:
         layer: the layer.
         indices: neuron indices [n], on any device.
 
     Returns:
-        [n, hidden], in the weight's dtype and on its device.
+        [n, hidden], in the weight's dtype; None where a quantizer has packed them.
     """
-    weight = layer.weight
-    columns = weight.detach().index_select(layer.neuron_dim, indices.to(weight.device))
+    weight = None if layer.weight is None else placement.whole(layer.weight, layer.projection, "weight")
+    if weight is None or placement.is_packed(weight):
+        return None
+    columns = weight.index_select(layer.neuron_dim, indices.to(weight.device))
     return columns if layer.neuron_dim == 0 else columns.T.contiguous()

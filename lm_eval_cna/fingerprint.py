@@ -12,22 +12,26 @@ import hashlib
 import torch
 from torch import nn
 
+from lm_eval_cna.placement import stored
+
 _PATTERN = {1: torch.int8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
 
 
 def weights_sha256(model: nn.Module) -> str:
     """Hash of all parameters and buffers by name, shape, type and contents.
 
-    Must be called on the unsteered model. Tensors that are not in memory (offloaded to disk, say) or of a subclass
-    without plain storage enter by name, shape and type alone.
+    Must be called on the unsteered model, and on all processes that a weight is cut over: the hash is that of the whole
+    weight. Offloaded tensors are read once, and quantized ones enter as they are packed.
     """
     digest = hashlib.sha256()
+    owners = dict(model.named_modules())
     for name, tensor in sorted(model.state_dict(keep_vars=True).items()):
         if not isinstance(tensor, torch.Tensor):
             continue
         digest.update(f"{name} {tuple(tensor.shape)} {tensor.dtype} ".encode())
-        if type(tensor) in (torch.Tensor, nn.Parameter) and tensor.device.type != "meta":
-            digest.update(_checksum(tensor.detach()))
+        owner, _, own_name = name.rpartition(".")
+        for part in stored(tensor, owners.get(owner, model), own_name):
+            digest.update(_checksum(part))
     return digest.hexdigest()
 
 

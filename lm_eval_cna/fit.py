@@ -7,13 +7,13 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Iterable
-from typing import Any
 
 import torch
 
 from lm_eval_cna.architecture import Architecture, weight_columns
 from lm_eval_cna.errors import InterventionError
 from lm_eval_cna.intervention import Circuit, Intervention, Vectors, tensor_bytes
+from lm_eval_cna.placement import is_packed, kind_of
 from lm_eval_cna.provenance import ModelInfo
 
 
@@ -70,9 +70,13 @@ def fit_warnings(
     dtype = _dtype_name(architecture)
     if made.dtype is not None and made.dtype != dtype:
         warnings.append(f"dtype: the circuit was found in {made.dtype}, this is {dtype}; columns cannot be compared")
+    elif made.dtype is not None and is_packed(architecture.layers[0].weight):
+        warnings.append(f"weights: not verified, since {dtype} has no columns to compare")
     elif made.columns_sha256 is not None:
         ours = columns_sha256(architecture, named_columns(intervention))
-        if ours is not None and ours != made.columns_sha256:
+        if ours is None:
+            warnings.append("weights: not verified, since they cannot be read")
+        elif ours != made.columns_sha256:
             warnings.append("weights: the columns of the named neurons are not those of the model it was found on")
     return tuple(warnings)
 
@@ -101,26 +105,25 @@ def named_columns(intervention: Intervention) -> list[tuple[int, int]]:
 
 
 def columns_sha256(architecture: Architecture, neurons: Iterable[tuple[int, int]]) -> str | None:
-    """Hash of the named neurons' weight columns, in (layer, index) order; None where weights are not plain numbers."""
+    """Hash of the named neurons' weight columns, in (layer, index) order; None where they cannot be read.
+
+    A quantized weight has none: what the same model's columns are after rounding depends on the quantizer, its version
+    and its device, so a hash of them would differ where nothing is wrong. Where a weight is cut over processes, all of
+    them must call this.
+    """
     digest = hashlib.sha256()
     ordered = sorted(neurons)
     for layer in architecture.layers:
         indices = [index for at, index in ordered if at == layer.index]
         if not indices:
             continue
-        weight = layer.weight
-        if not is_plain(weight):
+        columns = weight_columns(layer, torch.tensor(indices))
+        if columns is None:
             return None
-        digest.update(tensor_bytes(weight_columns(layer, torch.tensor(indices))))
+        digest.update(tensor_bytes(columns))
     return digest.hexdigest()
 
 
-def is_plain(weight: Any) -> bool:
-    """Whether a weight is an ordinary floating-point tensor that is in memory."""
-    plain = type(weight) in (torch.nn.Parameter, torch.Tensor)
-    return plain and weight.dtype.is_floating_point and weight.device.type != "meta"
-
-
 def _dtype_name(architecture: Architecture) -> str:
-    weight = architecture.layers[0].weight
-    return str(weight.dtype).removeprefix("torch.")
+    layer = architecture.layers[0]
+    return kind_of(layer.weight, layer.projection)

@@ -26,8 +26,9 @@ from torch import nn
 
 from lm_eval_cna.architecture import Architecture, Layer, find_architecture
 from lm_eval_cna.errors import SteeringError
-from lm_eval_cna.fit import check_fit, is_plain
+from lm_eval_cna.fit import check_fit
 from lm_eval_cna.intervention import Circuit, Vectors
+from lm_eval_cna.placement import is_cut, is_offloaded, is_packed, is_plain, kind_of, local
 
 Mode = Literal["auto", "fold", "hook"]
 MODES: tuple[Mode, ...] = ("auto", "fold", "hook")
@@ -181,14 +182,19 @@ def _touch(layer: Layer, setting: Setting, mode: Mode) -> Callable[[], Any]:
         module = layer.write if setting.intervention.place == "write" else layer.block
         return module.register_forward_hook(adder(vector)).remove
     assert setting.intervention is not None
-    indices = torch.tensor(setting.intervention.by_layer()[layer.index])
+    neurons = setting.intervention.by_layer()[layer.index]
     if mode == "fold":
-        return _fold(layer, indices, setting.multiplier)
-    return layer.down.register_forward_pre_hook(scaler(indices, setting.multiplier), with_kwargs=True).remove
+        return _fold(layer, neurons, setting.multiplier)
+    return layer.down.register_forward_pre_hook(_scaler_of(layer, neurons, setting.multiplier), with_kwargs=True).remove
 
 
-def _fold(layer: Layer, indices: torch.Tensor, multiplier: float) -> Callable[[], Any]:
-    return fold_columns(layer.weight.data, layer.neuron_dim, indices, multiplier)
+def _fold(layer: Layer, neurons: list[int], multiplier: float) -> Callable[[], Any]:
+    return fold_columns(local(layer.weight), layer.neuron_dim, _places(neurons, layer.held), multiplier)
+
+
+def _places(neurons: list[int], held: range) -> torch.Tensor:
+    """Where neurons stand among those that are held here; other processes steer the others."""
+    return torch.tensor([neuron - held.start for neuron in neurons if neuron in held], dtype=torch.long)
 
 
 def fold_columns(weight: torch.Tensor, dim: int, indices: torch.Tensor, multiplier: float) -> Callable[[], Any]:
@@ -207,6 +213,19 @@ def fold_columns(weight: torch.Tensor, dim: int, indices: torch.Tensor, multipli
     return lambda: weight.index_copy_(dim, indices, saved)
 
 
+def _scaler_of(layer: Layer, neurons: list[int], multiplier: float) -> Callable[..., Any]:
+    """A pre-hook of the layer's down-projection that scales those of the neurons whose activations it is given."""
+    made: dict[int, Callable[..., Any]] = {}
+
+    def scale(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        size = args[0].shape[-1]
+        if size not in made:
+            made[size] = scaler(_places(neurons, layer.channels(args[0])), multiplier)
+        return made[size](module, args, kwargs)
+
+    return scale
+
+
 def scaler(indices: torch.Tensor, multiplier: float) -> Callable[..., Any]:
     """A pre-hook of the down-projection that scales the chosen channels of its input."""
     placed: dict[torch.device, torch.Tensor] = {}
@@ -215,8 +234,10 @@ def scaler(indices: torch.Tensor, multiplier: float) -> Callable[..., Any]:
         module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]
     ) -> tuple[tuple[Any, ...], dict[str, Any]]:
         x = args[0]
-        # An offloaded or sharded model may call a layer on another device than the one its weight was loaded to.
-        chosen = placed.setdefault(x.device, indices.to(x.device))
+        # An offloaded model may call a layer on another device than the one its weight was loaded to.
+        chosen = placed.get(x.device)
+        if chosen is None:
+            chosen = placed[x.device] = indices.to(x.device)
         return (x.index_copy(-1, chosen, x.index_select(-1, chosen) * multiplier), *args[1:]), kwargs
 
     return scale
@@ -242,11 +263,11 @@ def _why_not_fold(layer: Layer, shared: set[int]) -> str | None:
     weight = layer.weight
     if layer.has_adapter:
         return f"{layer.down_name} carries an adapter, which a folded weight would not scale"
-    if not is_plain(weight):
-        return f"{layer.down_name} holds a {type(weight).__name__} of {weight.dtype} on {weight.device.type}"
-    if getattr(getattr(layer.projection, "_hf_hook", None), "offload", False):
+    if is_offloaded(weight, layer.projection):
         return f"{layer.down_name} is offloaded and loaded again at every call"
-    if weight.untyped_storage().data_ptr() in shared:
+    if weight is None or is_packed(weight) or not is_plain(local(weight)):
+        return f"{layer.down_name} is quantized ({kind_of(weight, layer.projection)}), and its columns are packed"
+    if local(weight).untyped_storage().data_ptr() in shared:
         return f"{layer.down_name} shares its storage with another parameter"
     return None
 
@@ -255,7 +276,7 @@ def _shared_storages(model: nn.Module) -> set[int]:
     """Addresses of storages that more than one parameter of the model lives in."""
     seen: dict[int, int] = {}
     for _, parameter in model.named_parameters(remove_duplicate=False):
-        if is_plain(parameter):
-            address = parameter.untyped_storage().data_ptr()
+        if (is_cut(parameter) and parameter.device.type != "meta") or is_plain(parameter):
+            address = local(parameter).untyped_storage().data_ptr()
             seen[address] = seen.get(address, 0) + 1
     return {address for address, count in seen.items() if count > 1}

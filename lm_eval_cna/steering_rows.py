@@ -31,11 +31,13 @@ class _Touched:
     Attributes:
         kind: whether its input is multiplied or its output added to.
         table: factors or vectors [settings, channels]; placed where the module runs at its first call.
+        channels: of factors: which neurons the module's input holds.
         operand: the lines of the batch at hand [rows, 1, channels], or None after an assignment.
     """
 
     kind: Kind
     table: torch.Tensor
+    channels: Callable[[torch.Tensor], range] | None = field(default=None)
     operand: torch.Tensor | None = field(default=None)
 
 
@@ -106,8 +108,9 @@ class RowSteering:
                 continue
             if isinstance(intervention, Circuit):
                 for index, neurons in intervention.by_layer().items():
-                    down = self._architecture.layers[index].down
-                    line(down, "factors", self._architecture.width, position)[neurons] = setting.multiplier
+                    layer = self._architecture.layers[index]
+                    line(layer.down, "factors", self._architecture.width, position)[neurons] = setting.multiplier
+                    found[layer.down].channels = layer.channels
                 continue
             for index, vector in intervention.tensors.items():
                 layer = self._architecture.layers[index]
@@ -122,6 +125,9 @@ class RowSteering:
                 "rows of the batch", got=x.shape[0], allowed=f"the {len(self._rows)} that were assigned"
             )
         if touched.operand is None:
+            if touched.channels is not None and x.shape[-1] != touched.table.shape[1]:
+                held = touched.channels(x)  # the weight is cut over processes: each steers its own neurons
+                touched.table = touched.table[:, held.start : held.stop]
             if self._index is None or self._index.device != x.device:
                 self._index = torch.tensor(self._rows, device=x.device)
             touched.table = touched.table.to(device=x.device, dtype=x.dtype)

@@ -78,7 +78,7 @@ def naming_the_model(pretrained: Any) -> Iterator[None]:
     """Say which model it is that transformers cannot load.
 
     Raises:
-        ConfigError: it cannot; instead of the OSError, ValueError or TypeError that transformers raises.
+        ConfigError: it cannot; instead of the OSError, ValueError, TypeError or ImportError that transformers raises.
     """
     try:
         yield
@@ -88,6 +88,8 @@ def naming_the_model(pretrained: Any) -> Iterator[None]:
             got=pretrained if isinstance(pretrained, str) else type(pretrained).__name__,
             do="give a name on the hub or a path",
         ) from error
+    except ImportError as error:  # a quantizer's library
+        raise ConfigError(f"cannot load the model: {error}", got=pretrained) from error
     except TypeError as error:
         if "unexpected keyword argument" not in str(error):
             raise

@@ -13,6 +13,7 @@ from contextlib import contextmanager
 from functools import cached_property
 from typing import Any
 
+import torch
 from lm_eval.api.registry import register_model
 from lm_eval.models.huggingface import HFLM
 
@@ -22,6 +23,7 @@ from lm_eval_cna.fit import check_fit
 from lm_eval_cna.hashing import json_sha256
 from lm_eval_cna.models.arguments import check_batch_size, check_device, check_dtype, naming_the_model
 from lm_eval_cna.models.likelihood import can_share, score_tokens
+from lm_eval_cna.models.quantization import describe_quantization, quantization_asked_for
 from lm_eval_cna.models.steered import Steered, described, read_arguments
 from lm_eval_cna.steering import Setting, Steering, apply
 
@@ -40,7 +42,7 @@ class CNAHFLM(Steered, HFLM):  # type: ignore[misc]  # lm-eval carries no type i
         mode: "auto" (fold where weights can be edited), "fold" or "hook".
         revision: of `pretrained`; by default the one that the circuit file names.
         device: one that this machine has; by default, or for "auto", CUDA or MPS where there is one, else the CPU.
-        **kwargs: everything that `hf` takes.
+        **kwargs: everything that `hf` takes, and `quantization_config` (see `models/quantization.py`).
 
     Raises:
         ConfigError: an argument is wrong, or no model is named.
@@ -65,9 +67,12 @@ class CNAHFLM(Steered, HFLM):  # type: ignore[misc]  # lm-eval carries no type i
         check_dtype(kwargs.get("dtype", "auto"))
         check_batch_size(kwargs.get("batch_size", 1))
         asked = read_arguments(pretrained, revision, circuit, multiplier, scale, mode)
+        #: Whether the weights are cut over processes, all of which then must run the same, in the same order.
+        self.lockstep = kwargs.get("tp_plan") is not None
+        self._quantization = quantization_asked_for(kwargs)
         with naming_the_model(asked.pretrained), _processes_on_cpu(device, kwargs):
             super().__init__(pretrained=asked.pretrained, revision=asked.revision or "main", device=device, **kwargs)
-        self._share_requests_between_cpu_processes(kwargs)
+        self._settle_on_cpu()
         self.mode = asked.mode
         self.steering: Steering | None = None
         # Before any steering: the fingerprint is that of the untouched weights.
@@ -123,10 +128,12 @@ class CNAHFLM(Steered, HFLM):  # type: ignore[misc]  # lm-eval carries no type i
             mode: how: "fold", "hook" or "rows".
         """
         generation = getattr(self.model, "generation_config", None)
+        quantization = describe_quantization(self.model)
         return json_sha256(
             {
                 "weights": self.weights_sha256,
                 "dtype": str(self.model.dtype),
+                **({} if quantization is None else {"quantization": quantization}),
                 "setting": None if setting.is_baseline else described(setting, mode),
                 "generation_config": None if generation is None else generation.to_dict(),
                 "tokenizer": [self.tokenizer.name_or_path, len(self.tokenizer)],
@@ -164,12 +171,19 @@ class CNAHFLM(Steered, HFLM):  # type: ignore[misc]  # lm-eval carries no type i
         info: dict[str, Any] = super().get_model_info()
         return info | {"cna": self.steering_info(self.setting, self.mode_in_use)}
 
-    def _share_requests_between_cpu_processes(self, kwargs: dict[str, Any]) -> None:
+    def _create_model(self, *args: Any, quantization_config: Any = None, **kwargs: Any) -> None:
+        """As in HFLM; a quantization that is asked for takes the place of the checkpoint's, of which there is none."""
+        chosen = quantization_config if self._quantization is None else self._quantization
+        super()._create_model(*args, quantization_config=chosen, **kwargs)
+
+    def _settle_on_cpu(self) -> None:
         """Give every process its share of the requests; HFLM does so only where it sees several GPUs."""
         accelerator = getattr(self, "accelerator", None)
-        if accelerator is not None and self.world_size == 1 and kwargs.get("tp_plan") is None:
+        if accelerator is not None and self.world_size == 1:
             self._rank, self._world_size = accelerator.process_index, accelerator.num_processes
             self._device = accelerator.device
+        if self._device.type == "cpu":
+            self._device = torch.device("cpu")  # HFLM numbers the CPUs of a tp_plan's processes
 
 
 @contextmanager

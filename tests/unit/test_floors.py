@@ -24,6 +24,7 @@ FLOORS = {
     "intervention": 1,
     "fingerprint": 1,
     "fit": 1,
+    "placement": 1,
     "prompts": 1,
     "provenance": 1,
     "activations": 2,

@@ -1,0 +1,45 @@
+"""What asks for quantization in the arguments of cna-hf. Floor 3.
+
+A checkpoint that was saved quantized says so itself. To quantize while loading, lm-eval documents `load_in_4bit=True`,
+which lm-eval 0.4.13 passes on to a model class that does not take it any more (transformers 5); here it works, and so
+does `quantization_config`, which lm-eval itself gives a second value.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from lm_eval_cna.errors import ConfigError
+
+_BITSANDBYTES = ("load_in_4bit", "load_in_8bit", "bnb_4bit_", "llm_int8_")
+
+
+def quantization_asked_for(arguments: dict[str, Any]) -> Any:
+    """Take what asks for quantization out of the arguments: a config of transformers, or None where nothing does.
+
+    Args:
+        arguments: those of cna-hf that are not its own: `quantization_config` (a mapping, or a config) or those of
+            `BitsAndBytesConfig`.
+
+    Raises:
+        ConfigError: both are given, a mapping names no method, or the method does not take what it holds.
+    """
+    given = arguments.pop("quantization_config", None)
+    flags = {name: arguments.pop(name) for name in list(arguments) if name.startswith(_BITSANDBYTES)}
+    if given is not None and flags:
+        raise ConfigError("two quantizations", got=["quantization_config", *sorted(flags)], do="ask for one of them")
+    if not flags and not isinstance(given, dict):
+        return given
+    from transformers import BitsAndBytesConfig
+    from transformers.quantizers import AutoQuantizationConfig
+
+    try:
+        return BitsAndBytesConfig(**flags) if flags else AutoQuantizationConfig.from_dict(given)
+    except (TypeError, ValueError, AttributeError, ImportError) as error:
+        raise ConfigError(f"quantization: {error}", got=flags or given) from error
+
+
+def describe_quantization(model: Any) -> Any:
+    """How the model is quantized, as plain data; None where it is not."""
+    found: Any = getattr(getattr(model, "config", None), "quantization_config", None)
+    return found if found is None or isinstance(found, dict) else found.to_dict()
