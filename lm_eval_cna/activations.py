@@ -19,6 +19,7 @@ from torch import nn
 
 from lm_eval_cna.architecture import Architecture, Layer
 from lm_eval_cna.errors import CNAError, ConfigError, ContrastError
+from lm_eval_cna.mixture import MixtureWatch
 from lm_eval_cna.prompts import pad_left
 
 Read = Literal["neurons", "magnitudes", "writes", "blocks"]
@@ -32,10 +33,14 @@ _FINITE_ADVICE = "load the model in bfloat16 or float32, and check its weights"
 class Means:
     """Means over prompts of what was read at their last token, float64 on the host.
 
+    In a mixture of experts a prompt whose last token does not visit an expert counts as zero for its neurons; nothing
+    is averaged over visits alone, since a neuron that is not reached does nothing to the prompt's answer.
+
     Attributes:
         counts: number of prompts in each group.
-        neurons: activations, the input of every down-projection: [groups, layers, width].
-        magnitudes: absolute activations over all prompts, groups together: [layers, width].
+        neurons: activations, the input of every down-projection: [groups, neurons], in the order of
+            `Architecture.layout`.
+        magnitudes: absolute activations over all prompts, groups together: [neurons].
         writes: what every MLP adds to the residual stream: [groups, layers, hidden].
         blocks: the residual stream behind every layer: [groups, layers, hidden].
     """
@@ -81,27 +86,27 @@ class RunningSums:
         return sum(total.nbytes for total in self._sums if total is not None)
 
     def means(self, counts: Sequence[int], what: str) -> torch.Tensor:
-        """Divide by the groups' sizes: [groups, layers, size], float64 on the host. The sums are used up.
+        """Divide by the groups' sizes: [groups, size of all layers], float64 on the host. The sums are used up.
 
         Raises:
             CNAError: a sum is not finite, or a layer was never called.
         """
         divisor = torch.tensor(counts, dtype=torch.float64).unsqueeze(1)
-        result: torch.Tensor | None = None
-        for layer in range(len(self._sums)):
+        missing = [layer for layer, total in enumerate(self._sums) if total is None]
+        if missing:
+            raise CNAError(f"layer {missing[0]} was never called in the forward pass")
+        sizes = [total.shape[1] for total in self._sums if total is not None]
+        result = torch.empty((self._groups, sum(sizes)), dtype=torch.float64)
+        for layer, part in enumerate(torch.split(result, sizes, dim=1)):
             total, self._sums[layer] = self._sums[layer], None  # one layer at a time is in memory twice
-            if total is None:
-                raise CNAError(f"layer {layer} was never called in the forward pass")
+            assert total is not None
             total = total.cpu().to(torch.float64)
             if not bool(torch.isfinite(total).all()):
                 raise CNAError(
                     f"{what} of layer {layer} are not finite (NaN or infinity)",
                     do=_FINITE_ADVICE,
                 )
-            if result is None:
-                result = torch.empty((self._groups, len(self._sums), total.shape[1]), dtype=torch.float64)
-            torch.div(total, divisor, out=result[:, layer])
-        assert result is not None
+            torch.div(total, divisor, out=part)
         return result
 
 
@@ -157,6 +162,9 @@ def mean_activations(
     }
     means = {what: sums[what].means([len(rows)] if what == "magnitudes" else counts, names[what]) for what in read}
     magnitudes = means.pop("magnitudes", None)
+    for what in ("writes", "blocks"):
+        if what in means:
+            means[what] = means[what].view(len(counts), len(architecture.layers), -1)
     return Means(counts, magnitudes=None if magnitudes is None else magnitudes[0], **means)
 
 
@@ -172,7 +180,7 @@ def count_in_top(
     """Count for every neuron the prompts on which it is among the model's k largest by |activation| at the last token.
 
     The k largest are carried from layer to layer, so that no prompt's activations are ever held for the whole model.
-    Equal values are ranked by (layer, index).
+    Equal values are ranked by their order in `Architecture.layout`.
 
     Args:
         architecture: the model.
@@ -183,20 +191,21 @@ def count_in_top(
         progress: called with (prompts done, prompts in all) after each batch.
 
     Returns:
-        int32 [layers, width] on the host.
+        int32 [neurons] on the host, in the order of `Architecture.layout`.
 
     Raises:
         CNAError: activations are not finite; the message names the first such layer.
     """
-    width = architecture.width
-    counts = torch.zeros(len(architecture.layers) * width, dtype=torch.int32)
+    layout = architecture.layout
+    counts = torch.zeros(layout.num_neurons, dtype=torch.int32)
     finite: dict[int, torch.Tensor] = {}
     top_values = top_ids = torch.empty(0)
 
     def merge(layer: int, last: torch.Tensor) -> None:
         nonlocal top_values, top_ids
         finite[layer] = torch.isfinite(last).all() & finite.get(layer, True)
-        ids = torch.arange(layer * width, (layer + 1) * width, device=last.device).expand(len(last), -1)
+        place = layout.of_layer(layer)
+        ids = torch.arange(place.start, place.stop, device=last.device).expand(len(last), -1)
         # Earlier layers stand first, so a stable sort breaks ties by (layer, index).
         values = torch.cat((top_values.to(last.device), last.abs().float()), dim=1)
         ids = torch.cat((top_ids.to(last.device), ids), dim=1)
@@ -213,7 +222,7 @@ def count_in_top(
     for layer, flag in finite.items():
         if not bool(flag):
             raise CNAError(f"activations of layer {layer} are not finite (NaN or infinity)", do=_FINITE_ADVICE)
-    return counts.view(-1, width).cpu()
+    return counts.cpu()
 
 
 def _batches(rows: Rows, batch_size: int, progress: Progress | None) -> Iterator[list[int]]:
@@ -265,8 +274,13 @@ def _watch(architecture: Architecture, observers: dict[Read, _Observer]) -> Iter
     try:
         for module in training:
             module.training = False  # dropout would make a circuit of chance
+        of_neurons = [observer for what, observer in observers.items() if what in ("neurons", "magnitudes")]
         for layer in architecture.layers:
-            handles += [_hook(layer, what, observer) for what, observer in observers.items()]
+            if of_neurons and layer.has_experts:
+                handles += MixtureWatch(layer, of_neurons).register()
+            elif of_neurons:
+                handles.append(_before(layer, of_neurons))
+            handles += [_after(layer, what, observers[what]) for what in ("writes", "blocks") if what in observers]
         handles += _end_early(architecture.layers[-1], observers)
         yield
     finally:
@@ -276,15 +290,24 @@ def _watch(architecture: Architecture, observers: dict[Read, _Observer]) -> Iter
             module.training = True
 
 
-def _hook(layer: Layer, what: Read, observer: _Observer) -> torch.utils.hooks.RemovableHandle:
+def _before(layer: Layer, observers: Sequence[_Observer]) -> torch.utils.hooks.RemovableHandle:
+    """Observe what goes into the down-projection of a dense layer."""
+    (projection,) = layer.projections
+
     def before(module: nn.Module, inputs: tuple[Any, ...]) -> None:
-        observer(layer.index, layer.gathered(inputs[0][:, -1]))
+        last = projection.gathered(inputs[0][:, -1])
+        for observer in observers:
+            observer(layer.index, last)
+
+    return projection.down.register_forward_pre_hook(before)
+
+
+def _after(layer: Layer, what: Read, observer: _Observer) -> torch.utils.hooks.RemovableHandle:
+    """Observe what the MLP writes, or the residual stream behind the layer."""
 
     def after(module: nn.Module, inputs: tuple[Any, ...], output: Any) -> None:
         observer(layer.index, (output[0] if isinstance(output, tuple) else output)[:, -1])
 
-    if what in ("neurons", "magnitudes"):
-        return layer.down.register_forward_pre_hook(before)
     return (layer.write if what == "writes" else layer.block).register_forward_hook(after)
 
 
@@ -302,7 +325,8 @@ def _end_early(last: Layer, read: Collection[Read]) -> list[torch.utils.hooks.Re
 
     if "blocks" in read:
         return [last.block.register_forward_hook(end)]
-    mlp = next(module for module in last.block.modules() if any(child is last.down for child in module.children()))
     if "writes" in read:
-        return [mlp.register_forward_pre_hook(cut), last.write.register_forward_hook(end)]
-    return [mlp.register_forward_pre_hook(cut), last.down.register_forward_pre_hook(end)]
+        return [last.mlp.register_forward_pre_hook(cut), last.write.register_forward_hook(end)]
+    if last.has_experts:  # they are read when the MLP has been through all of them
+        return [last.mlp.register_forward_pre_hook(cut), last.mlp.register_forward_hook(end)]
+    return [last.mlp.register_forward_pre_hook(cut), last.projections[0].down.register_forward_pre_hook(end)]

@@ -9,6 +9,7 @@ a partial match would steer part of the model and report it as the whole.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 import torch
@@ -16,6 +17,8 @@ from torch import nn
 
 from lm_eval_cna import placement
 from lm_eval_cna.errors import ArchitectureError
+from lm_eval_cna.experts import check_experts
+from lm_eval_cna.neurons import SHARED, Expert, Layout, Part
 
 
 @dataclass(frozen=True)
@@ -28,12 +31,17 @@ class Family:
         down: name of the down-projection in the MLP.
         post_norm: name of the norm in a decoder layer that the MLP's output passes before it is added to the
             residual stream, or None where it is added as it is.
+        experts: name of the routed experts in the MLP of a mixture-of-experts layer; None in a dense family. A layer
+            of such a family whose MLP has none is a dense one.
+        shared: name of the shared expert there, an MLP of its own.
     """
 
     layers: str = "layers"
     mlp: str = "mlp"
     down: str = "down_proj"
     post_norm: str | None = None
+    experts: str | None = None
+    shared: str | None = None
 
 
 # Keyed by `config.model_type` of the decoder stack.
@@ -49,7 +57,89 @@ FAMILIES: dict[str, Family] = {
     "gpt2": Family(layers="h", down="c_proj"),
     "gpt_neox": Family(down="dense_4h_to_h"),
     "falcon": Family(layers="h", down="dense_4h_to_h"),
+    "mixtral": Family(experts="experts"),
+    "qwen2_moe": Family(experts="experts", shared="shared_expert"),
+    "qwen3_moe": Family(experts="experts"),
+    "olmoe": Family(experts="experts"),
+    "gpt_oss": Family(experts="experts"),
 }
+
+
+@dataclass(frozen=True)
+class Projection:
+    """One down-projection: of a dense MLP, of a shared expert, or of one routed expert.
+
+    Attributes:
+        layer: the decoder layer it belongs to, from 0.
+        expert: a routed expert's number, "shared", or None for a dense MLP.
+        down: what the model calls, an adapter's wrapper included: the projection, whose input [..., width] holds the
+            neurons' activations, or for a routed expert the module of all the layer's experts.
+        name: its name in `model.named_modules()`; for a routed expert, of its part of the fused tensor.
+    """
+
+    layer: int
+    expert: Expert | None
+    down: nn.Module
+    name: str
+
+    @property
+    def base(self) -> nn.Module:
+        """What is called, without adapter wrappers: the module that holds the weight."""
+        return _unwrapped(self.down)
+
+    @property
+    def is_routed(self) -> bool:
+        """Whether this is a routed expert's."""
+        return isinstance(self.expert, int)
+
+    @property
+    def weight(self) -> torch.Tensor | None:
+        """The weight, neurons along `neuron_dim`; `placement` says where its numbers are. A routed expert's is a view.
+
+        Packed where the model is quantized, and None where the quantizer keeps it under other names (GPTQ, AWQ).
+        """
+        if isinstance(self.expert, int):
+            return self.base.get_parameter("down_proj")[self.expert]
+        weight = getattr(self.base, "weight", None)
+        return weight if isinstance(weight, torch.Tensor) else None
+
+    @property
+    def held(self) -> range:
+        """The neurons that this process computes: all of them, unless the weight is cut over processes."""
+        return placement.held(self.weight, self.neuron_dim, self.width, self.name)
+
+    def channels(self, x: torch.Tensor) -> range:
+        """The neurons that an input [..., channels] of the projection holds."""
+        return placement.channels(x.shape[-1], self.held, self.width, self.name)
+
+    def gathered(self, x: torch.Tensor) -> torch.Tensor:
+        """Activations [..., all neurons] from those [..., neurons held here]; all processes must call this."""
+        return placement.gathered(x, self.weight, self.neuron_dim, self.width, self.name)
+
+    @property
+    def has_adapter(self) -> bool:
+        """Whether an adapter (LoRA) wraps the down-projection."""
+        return self.base is not self.down
+
+    @property
+    def neuron_dim(self) -> int:
+        """The dimension of the weight that runs over neurons: 1 as in `nn.Linear`, 0 as in GPT-2's `Conv1D`."""
+        if self.is_routed:
+            return 0 if self.base.is_transposed else 1
+        return 0 if type(self.base).__name__ == "Conv1D" else 1
+
+    @property
+    def width(self) -> int:
+        """Its neurons, read off the module (quantized classes keep `in_features`)."""
+        weight = self.weight
+        if weight is not None and (self.is_routed or type(self.base).__name__ == "Conv1D"):
+            return weight.shape[self.neuron_dim]
+        width = getattr(self.base, "in_features", None)
+        if not isinstance(width, int):
+            raise ArchitectureError(
+                f"{self.name} is a {type(self.base).__name__}", allowed="a linear layer or GPT-2's Conv1D"
+            )
+        return width
 
 
 @dataclass(frozen=True)
@@ -59,60 +149,26 @@ class Layer:
     Attributes:
         index: position in the stack, from 0.
         block: the decoder layer; its output is the residual stream after it.
-        down: the down-projection as the model calls it, an adapter's wrapper included; its input
-            [batch, sequence, width] holds the neurons' activations.
+        mlp: its MLP; takes [batch, sequence, hidden].
         write: the module whose output [batch, sequence, hidden] is added to the residual stream: the MLP, or
             the norm behind it.
-        block_name, down_name, write_name: their names in `model.named_modules()`.
+        projections: its down-projections: one of a dense MLP; of a mixture of experts every routed expert's, in order,
+            and the shared one's behind them.
+        name, write_name: names of block and write in `model.named_modules()`.
     """
 
     index: int
     block: nn.Module
-    down: nn.Module
+    mlp: nn.Module
     write: nn.Module
-    block_name: str
-    down_name: str
+    projections: tuple[Projection, ...]
+    name: str
     write_name: str
 
     @property
-    def projection(self) -> nn.Module:
-        """The down-projection without adapter wrappers: the module that holds the weight."""
-        module = self.down
-        while isinstance(inner := getattr(module, "base_layer", None), nn.Module):
-            module = inner
-        return module
-
-    @property
-    def weight(self) -> torch.Tensor | None:
-        """The down-projection's weight, neurons along `neuron_dim`; `placement` says where its numbers are.
-
-        Packed where the model is quantized, and None where the quantizer keeps it under other names (GPTQ, AWQ).
-        """
-        weight = getattr(self.projection, "weight", None)
-        return weight if isinstance(weight, torch.Tensor) else None
-
-    @property
-    def held(self) -> range:
-        """The neurons that this process computes: all of them, unless the weight is cut over processes."""
-        return placement.held(self.weight, self.neuron_dim, neurons_of(self), self.down_name)
-
-    def channels(self, x: torch.Tensor) -> range:
-        """The neurons that an input [..., channels] of the projection holds."""
-        return placement.channels(x.shape[-1], self.held, neurons_of(self), self.down_name)
-
-    def gathered(self, x: torch.Tensor) -> torch.Tensor:
-        """Activations [..., all neurons] from those [..., neurons held here]; all processes must call this."""
-        return placement.gathered(x, self.weight, self.neuron_dim, neurons_of(self), self.down_name)
-
-    @property
-    def has_adapter(self) -> bool:
-        """Whether an adapter (LoRA) wraps the down-projection."""
-        return self.projection is not self.down
-
-    @property
-    def neuron_dim(self) -> int:
-        """The dimension of the weight that runs over neurons: 1 for `nn.Linear`, 0 for GPT-2's `Conv1D`."""
-        return 0 if type(self.projection).__name__ == "Conv1D" else 1
+    def has_experts(self) -> bool:
+        """Whether the MLP is a mixture of experts."""
+        return self.projections[0].is_routed
 
 
 @dataclass(frozen=True)
@@ -123,20 +179,28 @@ class Architecture:
         name: class name of the model, adapters and wrappers aside ("LlamaForCausalLM").
         stack: the decoder stack; maps token ids to hidden states and computes no logits.
         layers: its decoder layers, in order.
-        width: MLP width, the number of neurons of a layer.
         hidden: width of the residual stream.
     """
 
     name: str
     stack: nn.Module
     layers: tuple[Layer, ...]
-    width: int
     hidden: int
+
+    @cached_property
+    def layout(self) -> Layout:
+        """Where every neuron stands among all of them."""
+        return Layout(tuple(Part(p.layer, p.expert, p.width) for layer in self.layers for p in layer.projections))
+
+    @cached_property
+    def projections(self) -> dict[tuple[int, Expert | None], Projection]:
+        """All down-projections by (layer, expert)."""
+        return {(p.layer, p.expert): p for layer in self.layers for p in layer.projections}
 
     @property
     def num_neurons(self) -> int:
         """Neurons of the whole model."""
-        return len(self.layers) * self.width
+        return self.layout.num_neurons
 
 
 def find_architecture(model: nn.Module) -> Architecture:
@@ -147,7 +211,7 @@ def find_architecture(model: nn.Module) -> Architecture:
 
     Raises:
         ArchitectureError: the model is of no known family, has more than one decoder stack, or has a layer
-            that does not look like its family (a mixture of experts, say). The message names what was found.
+            that does not look like its family (experts in another layout, say). The message names what was found.
     """
     unwrap: Any = getattr(model, "get_base_model", None)  # PEFT's wrapper
     base = unwrap() if unwrap is not None else model
@@ -169,40 +233,84 @@ def find_architecture(model: nn.Module) -> Architecture:
             do="pass the text model alone",
         )
     path, stack, family = stacks[0]
+    hidden = stack.config.hidden_size
+    assert isinstance(hidden, int)
     layers = tuple(
-        _layer(index, block, family, ".".join(filter(None, (path, family.layers, str(index)))))
+        _layer(index, block, family, ".".join(filter(None, (path, family.layers, str(index)))), hidden)
         for index, block in enumerate(getattr(stack, family.layers))
     )
     if not layers:
         raise ArchitectureError(f"{name} has no decoder layers")
-    widths = {neurons_of(layer) for layer in layers}
-    if len(widths) > 1:
+    architecture = Architecture(name, stack, layers, hidden)
+    _refuse_uneven(architecture)
+    return architecture
+
+
+def _refuse_uneven(architecture: Architecture) -> None:
+    """Dense MLPs are of one width, and so are routed and shared experts; all mixtures have as many experts."""
+    dense: set[int] = set()
+    mixtures: set[tuple[tuple[Expert | None, int], ...]] = set()
+    for layer in architecture.layers:
+        widths = tuple((projection.expert, projection.width) for projection in layer.projections)
+        if layer.has_experts:
+            mixtures.add(widths)
+        else:
+            dense.add(widths[0][1])
+    if len(dense) > 1:
         raise ArchitectureError(
-            f"the MLPs of {name} differ in width: {sorted(widths)}", allowed="one width for all layers"
+            f"the MLPs of {architecture.name} differ in width: {sorted(dense)}", allowed="one width for all layers"
         )
-    config = stack.config
-    hidden = config.hidden_size
-    assert isinstance(hidden, int)
-    return Architecture(name, stack, layers, widths.pop(), hidden)
+    routed = {width for widths in mixtures for expert, width in widths if expert != SHARED}
+    if len(mixtures) > 1 or len(routed) > 1:
+        raise ArchitectureError(
+            f"the experts of {architecture.name} differ from layer to layer",
+            allowed="one number and width of experts for all layers that have any",
+        )
+
+
+def _unwrapped(module: nn.Module) -> nn.Module:
+    while isinstance(inner := getattr(module, "base_layer", None), nn.Module):
+        module = inner
+    return module
 
 
 def _model_type(module: nn.Module) -> str:
     return str(getattr(getattr(module, "config", None), "model_type", ""))
 
 
-def _layer(index: int, block: nn.Module, family: Family, name: str) -> Layer:
+def _layer(index: int, block: nn.Module, family: Family, name: str, hidden: int) -> Layer:
     mlp = getattr(block, family.mlp, None)
-    down = getattr(mlp, family.down, None)
-    if mlp is None or not callable(down):
-        found = f"{type(mlp).__name__} without {family.down}" if mlp is not None else f"no {family.mlp}"
-        raise ArchitectureError(
-            f"layer {name} ({type(block).__name__}) is not a dense MLP layer: found {found}{_experts(block)}",
-            allowed=f"{family.mlp}.{family.down} in every layer",
-        )
+    experts = None if family.experts is None else getattr(mlp, family.experts, None)
+    if mlp is not None and experts is not None:
+        found = _mixture(index, mlp, experts, family, f"{name}.{family.mlp}", hidden)
+    else:
+        down = getattr(mlp, family.down, None)
+        if mlp is None or not callable(down):
+            what = f"{type(mlp).__name__} without {family.down}" if mlp is not None else f"no {family.mlp}"
+            raise ArchitectureError(
+                f"layer {name} ({type(block).__name__}) is not a dense MLP layer: found {what}{_experts(block)}",
+                allowed=f"{family.mlp}.{family.down} in every layer",
+            )
+        found = (Projection(index, None, down, f"{name}.{family.mlp}.{family.down}"),)
     write, write_name = mlp, family.mlp
     if family.post_norm is not None:
         write, write_name = getattr(block, family.post_norm), family.post_norm
-    return Layer(index, block, down, write, name, f"{name}.{family.mlp}.{family.down}", f"{name}.{write_name}")
+    return Layer(index, block, mlp, write, found, name, f"{name}.{write_name}")
+
+
+def _mixture(
+    index: int, mlp: nn.Module, experts: nn.Module, family: Family, name: str, hidden: int
+) -> tuple[Projection, ...]:
+    """The down-projections of a mixture-of-experts layer."""
+    base = _unwrapped(experts)
+    check_experts(base, f"{name}.{family.experts}", hidden)
+    count = len(base.get_parameter("down_proj"))
+    found = [Projection(index, at, experts, f"{name}.{family.experts}.down_proj[{at}]") for at in range(count)]
+    shared = None if family.shared is None else getattr(mlp, family.shared, None)
+    if shared is not None:
+        down = getattr(shared, family.down)
+        found.append(Projection(index, SHARED, down, f"{name}.{family.shared}.{family.down}"))
+    return tuple(found)
 
 
 def _experts(module: nn.Module) -> str:
@@ -213,31 +321,23 @@ def _experts(module: nn.Module) -> str:
     return ""
 
 
-def neurons_of(layer: Layer) -> int:
-    """The neurons of a layer, read off the projection (quantized classes keep `in_features`)."""
-    projection = layer.projection
-    if type(projection).__name__ == "Conv1D" and layer.weight is not None:
-        return layer.weight.shape[0]
-    width = getattr(projection, "in_features", None)
-    if not isinstance(width, int):
-        raise ArchitectureError(
-            f"{layer.down_name} is a {type(projection).__name__}", allowed="a linear layer or GPT-2's Conv1D"
-        )
-    return width
-
-
-def weight_columns(layer: Layer, indices: torch.Tensor) -> torch.Tensor | None:
+def weight_columns(projection: Projection, indices: torch.Tensor) -> torch.Tensor | None:
     """A copy of the weight's columns for some neurons, gathered or read from where they are.
 
     Args:
-        layer: the layer.
+        projection: the down-projection.
         indices: neuron indices [n], on any device.
 
     Returns:
         [n, hidden], in the weight's dtype; None where a quantizer has packed them.
     """
-    weight = None if layer.weight is None else placement.whole(layer.weight, layer.projection, "weight")
+    base, expert, dim = projection.base, projection.expert, projection.neuron_dim
+    name = "down_proj" if isinstance(expert, int) else "weight"
+    stored = getattr(base, name, None)
+    weight = None if stored is None else placement.whole(stored, base, name)
     if weight is None or placement.is_packed(weight):
         return None
-    columns = weight.index_select(layer.neuron_dim, indices.to(weight.device))
-    return columns if layer.neuron_dim == 0 else columns.T.contiguous()
+    if isinstance(expert, int):
+        weight = weight[expert]
+    columns = weight.index_select(dim, indices.to(weight.device))
+    return columns if dim == 0 else columns.T.contiguous()

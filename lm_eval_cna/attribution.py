@@ -15,8 +15,8 @@ from lm_eval_cna.activations import Read
 from lm_eval_cna.architecture import Architecture, find_architecture
 from lm_eval_cna.contrast import ContrastSet
 from lm_eval_cna.errors import ConfigError
-from lm_eval_cna.fit import check_fit, describe_model
-from lm_eval_cna.intervention import Circuit, Neuron, Vectors
+from lm_eval_cna.fit import check_fit, describe_for_vectors, describe_model
+from lm_eval_cna.intervention import Circuit, Vectors
 from lm_eval_cna.measurement import (
     DEFAULT_FRACTION,
     Measurement,
@@ -26,6 +26,7 @@ from lm_eval_cna.measurement import (
     size_of,
     stamp,
 )
+from lm_eval_cna.neurons import Neuron
 from lm_eval_cna.provenance import MATCHES, Match
 
 __all__ = ["METHODS", "Measurement", "Method", "Settings", "check_request", "control", "discover", "measure"]
@@ -231,9 +232,10 @@ def control(
             a circuit's header names are not drawn; a circuit found without the filter names none.
         seed: one control a seed.
         match: where the neurons of a `random` circuit are drawn: "layer", in the layer of the circuit's at the same
-            place; "activation", there among those of similar mean |activation|; "bottom", "middle" or "top", anywhere
-            in that third of the layers, less those that the circuit's discovery left out.
-        magnitudes: for "activation": mean |activation| of every neuron [layers, width], as
+            place, among neurons of its kind (`discovery.random_neurons`); "activation", there among those of similar
+            mean |activation|; "bottom", "middle" or "top", anywhere in that third of the layers, less those that the
+            circuit's discovery left out.
+        magnitudes: for "activation": mean |activation| of every neuron [neurons], as
             `measure(..., read=("magnitudes",))` finds it.
         model_id: written into the file; by default what the model says of itself.
         revision: likewise.
@@ -253,7 +255,7 @@ def control(
             method="random-vectors",
             place=like.place,
             name=name,
-            model=describe_model(architecture, ((layer, 0) for layer in like.layers), **identity),
+            model=describe_for_vectors(architecture, like.layers, **identity),
             discovery=like.discovery.model_copy(update=origin),
             tensors=discovery.random_vectors(like.tensors, seed=seed),
         )
@@ -261,7 +263,7 @@ def control(
     return Circuit(
         method="random",
         name=name if match == "layer" else f"{name}-{match}",
-        model=describe_model(architecture, ((n.layer, n.index) for n in neurons), **identity),
+        model=describe_model(architecture, (neuron.place for neuron in neurons), **identity),
         discovery=like.discovery.model_copy(update={**origin, "match": match}),
         neurons=neurons,
     )
@@ -270,13 +272,13 @@ def control(
 def _draw(
     like: Circuit, architecture: Architecture, seed: int, match: Match, magnitudes: torch.Tensor | None
 ) -> tuple[Neuron, ...]:
-    width, found = architecture.width, like.discovery.universal_filter
+    layout, found = architecture.layout, like.discovery.universal_filter
     universal = () if found is None else found.neurons
     if match in discovery.THIRDS:
         third = discovery.third_of_layers(len(architecture.layers), match)
         layers = [layer for layer in third if layer not in like.discovery.excluded_layers]
-        return discovery.random_neurons_of(like.neurons, width, layers, seed=seed, universal=universal)
+        return discovery.random_neurons_of(like.neurons, layout, layers, seed=seed, universal=universal)
     if match == "activation" and magnitudes is None:
         raise ConfigError("activation-matched controls need the neurons' mean |activation|")
     near = magnitudes if match == "activation" else None
-    return discovery.random_neurons(like.neurons, width, seed=seed, universal=universal, magnitudes=near)
+    return discovery.random_neurons(like.neurons, layout, seed=seed, universal=universal, magnitudes=near)

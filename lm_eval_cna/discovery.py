@@ -12,25 +12,23 @@ from collections.abc import Collection, Iterable, Mapping, Sequence
 import torch
 
 from lm_eval_cna.errors import ConfigError
-from lm_eval_cna.intervention import Neuron
+from lm_eval_cna.neurons import SHARED, Layout, Neuron, Place, neuron_at
 
 THIRDS = ("bottom", "middle", "top")
 UNIVERSAL_SHARE = 0.8  # the paper's: on at least 80 % of diverse prompts
 MATCH_POOL = 20  # neurons among which an activation-matched control draws
 LATEST_LAYER = 0.8  # Arditi et al., arXiv 2406.11717, take no direction from the last fifth of the layers
 
-Pair = tuple[int, int]
 
-
-def circuit_size(fraction: float, layers: int, width: int) -> int:
-    """How many neurons a circuit has: round(fraction * layers * width), at least 1.
+def circuit_size(fraction: float, neurons: int) -> int:
+    """How many neurons a circuit has: round(fraction * all neurons of the model), at least 1.
 
     Raises:
         ConfigError: the fraction is not in (0, 1].
     """
     if not 0 < fraction <= 1:
         raise ConfigError("fraction of the model's neurons", got=fraction, allowed="above 0, up to 1")
-    return max(1, round(fraction * layers * width))
+    return max(1, round(fraction * neurons))
 
 
 def mean_difference(means: torch.Tensor) -> torch.Tensor:
@@ -39,46 +37,60 @@ def mean_difference(means: torch.Tensor) -> torch.Tensor:
 
 
 def rank_neurons(
-    delta: torch.Tensor, k: int, *, excluded_layers: Collection[int] = (), universal: Iterable[Pair] = ()
+    delta: torch.Tensor,
+    layout: Layout,
+    k: int,
+    *,
+    excluded_layers: Collection[int] = (),
+    universal: Iterable[Place] = (),
 ) -> tuple[Neuron, ...]:
-    """The k neurons of largest |delta|, largest first, ties by (layer, index).
+    """The k neurons of largest |delta|, largest first, ties in the layout's order: by layer, expert and index.
 
     Args:
-        delta: a value for every neuron, [layers, width].
+        delta: a value for every neuron, [neurons].
+        layout: where each stands.
         k: the size of the circuit.
         excluded_layers: layers to leave out.
-        universal: neurons (layer, index) to leave out, before the top k is taken.
+        universal: neurons to leave out, before the top k is taken.
 
     Raises:
         ConfigError: k is under 1 or more than there are neurons left, or a layer is not in the model.
     """
-    layers, width = delta.shape
+    layers = layout.num_layers
     outside = [layer for layer in excluded_layers if not 0 <= layer < layers]
     if outside:
         raise ConfigError("excluded layer", got=outside[0], allowed=f"0 to {layers - 1}")
     size = delta.abs().to(torch.float64)
-    size[sorted(set(excluded_layers))] = -1
-    for layer, index in universal:
-        size[layer, index] = -1
-    size = size.flatten()
+    for layer in excluded_layers:
+        span = layout.of_layer(layer)
+        size[span.start : span.stop] = -1
+    size[sorted(_positions(universal, layout))] = -1
     left = int((size >= 0).sum())
     if not 1 <= k <= left:
         raise ConfigError("circuit size", got=k, allowed=f"1 to {left}, the neurons that are not left out")
     chosen = size.sort(descending=True, stable=True).indices[:k]
-    values = delta.flatten()[chosen].tolist()
-    return tuple(Neuron(i // width, i % width, value) for i, value in zip(chosen.tolist(), values, strict=True))
+    values = delta[chosen].tolist()
+    return tuple(neuron_at(layout.place(i), value) for i, value in zip(chosen.tolist(), values, strict=True))
 
 
-def universal_neurons(counts: torch.Tensor, prompts: int, share: float = UNIVERSAL_SHARE) -> tuple[Pair, ...]:
-    """The neurons that are in the top on at least `share` of the prompts, in (layer, index) order.
+def universal_neurons(
+    counts: torch.Tensor, layout: Layout, prompts: int, share: float = UNIVERSAL_SHARE
+) -> tuple[Place, ...]:
+    """The neurons that are in the top on at least `share` of the prompts, in the layout's order.
 
     Args:
-        counts: prompts on which each neuron is in the top, [layers, width].
+        counts: prompts on which each neuron is in the top, [neurons].
+        layout: where each neuron stands.
         prompts: the number of prompts.
         share: the least share of them.
     """
     needed = share * prompts - 1e-9  # 0.8 * 45 must not ask for 37
-    return tuple((layer, index) for layer, index in (counts >= needed).nonzero().tolist())
+    return tuple(layout.place(position) for (position,) in (counts >= needed).nonzero().tolist())
+
+
+def _positions(places: Iterable[Place], layout: Layout) -> set[int]:
+    """Where neurons stand; a header may name some that the model has not."""
+    return {layout.position(place) for place in places if layout.has(place)}
 
 
 def caa_vectors(means: torch.Tensor) -> dict[int, torch.Tensor]:
@@ -117,54 +129,61 @@ def residual_vector(means: torch.Tensor, layer: int | None = None) -> dict[int, 
 
 def random_neurons(
     like: Sequence[Neuron],
-    width: int,
+    layout: Layout,
     *,
     seed: int,
-    universal: Iterable[Pair] = (),
+    universal: Iterable[Place] = (),
     magnitudes: torch.Tensor | None = None,
 ) -> tuple[Neuron, ...]:
-    """Draw a control circuit: its i-th neuron lies in the layer of the i-th of `like`.
+    """Draw a control circuit: its i-th neuron lies in the layer of the i-th of `like`, and is of its kind.
 
-    Neither a neuron of `like` nor a universal one is drawn, and none twice. A draw looks only at what was drawn before
-    it, so a prefix of the control is the control of a prefix that leaves the whole circuit alone. Draws come from
-    `random.Random`, whose sequence Python keeps across versions.
+    Kinds are the dense MLP, the shared expert, and the routed experts, all of the layer's together: which experts a
+    circuit lies in is part of what was found, so a control may lie in others. Neither a neuron of `like` nor a
+    universal one is drawn, and none twice. A draw looks only at what was drawn before it, so a prefix of the control is
+    the control of a prefix that leaves the whole circuit alone. Draws come from `random.Random`, whose sequence Python
+    keeps across versions.
 
     Args:
         like: the circuit to match.
-        width: neurons of a layer.
+        layout: where each neuron of the model stands.
         seed: one control a seed.
-        universal: neurons (layer, index) that are not drawn.
-        magnitudes: mean |activation| of every neuron [layers, width]; where given, a draw is among the `MATCH_POOL`
-            remaining neurons of the layer whose mean |activation| is nearest to that of the matched neuron. Without, it
-            is uniform in the layer.
+        universal: neurons that are not drawn.
+        magnitudes: mean |activation| of every neuron [neurons]; where given, a draw is among the `MATCH_POOL`
+            remaining neurons of the layer and kind whose mean |activation| is nearest to that of the matched neuron.
+            Without, it is uniform.
 
     Raises:
         ConfigError: a layer has too few neurons left.
     """
-    taken = {(layer, index) for layer, index, _ in like} | set(universal)
-    left = {
-        layer: [index for index in range(width) if (layer, index) not in taken] for layer in {n.layer for n in like}
-    }
-    for layer, free in left.items():
-        wanted = sum(neuron.layer == layer for neuron in like)
+    taken = _positions((neuron.place for neuron in like), layout) | _positions(universal, layout)
+    peers = [layout.peers(neuron) for neuron in like]
+    left = {span: [position for position in span if position not in taken] for span in peers}
+    for neuron, span in zip(like, peers, strict=True):
+        free, wanted = left[span], peers.count(span)
         if wanted > len(free):
             raise ConfigError(
-                f"layer {layer} has {len(free)} neurons that are neither in the circuit nor universal",
+                f"{_owner(neuron)} has {len(free)} neurons that are neither in the circuit nor universal",
                 got=f"{wanted} to draw",
                 do="match a smaller circuit",
             )
     generator = random.Random(f"lm-eval-cna random {seed}")
     drawn = []
-    for layer, index, _ in like:
-        free = left[layer]
+    for neuron, span in zip(like, peers, strict=True):
+        free = left[span]
         if magnitudes is None:
-            position = int(generator.random() * len(free))
+            at = int(generator.random() * len(free))
         else:
-            values = magnitudes[layer]
-            near = (values[free] - values[index]).abs().sort(stable=True).indices[:MATCH_POOL]
-            position = int(near[int(generator.random() * len(near))])
-        drawn.append(Neuron(layer, free.pop(position)))
+            wanted_size = magnitudes[layout.position(neuron.place)]
+            near = (magnitudes[free] - wanted_size).abs().sort(stable=True).indices[:MATCH_POOL]
+            at = int(near[int(generator.random() * len(near))])
+        drawn.append(neuron_at(layout.place(free.pop(at))))
     return tuple(drawn)
+
+
+def _owner(neuron: Neuron) -> str:
+    """Where a neuron's peers lie, in words."""
+    kind = "" if neuron.expert is None else "the shared expert of " if neuron.expert == SHARED else "the experts of "
+    return f"{kind}layer {neuron.layer}"
 
 
 def third_of_layers(layers: int, third: str) -> range:
@@ -186,29 +205,29 @@ def third_of_layers(layers: int, third: str) -> range:
 
 def random_neurons_of(
     like: Sequence[Neuron],
-    width: int,
+    layout: Layout,
     layers: Collection[int],
     *,
     seed: int,
-    universal: Iterable[Pair] = (),
+    universal: Iterable[Place] = (),
 ) -> tuple[Neuron, ...]:
-    """Draw a control circuit as large as `like`, uniformly among the neurons of some layers.
+    """Draw a control circuit as large as `like`, uniformly among the neurons of some layers, of whatever kind.
 
     Neither a neuron of `like` nor a universal one is drawn, and none twice. As with `random_neurons`, a prefix of the
     control is the control of a prefix that leaves the whole circuit alone.
 
     Args:
         like: the circuit whose size is matched.
-        width: neurons of a layer.
+        layout: where each neuron of the model stands.
         layers: the layers to draw from.
         seed: one control a seed and set of layers.
-        universal: neurons (layer, index) that are not drawn.
+        universal: neurons that are not drawn.
 
     Raises:
         ConfigError: the layers have too few neurons left.
     """
-    taken = {(layer, index) for layer, index, _ in like} | set(universal)
-    free = [(layer, index) for layer in sorted(layers) for index in range(width) if (layer, index) not in taken]
+    taken = _positions((neuron.place for neuron in like), layout) | _positions(universal, layout)
+    free = [position for layer in sorted(layers) for position in layout.of_layer(layer) if position not in taken]
     if len(like) > len(free):
         raise ConfigError(
             f"the {len(layers)} layers to draw from have {len(free)} neurons that are neither in the circuit nor "
@@ -218,7 +237,7 @@ def random_neurons_of(
         )
     generator = random.Random(f"lm-eval-cna random {seed} of layers {sorted(layers)}")
     # As in `random_neurons`, `random()` alone: Python keeps its sequence across versions, and not `sample`'s.
-    return tuple(Neuron(*free.pop(int(generator.random() * len(free)))) for _ in like)
+    return tuple(neuron_at(layout.place(free.pop(int(generator.random() * len(free))))) for _ in like)
 
 
 def random_vectors(like: Mapping[int, torch.Tensor], *, seed: int) -> dict[int, torch.Tensor]:

@@ -7,14 +7,16 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Iterable
+from typing import Any
 
 import torch
 
 from lm_eval_cna.architecture import Architecture, weight_columns
 from lm_eval_cna.errors import InterventionError
 from lm_eval_cna.intervention import Circuit, Intervention, Vectors, tensor_bytes
+from lm_eval_cna.neurons import SHARED, Place, by_projection, neuron_at
 from lm_eval_cna.placement import is_packed, kind_of
-from lm_eval_cna.provenance import ModelInfo
+from lm_eval_cna.provenance import ExpertsInfo, ModelInfo
 
 
 def check_fit(intervention: Intervention, architecture: Architecture) -> None:
@@ -23,33 +25,34 @@ def check_fit(intervention: Intervention, architecture: Architecture) -> None:
     Raises:
         InterventionError: layers, MLP width, hidden width or a neuron do not fit.
     """
-    ours = {"num_layers": len(architecture.layers), "mlp_width": architecture.width, "hidden_size": architecture.hidden}
-    for field, value in ours.items():
-        wanted = getattr(intervention.model, field)
+    ours = shape_of(architecture)
+    for field in ("num_layers", "experts", "mlp_width", "hidden_size"):
+        wanted, value = getattr(intervention.model, field), getattr(ours, field)
         if wanted is not None and wanted != value:
             raise InterventionError(
-                f"{intervention.name} was made for {intervention.model.id or 'a model'} of {field} {wanted}",
-                got=f"{architecture.name} of {field} {value}",
+                f"{intervention.name} was made for {intervention.model.id or 'a model'} of {_words(field, wanted)}",
+                got=f"{architecture.name} of {_words(field, value)}",
                 do="discover it on this model",
             )
     if isinstance(intervention, Circuit):
-        for layer, index, _ in intervention.neurons:
-            if layer >= ours["num_layers"] or index >= ours["mlp_width"]:
+        for neuron in intervention.neurons:
+            if not architecture.layout.has(neuron.place):
+                owner = "" if neuron.expert is None else f"expert {neuron.expert} of "
                 raise InterventionError(
-                    f"{intervention.name} names neuron {index} of layer {layer}",
-                    allowed=f"{ours['num_layers']} layers of {ours['mlp_width']} neurons in {architecture.name}",
+                    f"{intervention.name} names neuron {neuron.index} of {owner}layer {neuron.layer}",
+                    allowed=f"{ours.shape} in {architecture.name}",
                 )
     elif isinstance(intervention, Vectors):
-        if max(intervention.layers) >= ours["num_layers"]:
+        if max(intervention.layers) >= len(architecture.layers):
             raise InterventionError(
-                f"{intervention.name} names layer {max(intervention.layers)}", allowed=f"{ours['num_layers']} layers"
+                f"{intervention.name} names layer {max(intervention.layers)}", allowed=f"{ours.num_layers} layers"
             )
         # The header need not say how wide the vectors are; they are of one width, Vectors makes sure of that.
         width = next(iter(intervention.tensors.values())).shape[0]
-        if width != ours["hidden_size"]:
+        if width != architecture.hidden:
             raise InterventionError(
                 f"the vectors of {intervention.name} are {width} wide",
-                allowed=f"{ours['hidden_size']}, the hidden size of {architecture.name}",
+                allowed=f"{architecture.hidden}, the hidden size of {architecture.name}",
                 do="discover them on this model",
             )
 
@@ -70,10 +73,10 @@ def fit_warnings(
     dtype = _dtype_name(architecture)
     if made.dtype is not None and made.dtype != dtype:
         warnings.append(f"dtype: the circuit was found in {made.dtype}, this is {dtype}; columns cannot be compared")
-    elif made.dtype is not None and is_packed(architecture.layers[0].weight):
+    elif made.dtype is not None and is_packed(architecture.layers[0].projections[0].weight):
         warnings.append(f"weights: not verified, since {dtype} has no columns to compare")
     elif made.columns_sha256 is not None:
-        ours = columns_sha256(architecture, named_columns(intervention))
+        ours = columns_sha256(architecture, named_columns(intervention, architecture))
         if ours is None:
             warnings.append("weights: not verified, since they cannot be read")
         elif ours != made.columns_sha256:
@@ -81,43 +84,71 @@ def fit_warnings(
     return tuple(warnings)
 
 
-def describe_model(
-    architecture: Architecture, neurons: Iterable[tuple[int, int]], *, id: str | None, revision: str | None
-) -> ModelInfo:
-    """Write down the model for an intervention's header; `neurons` are those whose columns are hashed."""
+def shape_of(architecture: Architecture) -> ModelInfo:
+    """Layers, widths and experts of a model, nothing else."""
+    layout, mixtures = architecture.layout, [layer for layer in architecture.layers if layer.has_experts]
+    experts = None
+    if mixtures:
+        first = [part for part in layout.parts if part.layer == mixtures[0].index]
+        experts = ExpertsInfo(
+            count=sum(part.expert != SHARED for part in first),
+            width=first[0].width,
+            shared_width=first[-1].width if first[-1].expert == SHARED else None,
+            layers=tuple(layer.index for layer in mixtures),
+        )
     return ModelInfo(
-        id=id,
-        revision=revision,
-        architecture=architecture.name,
         num_layers=len(architecture.layers),
-        mlp_width=architecture.width,
+        mlp_width=next((part.width for part in layout.parts if part.expert is None), None),
+        experts=experts,
         hidden_size=architecture.hidden,
-        dtype=_dtype_name(architecture),
-        columns_sha256=columns_sha256(architecture, neurons),
     )
 
 
-def named_columns(intervention: Intervention) -> list[tuple[int, int]]:
-    """The neurons whose columns identify the model: a circuit's own, or neuron 0 of every layer of vectors."""
+def describe_model(
+    architecture: Architecture, neurons: Iterable[Place], *, id: str | None, revision: str | None
+) -> ModelInfo:
+    """Write down the model for a circuit's header; `neurons` are those whose columns are hashed."""
+    return shape_of(architecture).model_copy(
+        update={
+            "id": id,
+            "revision": revision,
+            "architecture": architecture.name,
+            "dtype": _dtype_name(architecture),
+            "columns_sha256": columns_sha256(architecture, neurons),
+        }
+    )
+
+
+def describe_for_vectors(
+    architecture: Architecture, layers: Iterable[int], *, id: str | None, revision: str | None
+) -> ModelInfo:
+    """Write down the model for the header of vectors, which have nothing to do with experts."""
+    columns = first_columns(architecture, layers)
+    return describe_model(architecture, columns, id=id, revision=revision).model_copy(update={"experts": None})
+
+
+def first_columns(architecture: Architecture, layers: Iterable[int]) -> list[Place]:
+    """The first neuron of each layer."""
+    return [architecture.layout.place(architecture.layout.of_layer(layer).start) for layer in layers]
+
+
+def named_columns(intervention: Intervention, architecture: Architecture) -> list[Place]:
+    """The neurons whose columns identify the model: a circuit's own, or the first of every layer of vectors."""
     if isinstance(intervention, Circuit):
-        return [(neuron.layer, neuron.index) for neuron in intervention.neurons]
-    return [(layer, 0) for layer in intervention.layers]
+        return list(intervention.places)
+    return first_columns(architecture, intervention.layers)
 
 
-def columns_sha256(architecture: Architecture, neurons: Iterable[tuple[int, int]]) -> str | None:
-    """Hash of the named neurons' weight columns, in (layer, index) order; None where they cannot be read.
+def columns_sha256(architecture: Architecture, neurons: Iterable[Place]) -> str | None:
+    """Hash of the named neurons' weight columns, in the model's order; None where they cannot be read.
 
     A quantized weight has none: what the same model's columns are after rounding depends on the quantizer, its version
     and its device, so a hash of them would differ where nothing is wrong. Where a weight is cut over processes, all of
     them must call this.
     """
     digest = hashlib.sha256()
-    ordered = sorted(neurons)
-    for layer in architecture.layers:
-        indices = [index for at, index in ordered if at == layer.index]
-        if not indices:
-            continue
-        columns = weight_columns(layer, torch.tensor(indices))
+    for key, indices in by_projection([neuron_at(place) for place in neurons]).items():
+        columns = weight_columns(architecture.projections[key], torch.tensor(indices))
         if columns is None:
             return None
         digest.update(tensor_bytes(columns))
@@ -125,5 +156,12 @@ def columns_sha256(architecture: Architecture, neurons: Iterable[tuple[int, int]
 
 
 def _dtype_name(architecture: Architecture) -> str:
-    layer = architecture.layers[0]
-    return kind_of(layer.weight, layer.projection)
+    first = architecture.layers[0].projections[0]
+    return kind_of(first.weight, first.base)
+
+
+def _words(field: str, value: Any) -> str:
+    if not isinstance(value, ExpertsInfo):
+        return "no experts" if field == "experts" and value is None else f"{field} {value}"
+    shared = "" if value.shared_width is None else f", shared_width {value.shared_width}"
+    return f"{value.count} experts of width {value.width}{shared} in {len(value.layers)} layers"

@@ -15,35 +15,38 @@ from collections import Counter
 from contextlib import suppress
 from itertools import pairwise
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal, NamedTuple, Self
+from typing import TYPE_CHECKING, Annotated, Any, Literal, Self
 
 from pydantic import ConfigDict, Field, ValidationError, model_validator
 
+from lm_eval_cna.circuit_file import (
+    CIRCUIT_SCHEMA,
+    EXPERTS_SCHEMA,
+    circuit_document,
+    neurons_of,
+    read_circuit_fields,
+)
 from lm_eval_cna.errors import InterventionError
+from lm_eval_cna.neurons import Expert, Neuron, Place, by_projection, in_order
 from lm_eval_cna.provenance import DiscoveryInfo, LayerIndex, ModelInfo, Record
 
 if TYPE_CHECKING:
     import torch
 
-CIRCUIT_SCHEMA: Literal["lm-eval-cna/circuit/1"] = "lm-eval-cna/circuit/1"
+__all__ = [
+    "CIRCUIT_SCHEMA",
+    "EXPERTS_SCHEMA",
+    "VECTORS_SCHEMA",
+    "Circuit",
+    "Intervention",
+    "Neuron",
+    "Vectors",
+    "read_intervention",
+    "tensor_bytes",
+]
+
 VECTORS_SCHEMA: Literal["lm-eval-cna/vectors/1"] = "lm-eval-cna/vectors/1"
 _METADATA_KEY = "lm-eval-cna"
-_MAX_CIRCUIT_BYTES = 256 * 2**20  # some two million neurons; a larger file is a mistake or an attack
-
-
-class Neuron(NamedTuple):
-    """One input channel of a layer's down-projection.
-
-    Attributes:
-        layer: decoder layer, from 0.
-        index: channel in the layer, from 0.
-        delta: mean activation on positive prompts less that on negative ones; None where it was not measured
-            (a control).
-    """
-
-    layer: int
-    index: int  # type: ignore[assignment]  # hides tuple.index, which nobody calls on a neuron
-    delta: float | None = None
 
 
 class Intervention(Record):
@@ -70,40 +73,59 @@ class Circuit(Intervention):
     Strongest first (`cna`), most active first (`top-activation`), or in the order in which they were drawn (`random`).
     """
 
-    schema_: Literal["lm-eval-cna/circuit/1"] = Field(default=CIRCUIT_SCHEMA, alias="schema")
+    schema_: Literal["lm-eval-cna/circuit/1", "lm-eval-cna/circuit/2"] = Field(default=CIRCUIT_SCHEMA, alias="schema")
     method: Literal["cna", "random", "top-activation"]
     neurons: Annotated[tuple[Neuron, ...], Field(min_length=1, strict=False)]
 
     @model_validator(mode="before")
     @classmethod
     def _from_objects(cls, data: Any) -> Any:
-        """Accept the file's `{"layer": ..., "index": ..., "delta": ...}` objects."""
-        if isinstance(data, dict) and isinstance(data.get("neurons"), list):
-            neurons = []
-            for position, entry in enumerate(data["neurons"]):
-                if isinstance(entry, dict) and (
-                    {"layer", "index"} - entry.keys() or entry.keys() - set(Neuron._fields)
-                ):
-                    raise ValueError(f"neurons.{position} must have the keys layer, index, delta; got {sorted(entry)}")
-                neurons.append(Neuron(**entry) if isinstance(entry, dict) else entry)
+        """Accept the file's `{"layer": ..., "index": ..., "delta": ...}` objects; choose the schema of a new one."""
+        if not isinstance(data, dict):
+            return data
+        neurons, model = data.get("neurons"), data.get("model")
+        if isinstance(neurons, list):
+            neurons = neurons_of(neurons, data.get("schema"))
             data = {**data, "neurons": neurons}
+        if "schema" not in data:
+            named = any(getattr(neuron, "expert", None) is not None for neuron in neurons or ())
+            if named or getattr(model, "experts", None) is not None:
+                data = {**data, "schema": EXPERTS_SCHEMA}
         return data
 
     @model_validator(mode="after")
     def _consistent(self) -> Self:
-        depth, width = self.model.num_layers, self.model.mlp_width  # None where a foreign file does not say
-        for position, (layer, index, delta) in enumerate(self.neurons):
+        depth = self.model.num_layers  # None where a foreign file does not say
+        if self.schema_ == CIRCUIT_SCHEMA and self.model.experts is not None:
+            raise ValueError(f"model.experts needs the schema {EXPERTS_SCHEMA}")
+        for position, (layer, index, delta, expert) in enumerate(self.neurons):
             if not 0 <= layer < (depth or 100_000):
                 model = f"a model of {depth} layers" if depth else "any model"
                 raise ValueError(f"neurons.{position}: layer {layer} is outside {model}")
+            if expert is not None and self.schema_ == CIRCUIT_SCHEMA:
+                raise ValueError(f"neurons.{position}: an expert needs the schema {EXPERTS_SCHEMA}")
+            if isinstance(expert, int) and not 0 <= expert <= 100_000:
+                raise ValueError(f"neurons.{position}: expert {expert} is outside any model")
+            try:
+                width = self.model.width_of(layer, expert)
+            except ValueError as error:
+                raise ValueError(f"neurons.{position}: {error}") from None
             if not 0 <= index < (width or 2**31):
-                mlp = f"an MLP of width {width}" if width else "any MLP"
+                mlp = f"an {'MLP' if expert is None else 'expert'} of width {width}" if width else "any MLP"
                 raise ValueError(f"neurons.{position}: index {index} is outside {mlp}")
             if delta is not None and not math.isfinite(delta):
                 raise ValueError(f"neurons.{position}: delta {delta} is not a finite number")
-        repeated = [pair for pair, n in Counter((n.layer, n.index) for n in self.neurons).items() if n > 1]
+        dense = {neuron.layer for neuron in self.neurons if neuron.expert is None}
+        mixed = dense & {neuron.layer for neuron in self.neurons if neuron.expert is not None}
+        if mixed:
+            raise ValueError(f"some neurons of layer {min(mixed)} name an expert and some do not")
+        found = self.discovery.universal_filter
+        if self.schema_ == CIRCUIT_SCHEMA and found is not None and any(len(place) > 2 for place in found.neurons):
+            raise ValueError(f"universal neurons of experts need the schema {EXPERTS_SCHEMA}")
+        repeated = [place for place, n in Counter(neuron.place for neuron in self.neurons).items() if n > 1]
         if repeated:
-            raise ValueError(f"neuron (layer, index) {repeated[0]} is named more than once")
+            words = "(layer, index)" if len(repeated[0]) == 2 else "(layer, expert, index)"
+            raise ValueError(f"neuron {words} {repeated[0]} is named more than once")
         if self.method == "cna":
             sizes = [abs(n.delta) if n.delta is not None else math.nan for n in self.neurons]
             if not all(a >= b for a, b in pairwise(sizes)) or math.isnan(sizes[0]):
@@ -120,7 +142,12 @@ class Circuit(Intervention):
     @property
     def sha256(self) -> str:
         """Hash of the set of neurons."""
-        return _sha256(json.dumps(sorted((n.layer, n.index) for n in self.neurons)).encode())
+        return _sha256(json.dumps(in_order(self.places)).encode())
+
+    @property
+    def places(self) -> tuple[Place, ...]:
+        """The neurons' names, (layer, index) or (layer, expert, index), in the circuit's order."""
+        return tuple(neuron.place for neuron in self.neurons)
 
     def prefix(self, k: int) -> Circuit:
         """The circuit of its first k neurons.
@@ -139,11 +166,19 @@ class Circuit(Intervention):
         return self.model_copy(update={"neurons": self.neurons[:k], "model": model})
 
     def by_layer(self) -> dict[int, list[int]]:
-        """Neuron indices of each touched layer, layers and indices ascending."""
-        grouped: dict[int, list[int]] = {layer: [] for layer in self.layers}
-        for layer, index in sorted((n.layer, n.index) for n in self.neurons):
-            grouped[layer].append(index)
-        return grouped
+        """Neuron indices of each touched layer of a model without experts, layers and indices ascending.
+
+        Raises:
+            InterventionError: the circuit names experts: see `by_projection`.
+        """
+        grouped = self.by_projection()
+        if any(expert is not None for _, expert in grouped):
+            raise InterventionError(f"{self.name} names neurons of experts", allowed="a circuit of dense layers")
+        return {layer: indices for (layer, _), indices in grouped.items()}
+
+    def by_projection(self) -> dict[tuple[int, Expert | None], list[int]]:
+        """Neuron indices of each touched down-projection (layer, expert), in order; a dense layer's expert is None."""
+        return by_projection(self.neurons)
 
     def write(self, path: str | Path) -> None:
         """Write the circuit as one JSON document, whole or not at all.
@@ -152,10 +187,7 @@ class Circuit(Intervention):
             InterventionError: the file cannot be written there.
         """
         header = self.model_dump(by_alias=True, mode="json", exclude={"neurons"})
-        header = {"schema": header.pop("schema"), "method": header.pop("method"), **header}
-        opened = json.dumps(header, indent=1, allow_nan=False).removesuffix("\n}")
-        neurons = ",\n  ".join(json.dumps(neuron._asdict(), allow_nan=False) for neuron in self.neurons)
-        _write_atomically(Path(path), f'{opened},\n "neurons": [\n  {neurons}\n ]\n}}\n'.encode())
+        _write_atomically(Path(path), circuit_document(header, self.neurons))
 
 
 class Vectors(Intervention):
@@ -231,51 +263,13 @@ def read_intervention(source: str | Path) -> Circuit | Vectors:
     if not path.is_file():
         raise InterventionError("no such intervention file", got=str(path), do="make one with `lm-eval-cna discover`")
     try:
-        return _read_vectors(path) if path.suffix == ".safetensors" else _read_circuit(path)
+        if path.suffix == ".safetensors":
+            return _read_vectors(path)
+        return Circuit.model_validate(read_circuit_fields(path))
     except OSError as error:
         raise InterventionError(f"cannot read {path}: {error.strerror or error}") from error
     except ValidationError as error:
         raise InterventionError(f"{path} is not a valid intervention file: {_first_error(error)}") from error
-
-
-def _read_circuit(path: Path) -> Circuit:
-    if path.stat().st_size > _MAX_CIRCUIT_BYTES:
-        raise InterventionError(f"{path} is too large for a circuit", allowed=f"up to {_MAX_CIRCUIT_BYTES >> 20} MiB")
-    try:
-        document = json.loads(path.read_bytes())
-    except (ValueError, RecursionError) as error:
-        raise InterventionError(
-            f"{path} is not JSON: {error or 'nested too deeply'}", do="was it cut short?"
-        ) from error
-    if not isinstance(document, dict) or "schema" not in document:
-        if isinstance(document, dict) and document and all(key.count(",") == 2 for key in document):
-            return _from_reference(path, document)
-        raise InterventionError(
-            f"{path} has no schema", allowed=f"{CIRCUIT_SCHEMA}, or the reference repository's circuits"
-        )
-    if document["schema"] != CIRCUIT_SCHEMA:
-        raise InterventionError(f"{path} has another schema", got=document["schema"], allowed=CIRCUIT_SCHEMA)
-    return Circuit.model_validate(document)
-
-
-def _from_reference(path: Path, document: dict[str, Any]) -> Circuit:
-    """Read `{"layer,position,neuron": value}`, keeping the largest value of a neuron named at several positions."""
-    deltas: dict[tuple[int, int], float] = {}
-    for key, value in document.items():
-        try:
-            layer, _, index = (int(part) for part in key.split(","))
-            value = float(value)
-            if not math.isfinite(value):  # NaN is larger and smaller than nothing: its neuron would be lost
-                raise ValueError("not a finite number")
-        except (TypeError, ValueError, OverflowError) as error:
-            raise InterventionError(
-                f"{path} is not a reference circuit", got={key: value}, allowed='"layer,position,neuron": finite number'
-            ) from error
-        if abs(value) >= abs(deltas.get((layer, index), 0.0)):
-            deltas[layer, index] = value
-    ranked = sorted(deltas.items(), key=lambda item: (-abs(item[1]), item[0]))
-    neurons = [Neuron(layer, index, delta) for (layer, index), delta in ranked]
-    return Circuit(method="cna", name=path.stem, neurons=tuple(neurons))
 
 
 def _read_vectors(path: Path) -> Vectors:

@@ -7,12 +7,14 @@ again.
 from __future__ import annotations
 
 import platform
-from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from functools import cache
 from importlib.metadata import version
 from typing import Any
+
+import torch
 
 import lm_eval_cna
 from lm_eval_cna import discovery
@@ -20,9 +22,10 @@ from lm_eval_cna.activations import Means, Progress, Read, count_in_top, mean_ac
 from lm_eval_cna.architecture import Architecture, find_architecture
 from lm_eval_cna.contrast import ContrastSet, load_universal_prompts, prompts_sha256
 from lm_eval_cna.errors import ConfigError, ContrastError
-from lm_eval_cna.fit import describe_model
-from lm_eval_cna.intervention import Circuit, Neuron, Vectors
+from lm_eval_cna.fit import describe_for_vectors, describe_model
+from lm_eval_cna.intervention import Circuit, Vectors
 from lm_eval_cna.leakage import leakage_statement
+from lm_eval_cna.neurons import Neuron, Place
 from lm_eval_cna.prompts import chat_template_sha256, encode_prompts, pad_token_id, render_prompts
 from lm_eval_cna.provenance import DiscoveryInfo, ModelInfo, UniversalFilter
 
@@ -70,7 +73,7 @@ class Measurement:
     revision: str | None = None
 
     @property
-    def universal(self) -> tuple[tuple[int, int], ...]:
+    def universal(self) -> tuple[Place, ...]:
         """The universal neurons that circuits leave out."""
         return () if self.info.universal_filter is None else self.info.universal_filter.neurons
 
@@ -89,14 +92,14 @@ class Measurement:
         """
         k, share = size_of(self.architecture, fraction, top_k)
         delta = discovery.mean_difference(_read(self.means.neurons, "neurons"))
-        neurons = discovery.rank_neurons(delta, k, excluded_layers=excluded_layers, universal=self.universal)
+        neurons = self._ranked(delta, k, excluded_layers, self.universal)
         info = self.info.model_copy(
             update={"fraction": share, "top_k": k, "excluded_layers": tuple(sorted(set(excluded_layers)))}
         )
         return Circuit(
             method="cna",
             name=name or self.contrast.name,
-            model=self._model((n.layer, n.index) for n in neurons),
+            model=self._model(neurons),
             discovery=info,
             neurons=neurons,
         )
@@ -131,15 +134,15 @@ class Measurement:
         k, share = size_of(self.architecture, fraction, top_k)
         universal = () if info.universal_filter is None else info.universal_filter.neurons
         magnitudes = _read(self.means.magnitudes, "magnitudes")
-        ranked = discovery.rank_neurons(magnitudes, k, excluded_layers=excluded_layers, universal=universal)
+        ranked = self._ranked(magnitudes, k, excluded_layers, universal)
         return Circuit(
             method="top-activation",
             name=f"{name or self.contrast.name}-top-activation",
-            model=self._model((n.layer, n.index) for n in ranked),
+            model=self._model(ranked),
             discovery=info.model_copy(
                 update={"fraction": share, "top_k": k, "excluded_layers": tuple(sorted(set(excluded_layers)))}
             ),
-            neurons=tuple(Neuron(n.layer, n.index) for n in ranked),  # what they were ranked by is no class difference
+            neurons=tuple(n._replace(delta=None) for n in ranked),  # what they were ranked by is no class difference
         )
 
     def vectors(self, *, name: str | None = None) -> Vectors:
@@ -153,7 +156,7 @@ class Measurement:
             method="caa",
             place="write",
             name=name or self.contrast.name,
-            model=self._model((layer, 0) for layer in tensors),
+            model=self._model_of_vectors(tensors),
             discovery=self.info.model_copy(update={"universal_filter": None}),
             tensors=tensors,
         )
@@ -169,13 +172,24 @@ class Measurement:
             method="caa-residual",
             place="block",
             name=name or self.contrast.name,
-            model=self._model((at, 0) for at in tensors),
+            model=self._model_of_vectors(tensors),
             discovery=self.info.model_copy(update={"universal_filter": None, "layer": next(iter(tensors))}),
             tensors=tensors,
         )
 
-    def _model(self, columns: Iterable[tuple[int, int]]) -> ModelInfo:
-        return describe_model(self.architecture, columns, id=self.model_id, revision=self.revision)
+    def _ranked(
+        self, values: torch.Tensor, k: int, excluded_layers: Collection[int], universal: Sequence[Place]
+    ) -> tuple[Neuron, ...]:
+        return discovery.rank_neurons(
+            values, self.architecture.layout, k, excluded_layers=excluded_layers, universal=universal
+        )
+
+    def _model(self, neurons: Sequence[Neuron]) -> ModelInfo:
+        places = [neuron.place for neuron in neurons]
+        return describe_model(self.architecture, places, id=self.model_id, revision=self.revision)
+
+    def _model_of_vectors(self, layers: Collection[int]) -> ModelInfo:
+        return describe_for_vectors(self.architecture, layers, id=self.model_id, revision=self.revision)
 
 
 def measure(
@@ -255,7 +269,7 @@ def size_of(architecture: Architecture, fraction: float | None, top_k: int | Non
             )
         return top_k, None
     fraction = DEFAULT_FRACTION if fraction is None else fraction
-    return discovery.circuit_size(fraction, len(architecture.layers), architecture.width), fraction
+    return discovery.circuit_size(fraction, architecture.num_neurons), fraction
 
 
 def _encoder(
@@ -286,7 +300,7 @@ def _universal_filter(
     pad: int,
 ) -> UniversalFilter:
     prompts = load_universal_prompts()
-    k = discovery.circuit_size(fraction, len(architecture.layers), architecture.width)
+    k = discovery.circuit_size(fraction, architecture.num_neurons)
     counts = count_in_top(
         architecture, encode(prompts), k, batch_size=settings.batch_size, pad=pad, progress=settings.progress
     )
@@ -295,7 +309,7 @@ def _universal_filter(
         share=discovery.UNIVERSAL_SHARE,
         prompts=len(prompts),
         prompts_sha256=prompts_sha256(prompts),
-        neurons=discovery.universal_neurons(counts, len(prompts)),
+        neurons=discovery.universal_neurons(counts, architecture.layout, len(prompts)),
     )
 
 

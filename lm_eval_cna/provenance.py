@@ -5,16 +5,25 @@ Floor 1. These records are the header of every intervention file (DESIGN section
 
 from __future__ import annotations
 
-from typing import Annotated, Literal, get_args
+from typing import Annotated, Any, Literal, Self, get_args
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, SerializerFunctionWrapHandler, model_serializer, model_validator
+
+from lm_eval_cna.neurons import SHARED, Expert
 
 LayerIndex = Annotated[int, Field(ge=0, le=100_000)]
 NeuronIndex = Annotated[int, Field(ge=0, le=2**31)]
+ExpertName = Annotated[int, Field(ge=0, le=100_000)] | Literal["shared"]
 #: Where a random control's neurons are drawn: in the layers of the circuit's, there among neurons of similar mean
 #: |activation|, or anywhere in a third of the layers.
 Match = Literal["layer", "activation", "bottom", "middle", "top"]
 MATCHES: tuple[Match, ...] = get_args(Match)
+
+
+_Place = (
+    Annotated[tuple[LayerIndex, NeuronIndex], Field(strict=False)]
+    | Annotated[tuple[LayerIndex, ExpertName, NeuronIndex], Field(strict=False)]
+)
 
 
 class Record(BaseModel):
@@ -23,17 +32,114 @@ class Record(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False, strict=True)
 
 
+class ExpertsInfo(Record):
+    """The mixture-of-experts layers of a model.
+
+    Attributes:
+        count: routed experts of such a layer.
+        width: neurons of a routed expert.
+        shared_width: neurons of the shared expert; None where there is none.
+        layers: the layers that have experts, ascending; the others have a dense MLP.
+    """
+
+    count: Annotated[int, Field(ge=1, le=100_000)]
+    width: Annotated[int, Field(ge=1)]
+    shared_width: Annotated[int, Field(ge=1)] | None = None
+    layers: Annotated[tuple[LayerIndex, ...], Field(min_length=1, max_length=100_001, strict=False)]
+
+    @model_validator(mode="after")
+    def _ascending(self) -> Self:
+        if list(self.layers) != sorted(set(self.layers)):
+            raise ValueError("the layers with experts must be named once each, in ascending order")
+        return self
+
+
 class ModelInfo(Record):
-    """The model an intervention was made on; None where a file of foreign origin does not say."""
+    """The model an intervention was made on; None where a file of foreign origin does not say.
+
+    Attributes:
+        id: where it was loaded from.
+        revision: at which revision.
+        architecture: class name of the model.
+        num_layers: decoder layers.
+        mlp_width: neurons of a layer with a dense MLP; None where all layers have experts.
+        experts: of a mixture of experts; left out of the file of any other model.
+        hidden_size: width of the residual stream.
+        dtype: of the weights.
+        columns_sha256: hash of the named neurons' weight columns.
+    """
 
     id: str | None = None
     revision: str | None = None
     architecture: str | None = None
     num_layers: Annotated[int, Field(ge=1)] | None = None
     mlp_width: Annotated[int, Field(ge=1)] | None = None
+    experts: ExpertsInfo | None = None
     hidden_size: Annotated[int, Field(ge=1)] | None = None
     dtype: str | None = None
     columns_sha256: str | None = None
+
+    @model_validator(mode="after")
+    def _deep_enough(self) -> Self:
+        if self.experts is not None and (self.num_layers is None or self.experts.layers[-1] >= self.num_layers):
+            depth = f"{self.num_layers} layers" if self.num_layers else "a depth that is not named"
+            raise ValueError(f"layer {self.experts.layers[-1]} has experts in a model of {depth}")
+        return self
+
+    @model_serializer(mode="wrap")
+    def _without_absent_experts(self, dump: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        fields: dict[str, Any] = dump(self)
+        return fields if self.experts is not None else {k: v for k, v in fields.items() if k != "experts"}
+
+    @property
+    def num_neurons(self) -> int | None:
+        """Neurons of the whole model; None where the header does not name its shape."""
+        experts = self.experts
+        mixed = 0 if experts is None else len(experts.layers)
+        dense = None if self.num_layers is None else self.num_layers - mixed
+        if dense is None or (dense and self.mlp_width is None):
+            return None
+        found = dense * (self.mlp_width or 0)
+        if experts is not None:
+            found += mixed * (experts.count * experts.width + (experts.shared_width or 0))
+        return found
+
+    def width_of(self, layer: int, expert: Expert | None) -> int | None:
+        """Neurons of a down-projection; None where the header does not say.
+
+        Raises:
+            ValueError: the model has no such expert, or has experts where none is named.
+        """
+        experts = self.experts
+        if experts is None or layer not in experts.layers:
+            if expert is not None and (experts is not None or self.mlp_width is not None):
+                raise ValueError(f"expert {expert} is named, and layer {layer} has none")
+            return self.mlp_width
+        if expert is None:
+            raise ValueError(f"no expert is named, and layer {layer} has {experts.count}")
+        if expert == SHARED:
+            if experts.shared_width is None:
+                raise ValueError(f"the shared expert is named, and layer {layer} has none")
+            return experts.shared_width
+        if not 0 <= expert < experts.count:
+            raise ValueError(f"expert {expert} is outside layer {layer}'s {experts.count}")
+        return experts.width
+
+    @property
+    def shape(self) -> str | None:
+        """Layers and neurons in words."""
+        if self.num_layers is None:
+            return None
+        if self.experts is None:
+            return f"{self.num_layers} layers of {self.mlp_width} neurons"
+        experts = self.experts
+        mixed = f"{experts.count} experts of {experts.width} neurons"
+        if experts.shared_width is not None:
+            mixed += f" and a shared one of {experts.shared_width}"
+        if len(experts.layers) == self.num_layers:
+            return f"{self.num_layers} layers of {mixed}"
+        dense = self.num_layers - len(experts.layers)
+        return f"{len(experts.layers)} layers of {mixed}, {dense} of {self.mlp_width} neurons"
 
 
 class UniversalFilter(Record):
@@ -44,16 +150,14 @@ class UniversalFilter(Record):
         share: share of the prompts on which a universal neuron is in that top.
         prompts: number of diverse prompts.
         prompts_sha256: hash of them.
-        neurons: the universal neurons, (layer, index).
+        neurons: the universal neurons, (layer, index) or (layer, expert, index).
     """
 
     fraction: Annotated[float, Field(gt=0, le=1)]
     share: Annotated[float, Field(gt=0, le=1)]
     prompts: Annotated[int, Field(ge=1)]
     prompts_sha256: str
-    neurons: tuple[Annotated[tuple[LayerIndex, NeuronIndex], Field(strict=False)], ...] = Field(
-        default=(), strict=False
-    )
+    neurons: tuple[_Place, ...] = Field(default=(), strict=False)
 
 
 class DiscoveryInfo(Record):

@@ -4,7 +4,8 @@ Floor 2. Because (W[:, j] * m) * x_j = W[:, j] * (m * x_j), scaling neuron j at 
 column j of the down-projection (DESIGN section 1):
 
 - fold scales the columns in memory and puts the saved columns back afterwards, bit for bit; no cost per token;
-- hook scales the projection's input, for weights that cannot be edited;
+- hook scales the projection's input, for weights that cannot be edited; routed experts allow it in some of their
+  implementations (`steering_experts`);
 - rows is a hook with one setting per batch row (`steering_rows`).
 
 Vectors v are added as (m - 1) * scale * v with a hook on what the MLP writes (CAA) or on the residual stream behind
@@ -24,11 +25,12 @@ from weakref import WeakSet
 import torch
 from torch import nn
 
-from lm_eval_cna.architecture import Architecture, Layer, find_architecture
+from lm_eval_cna.architecture import Architecture, Layer, Projection, find_architecture
 from lm_eval_cna.errors import SteeringError
 from lm_eval_cna.fit import check_fit
 from lm_eval_cna.intervention import Circuit, Vectors
 from lm_eval_cna.placement import is_cut, is_offloaded, is_packed, is_plain, kind_of, local
+from lm_eval_cna.steering_experts import hook_experts, why_not_hook
 
 Mode = Literal["auto", "fold", "hook"]
 MODES: tuple[Mode, ...] = ("auto", "fold", "hook")
@@ -101,7 +103,7 @@ def apply(
 
     Raises:
         InterventionError: the intervention does not fit the model.
-        SteeringError: the model is steered already, or fold is asked for where it is not exact or possible.
+        SteeringError: the model is steered already, or the mode is asked for where it is not exact or possible.
         ArchitectureError: the model is not of a known family.
     """
     if mode not in MODES:
@@ -110,16 +112,16 @@ def apply(
         return Steering("none", ())
     architecture = architecture or find_architecture(model)
     check_fit(setting.intervention, architecture)
-    touched = [architecture.layers[index] for index in setting.intervention.layers]
-    mode = resolve_mode(setting.intervention, touched, model, mode)
+    mode = resolve_mode(setting.intervention, architecture, model, mode)
     refuse_nesting(architecture)
     if setting.is_baseline:
         return Steering("none", ())
     steering = Steering(mode, setting.intervention.layers, architecture)
     mark_steered(architecture)
     try:
-        for layer in touched:
-            steering._undo.append(_touch(layer, setting, mode))
+        for index in setting.intervention.layers:
+            for undo in _touch(architecture.layers[index], setting, mode):
+                steering._undo.append(undo)
     except BaseException:
         steering.undo()
         raise
@@ -154,42 +156,64 @@ def unmark_steered(architecture: Architecture) -> None:
     _steered.discard(architecture.stack)
 
 
-def resolve_mode(intervention: Circuit | Vectors, touched: list[Layer], model: nn.Module, mode: Mode) -> Mode:
+def resolve_mode(
+    intervention: Circuit | Vectors, architecture: Architecture, model: nn.Module, mode: Mode
+) -> Literal["fold", "hook"]:
     """Decide between fold and hook, one mode for all layers.
 
     Raises:
-        SteeringError: fold is asked for and some layer cannot be folded; the message gives the reason.
+        SteeringError: the mode is not possible in some layer; the message gives the reason.
     """
     if isinstance(intervention, Vectors):
         if mode == "fold":
             raise SteeringError("vectors cannot be folded", got=mode, allowed="auto, hook")
         return "hook"
-    if mode == "hook":
-        return "hook"
-    shared = _shared_storages(model)
-    reason = next((reason for layer in touched if (reason := _why_not_fold(layer, shared))), None)
-    if reason is None:
+    touched = [architecture.projections[key] for key in intervention.by_projection()]
+    shared = set() if mode == "hook" else _shared_storages(model)
+    not_folded = None if mode == "hook" else _first(_why_not_fold(projection, shared) for projection in touched)
+    if mode != "hook" and not_folded is None:
         return "fold"
+    not_hooked = None if mode == "fold" else _first(why_not_hook(p) for p in touched if p.is_routed)
     if mode == "fold":
-        raise SteeringError(f"cannot fold: {reason}", got=mode, allowed="auto, hook")
+        raise SteeringError(f"cannot fold: {not_folded}", got=mode, allowed="auto, hook")
+    if not_hooked is not None:
+        reasons = f"cannot hook: {not_hooked}" if not_folded is None else f"cannot fold: {not_folded}; nor {not_hooked}"
+        raise SteeringError(reasons, got=mode, allowed="auto, fold" if mode == "hook" else None)
     return "hook"
 
 
-def _touch(layer: Layer, setting: Setting, mode: Mode) -> Callable[[], Any]:
-    """Steer one layer; returns what undoes it."""
+def _first(reasons: Iterator[str | None]) -> str | None:
+    return next((reason for reason in reasons if reason is not None), None)
+
+
+def _touch(layer: Layer, setting: Setting, mode: str) -> Iterator[Callable[[], Any]]:
+    """Steer one layer; yields what undoes each step."""
     if isinstance(setting.intervention, Vectors):
         vector = setting.intervention.tensors[layer.index] * setting.strength
         module = layer.write if setting.intervention.place == "write" else layer.block
-        return module.register_forward_hook(adder(vector)).remove
+        yield module.register_forward_hook(adder(vector)).remove
+        return
     assert setting.intervention is not None
-    neurons = setting.intervention.by_layer()[layer.index]
-    if mode == "fold":
-        return _fold(layer, neurons, setting.multiplier)
-    return layer.down.register_forward_pre_hook(_scaler_of(layer, neurons, setting.multiplier), with_kwargs=True).remove
+    grouped = setting.intervention.by_projection()
+    routed: dict[int, list[int]] = {}
+    for projection in layer.projections:
+        chosen = grouped.get((layer.index, projection.expert))
+        if chosen is None:
+            continue
+        if mode == "fold":
+            yield _fold(projection, chosen, setting.multiplier)
+        elif isinstance(projection.expert, int):
+            routed[projection.expert] = chosen
+        else:
+            scale = _scaler_of(projection, chosen, setting.multiplier)
+            yield projection.down.register_forward_pre_hook(scale, with_kwargs=True).remove
+    if routed:
+        yield hook_experts([p for p in layer.projections if p.is_routed], routed, setting.multiplier)
 
 
-def _fold(layer: Layer, neurons: list[int], multiplier: float) -> Callable[[], Any]:
-    return fold_columns(local(layer.weight), layer.neuron_dim, _places(neurons, layer.held), multiplier)
+def _fold(projection: Projection, neurons: list[int], multiplier: float) -> Callable[[], Any]:
+    places = _places(neurons, projection.held)
+    return fold_columns(local(projection.weight), projection.neuron_dim, places, multiplier)
 
 
 def _places(neurons: list[int], held: range) -> torch.Tensor:
@@ -213,14 +237,14 @@ def fold_columns(weight: torch.Tensor, dim: int, indices: torch.Tensor, multipli
     return lambda: weight.index_copy_(dim, indices, saved)
 
 
-def _scaler_of(layer: Layer, neurons: list[int], multiplier: float) -> Callable[..., Any]:
-    """A pre-hook of the layer's down-projection that scales those of the neurons whose activations it is given."""
+def _scaler_of(projection: Projection, neurons: list[int], multiplier: float) -> Callable[..., Any]:
+    """A pre-hook of a down-projection that scales those of the neurons whose activations it is given."""
     made: dict[int, Callable[..., Any]] = {}
 
     def scale(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         size = args[0].shape[-1]
         if size not in made:
-            made[size] = scaler(_places(neurons, layer.channels(args[0])), multiplier)
+            made[size] = scaler(_places(neurons, projection.channels(args[0])), multiplier)
         return made[size](module, args, kwargs)
 
     return scale
@@ -258,17 +282,17 @@ def adder(vector: torch.Tensor) -> Callable[..., Any]:
     return add
 
 
-def _why_not_fold(layer: Layer, shared: set[int]) -> str | None:
-    """The reason why a layer's weight cannot be edited in place, or None."""
-    weight = layer.weight
-    if layer.has_adapter:
-        return f"{layer.down_name} carries an adapter, which a folded weight would not scale"
-    if is_offloaded(weight, layer.projection):
-        return f"{layer.down_name} is offloaded and loaded again at every call"
+def _why_not_fold(projection: Projection, shared: set[int]) -> str | None:
+    """The reason why a weight cannot be edited in place, or None."""
+    weight = projection.weight
+    if projection.has_adapter:
+        return f"{projection.name} carries an adapter, which a folded weight would not scale"
+    if is_offloaded(weight, projection.base):
+        return f"{projection.name} is offloaded and loaded again at every call"
     if weight is None or is_packed(weight) or not is_plain(local(weight)):
-        return f"{layer.down_name} is quantized ({kind_of(weight, layer.projection)}), and its columns are packed"
+        return f"{projection.name} is quantized ({kind_of(weight, projection.base)}), and its columns are packed"
     if local(weight).untyped_storage().data_ptr() in shared:
-        return f"{layer.down_name} shares its storage with another parameter"
+        return f"{projection.name} shares its storage with another parameter"
     return None
 
 

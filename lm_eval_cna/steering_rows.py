@@ -4,6 +4,9 @@ Floor 2. The same arithmetic as the hook mode: a row's activations are multiplie
 for neurons that are not in its circuit), a row's vector is added to its own hidden states (zeros for circuits).
 Each module has one table with a line per setting; the operands of a batch are lines picked from it, so that a batch
 whose rows change, as it does whenever a response is finished, costs one `index_select` a module.
+
+A mixture-of-experts layer mixes the tokens of all rows before its projections see them, so a circuit with neurons in
+one is refused (`why_not_rows`).
 """
 
 from __future__ import annotations
@@ -22,6 +25,16 @@ from lm_eval_cna.intervention import Circuit
 from lm_eval_cna.steering import Setting, mark_steered, refuse_nesting, unmark_steered
 
 Kind = Literal["factors", "vectors"]
+
+
+def why_not_rows(setting: Setting, architecture: Architecture) -> str | None:
+    """The reason why a row of a batch cannot follow a setting, or None."""
+    if setting.is_baseline or not isinstance(setting.intervention, Circuit):
+        return None
+    mixed = next((index for index in setting.intervention.layers if architecture.layers[index].has_experts), None)
+    if mixed is None:
+        return None
+    return f"layer {mixed} is a mixture of experts, which mixes the tokens of all rows before its down-projections"
 
 
 @dataclass
@@ -53,7 +66,7 @@ class RowSteering:
 
     Raises:
         InterventionError: a setting's intervention does not fit the model.
-        SteeringError: the model is steered already.
+        SteeringError: the model is steered already, or a row cannot follow a setting.
     """
 
     def __init__(self, model: nn.Module, settings: Sequence[Setting], architecture: Architecture | None = None) -> None:
@@ -62,6 +75,8 @@ class RowSteering:
         for setting in settings:
             if setting.intervention is not None:
                 check_fit(setting.intervention, self._architecture)
+            if (reason := why_not_rows(setting, self._architecture)) is not None:
+                raise SteeringError(f"cannot steer rows: {reason}", allowed="one setting at a time: fold, hook")
         self._settings = tuple(settings)
         self._rows: tuple[int, ...] = ()
         self._index: torch.Tensor | None = None
@@ -107,10 +122,10 @@ class RowSteering:
             if setting.is_baseline or intervention is None:
                 continue
             if isinstance(intervention, Circuit):
-                for index, neurons in intervention.by_layer().items():
-                    layer = self._architecture.layers[index]
-                    line(layer.down, "factors", self._architecture.width, position)[neurons] = setting.multiplier
-                    found[layer.down].channels = layer.channels
+                for key, neurons in intervention.by_projection().items():
+                    projection = self._architecture.projections[key]
+                    line(projection.down, "factors", projection.width, position)[neurons] = setting.multiplier
+                    found[projection.down].channels = projection.channels
                 continue
             for index, vector in intervention.tensors.items():
                 layer = self._architecture.layers[index]

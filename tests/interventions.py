@@ -5,18 +5,20 @@ from __future__ import annotations
 import torch
 
 from lm_eval_cna.architecture import Architecture
-from lm_eval_cna.intervention import Circuit, Neuron, Vectors
+from lm_eval_cna.intervention import Circuit, Vectors
+from lm_eval_cna.neurons import neuron_at
 
 
 def circuit(architecture: Architecture, *, per_layer: int = 4, seed: int = 0, name: str = "test") -> Circuit:
     """A circuit with `per_layer` random neurons in every layer."""
     generator = torch.Generator().manual_seed(seed)
-    pairs = [
-        (layer.index, int(index))
-        for layer in architecture.layers
-        for index in torch.randperm(architecture.width, generator=generator)[:per_layer]
+    layout = architecture.layout
+    places = [
+        layout.place(span.start + int(offset))
+        for span in map(layout.of_layer, range(layout.num_layers))
+        for offset in torch.randperm(len(span), generator=generator)[:per_layer]
     ]
-    return Circuit(method="cna", name=name, neurons=tuple(Neuron(layer, index, 1.0) for layer, index in pairs))
+    return Circuit(method="cna", name=name, neurons=tuple(neuron_at(place, 1.0) for place in places))
 
 
 def vectors(architecture: Architecture, *, place: str = "write", seed: int = 0) -> Vectors:

@@ -21,6 +21,7 @@ SIZES: dict[str, Any] = {
     "bos_token_id": 1,
     "eos_token_id": 2,
 }
+EXPERTS: dict[str, Any] = {"num_experts": 5, "num_experts_per_tok": 2, "moe_intermediate_size": 24}
 GEMMA = {**SIZES, "head_dim": 8, "query_pre_attn_scalar": 8, "sliding_window": 16}
 
 
@@ -53,10 +54,23 @@ def _config(family: str) -> tf.PretrainedConfig:
             )
         case "mixtral":
             return tf.MixtralConfig(**SIZES, num_local_experts=4)
+        case "qwen2_moe":  # the middle layer is dense, and wider than an expert
+            return tf.Qwen2MoeConfig(**SIZES, **EXPERTS, shared_expert_intermediate_size=40, mlp_only_layers=[1])
+        case "qwen3_moe":
+            return tf.Qwen3MoeConfig(**SIZES, **EXPERTS, head_dim=8, mlp_only_layers=[0])
+        case "olmoe":
+            return tf.OlmoeConfig(**{**SIZES, "intermediate_size": 24}, num_experts=5, num_experts_per_tok=2)
+        case "gpt_oss":
+            return tf.GptOssConfig(
+                **{**SIZES, "intermediate_size": 24}, num_local_experts=5, num_experts_per_tok=2, head_dim=8
+            )
+        case "granitemoe":  # not one of ours
+            return tf.GraniteMoeConfig(**SIZES, num_local_experts=4)
     raise KeyError(family)
 
 
 DENSE = ("llama", "mistral", "qwen2", "qwen3", "gemma2", "gemma3_text", "phi3", "olmo2", "gpt2", "gpt_neox", "falcon")
+MIXTURES = ("mixtral", "qwen2_moe", "qwen3_moe", "olmoe", "gpt_oss")
 
 
 def tiny(family: str, *, seed: int = 0, dtype: torch.dtype = torch.float32) -> tf.PreTrainedModel:
@@ -66,7 +80,7 @@ def tiny(family: str, *, seed: int = 0, dtype: torch.dtype = torch.float32) -> t
         model = tf.AutoModelForCausalLM.from_config(_config(family))
         with torch.no_grad():
             for name, parameter in model.named_parameters():
-                if parameter.ndim == 2:
+                if parameter.ndim >= 2:
                     parameter.normal_(0.0, 0.15)
                 elif "norm" in name and parameter.ndim == 1 and "weight" in name:
                     parameter.add_(torch.randn_like(parameter) * 0.1)
@@ -74,7 +88,7 @@ def tiny(family: str, *, seed: int = 0, dtype: torch.dtype = torch.float32) -> t
 
 
 TINY: dict[str, Callable[[], tf.PreTrainedModel]] = {
-    family: (lambda family=family: tiny(family)) for family in (*DENSE, "mixtral")
+    family: (lambda family=family: tiny(family)) for family in (*DENSE, *MIXTURES, "granitemoe")
 }
 
 

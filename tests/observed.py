@@ -126,7 +126,8 @@ def families(folder: Path, names: Sequence[str], **load: Any) -> dict[str, Any]:
 def main(checkpoint: str, out: str, folder: str, *names: str) -> None:
     lm = CNAHFLM(pretrained=checkpoint, device="cpu", tp_plan="auto")
     found = observed(lm, modes=("auto", "fold", "hook"))
-    found["held"] = [[layer.held.start, layer.held.stop] for layer in lm.architecture.layers]
+    spans = [projection.held for layer in lm.architecture.layers for projection in layer.projections]
+    found["held"] = [[span.start, span.stop] for span in spans]
     found["families"] = families(Path(folder), names, tp_plan="auto")
     Path(f"{out}.{os.environ['RANK']}").write_text(json.dumps(found), encoding="utf-8")
 

@@ -25,7 +25,7 @@ def discovery(bench: Workbench) -> Outcome:
     """Both render, encode, run and rank; neither filters universal neurons, and both find the same neurons."""
     model, tokenizer = bench.instruct
     contrast = load_contrast("organism")
-    k = circuit_size(FRACTION, len(model.model.layers), model.config.intermediate_size)
+    k = circuit_size(FRACTION, len(model.model.layers) * model.config.intermediate_size)
 
     def ours() -> list[tuple[int, int]]:
         found = measure(model, tokenizer, contrast, read=("neurons",), universal_filter=False, check_leakage=False)

@@ -13,9 +13,11 @@ from __future__ import annotations
 
 from collections import Counter
 from dataclasses import dataclass
+from typing import Any
 
 from lm_eval_cna.errors import InterventionError
 from lm_eval_cna.intervention import Circuit
+from lm_eval_cna.provenance import ModelInfo
 
 TOP = 200
 LAST = 3
@@ -63,11 +65,11 @@ class Overlap:
     """What two circuits of one shape have in common.
 
     Attributes:
-        common: (layer, neuron) pairs in both.
+        common: neurons in both, of the same layer and, in a mixture of experts, of the same expert.
         size_a, size_b: neurons of each.
-        of_smaller: common pairs over the smaller circuit's size: 1 where one circuit holds the other.
-        of_a, of_b: common pairs over each circuit's size.
-        jaccard: common pairs over the pairs in either.
+        of_smaller: common neurons over the smaller circuit's size: 1 where one circuit holds the other.
+        of_a, of_b: common neurons over each circuit's size.
+        jaccard: common neurons over the neurons in either.
         by_chance: the `of_smaller` to expect of two circuits of these sizes drawn at random from the whole model,
             larger size over all neurons; None where neither file names the model's shape.
     """
@@ -106,16 +108,16 @@ def final_layers(num_layers: int, parts: int) -> int:
 
 
 def overlap(a: Circuit, b: Circuit) -> Overlap:
-    """Compare two circuits of models of one shape, by (layer, neuron) pairs; deltas play no part.
+    """Compare two circuits of models of one shape, neuron by neuron; deltas play no part.
 
     A shape that a file does not name is taken from the other one.
 
     Raises:
-        InterventionError: the models differ in layers or MLP width, or a circuit has neurons outside the other's model.
+        InterventionError: the models differ in layers, MLP width or experts, or a circuit has neurons outside the
+            other's model.
     """
-    shape = _common_shape(a, b)
-    pairs_a = {(neuron.layer, neuron.index) for neuron in a.neurons}
-    pairs_b = {(neuron.layer, neuron.index) for neuron in b.neurons}
+    neurons = _common_shape(a, b).num_neurons
+    pairs_a, pairs_b = set(a.places), set(b.places)
     common, small, large = len(pairs_a & pairs_b), *sorted((len(pairs_a), len(pairs_b)))
     return Overlap(
         common=common,
@@ -125,7 +127,7 @@ def overlap(a: Circuit, b: Circuit) -> Overlap:
         of_a=common / len(pairs_a),
         of_b=common / len(pairs_b),
         jaccard=common / (small + large - common),
-        by_chance=None if shape is None else large / (shape[0] * shape[1]),
+        by_chance=None if neurons is None else large / neurons,
     )
 
 
@@ -157,25 +159,32 @@ def _num_layers(circuit: Circuit, given: int | None) -> int:
     return layers
 
 
-def _common_shape(a: Circuit, b: Circuit) -> tuple[int, int] | None:
-    """Layers and MLP width that both circuits belong to; None where these are not named."""
-    sizes: list[int | None] = []
-    for field, words in (("num_layers", "layers"), ("mlp_width", "neurons a layer")):
+def _common_shape(a: Circuit, b: Circuit) -> ModelInfo:
+    """The layers, MLP width and experts that both circuits belong to, as far as these are named."""
+    shape: dict[str, Any] = {}
+    for field, words in (("num_layers", "layers"), ("mlp_width", "neurons a layer"), ("experts", "experts")):
         of_a, of_b = getattr(a.model, field), getattr(b.model, field)
         if None not in (of_a, of_b) and of_a != of_b:
+            found = f"{a.model.shape} and {b.model.shape}" if field == "experts" else f"{of_a} and {of_b} {words}"
             raise InterventionError(
                 f"circuits {a.name} and {b.name} belong to models of different shapes",
-                got=f"{of_a} and {of_b} {words}",
+                got=found,
                 allowed="circuits of one model, or of a base model and its instruct twin",
             )
-        sizes.append(of_a if of_a is not None else of_b)
-    layers, width = sizes
+        shape[field] = of_a if of_a is not None else of_b
+    depth = shape["num_layers"]
+    model = ModelInfo(**shape)
     for circuit in (a, b):
         for neuron in circuit.neurons:
-            if neuron.layer >= (layers or neuron.layer + 1) or neuron.index >= (width or neuron.index + 1):
+            owner = "" if neuron.expert is None else f"expert {neuron.expert} of "
+            try:
+                width = model.width_of(neuron.layer, neuron.expert)
+            except ValueError:
+                width = 0
+            if neuron.layer >= (depth or neuron.layer + 1) or (width is not None and neuron.index >= width):
                 raise InterventionError(
                     f"circuits {a.name} and {b.name} belong to models of different shapes",
-                    got=f"neuron {neuron.index} of layer {neuron.layer} in {circuit.name}",
-                    allowed=f"{layers or 'any number of'} layers of {width or 'any number of'} neurons",
+                    got=f"neuron {neuron.index} of {owner}layer {neuron.layer} in {circuit.name}",
+                    allowed=model.shape or f"layers of {model.mlp_width or 'any number of'} neurons",
                 )
-    return None if layers is None or width is None else (layers, width)
+    return model

@@ -18,6 +18,7 @@ from lm_eval_cna.analysis.outcomes import Outcomes
 from lm_eval_cna.analysis.rates import Record
 from lm_eval_cna.errors import RunError
 from lm_eval_cna.hashing import json_sha256
+from lm_eval_cna.provenance import ModelInfo
 from lm_eval_cna.sweep.cells import BASELINE
 from lm_eval_cna.sweep.rundir import RunDirectory
 
@@ -115,7 +116,7 @@ def read_protocol(directory: RunDirectory, outcomes: Outcomes) -> Protocol:
         shape = manifest["architecture"]
         return Protocol(
             model=model_name(str(plan["model"])),
-            architecture=f"{shape['name']}, {shape['num_layers']} layers of {shape['mlp_width']} neurons",
+            architecture=f"{shape['name']}, {_shape(shape)}",
             weights=plan.get("weights_sha256"),
             methods=tuple(sorted({cell["method"] for cell in cells})),
             sizes=tuple(sorted({cell["size"] for cell in cells if cell["size"] is not None})),
@@ -227,6 +228,12 @@ def _undated(value: Any) -> Any:
     if isinstance(value, str):
         return _DATE.sub("(date)", value)
     return [_undated(item) for item in value] if isinstance(value, list) else value
+
+
+def _shape(manifest: Mapping[str, Any]) -> str:
+    """A manifest's layers and neurons in words."""
+    named = {field: manifest.get(field) for field in ("num_layers", "mlp_width", "experts")}
+    return str(ModelInfo.model_validate(named).shape)
 
 
 def _circuit(directory: RunDirectory) -> dict[str, str]:

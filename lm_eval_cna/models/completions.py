@@ -1,4 +1,4 @@
-"""Completions of one prompt under several settings, from one batch. Floor 3."""
+"""Completions of one prompt under several settings, from one batch where its rows can be steered. Floor 3."""
 
 from __future__ import annotations
 
@@ -8,8 +8,8 @@ import torch
 
 from lm_eval_cna.models.hf import CNAHFLM
 from lm_eval_cna.prompts import encode_batch, pad_token_id, render_prompts
-from lm_eval_cna.steering import Setting
-from lm_eval_cna.steering_rows import RowSteering
+from lm_eval_cna.steering import Setting, steer
+from lm_eval_cna.steering_rows import RowSteering, why_not_rows
 
 
 def complete(
@@ -19,20 +19,31 @@ def complete(
 
     Raises:
         InterventionError: a setting's intervention does not fit the model.
+        SteeringError: the model can be steered in no way with it.
     """
     rendered = render_prompts(
         [prompt], lm.tokenizer, chat_template=chat_template, chat_template_args=lm.chat_template_args
     )
     ids, mask = encode_batch(rendered, lm.tokenizer, add_bos_token=lm.add_bos_token)
-    ids, mask = (tensor.repeat(len(settings), 1).to(lm.device) for tensor in (ids, mask))
     lm.unsteer()
-    with RowSteering(lm.model, settings, lm.architecture) as rows, torch.inference_mode():
-        rows.assign(range(len(settings)))
+
+    def answers(rows: int) -> list[str]:
         generated = lm.model.generate(
-            ids,
-            attention_mask=mask,
+            ids.repeat(rows, 1).to(lm.device),
+            attention_mask=mask.repeat(rows, 1).to(lm.device),
             max_new_tokens=max_new_tokens,
             do_sample=False,
             pad_token_id=pad_token_id(lm.tokenizer),
         )
-    return [lm.tokenizer.decode(row[ids.shape[1] :], skip_special_tokens=True) for row in generated]
+        return [lm.tokenizer.decode(row[ids.shape[1] :], skip_special_tokens=True) for row in generated]
+
+    with torch.inference_mode():
+        if not any(why_not_rows(setting, lm.architecture) for setting in settings):
+            with RowSteering(lm.model, settings, lm.architecture) as rows:
+                rows.assign(range(len(settings)))
+                return answers(len(settings))
+        found = []
+        for setting in settings:
+            with steer(lm.model, setting, architecture=lm.architecture):
+                found += answers(1)
+        return found

@@ -151,7 +151,9 @@ def rows_that_fit(lm: CNAHFLM, longest_prompt: int, max_new_tokens: int) -> int:
     cache = 2 * config.num_hidden_layers * heads * width * size * tokens
     # Growing the cache holds one layer twice, and a smaller batch is copied layer by layer; a prompt's widest
     # activations and a few float32 copies of the scores come on top.
-    activations = longest_prompt * 4 * max(lm.architecture.width, config.hidden_size) * size + 16 * config.vocab_size
+    widest = max(part.width for part in lm.architecture.layout.parts)
+    widest *= getattr(config, "num_experts_per_tok", None) or 1
+    activations = longest_prompt * 4 * max(widest, config.hidden_size) * size + 16 * config.vocab_size
     free, _ = torch.cuda.mem_get_info(lm.device)
     free += torch.cuda.memory_reserved(lm.device) - torch.cuda.memory_allocated(lm.device)
     return max(1, min(DEVICE_ROWS, int(free * DEVICE_SHARE / (cache + activations))))

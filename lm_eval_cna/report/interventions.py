@@ -6,6 +6,7 @@ from collections.abc import Sequence
 
 from lm_eval_cna.analysis.profile import LayerShares, layer_profile, overlap
 from lm_eval_cna.intervention import Circuit, Vectors
+from lm_eval_cna.neurons import SHARED
 
 Rows = list[tuple[str, ...]]
 
@@ -14,11 +15,10 @@ def facts(intervention: Circuit | Vectors) -> Rows:
     """What the file's header says, unknown entries left out."""
     made, found = intervention.model, intervention.discovery
     size = (
-        f"{len(intervention.neurons)} neurons in {len(intervention.layers)} layers"
+        f"{len(intervention.neurons)} neurons in {len(intervention.layers)} layers{_experts(intervention)}"
         if isinstance(intervention, Circuit)
         else f"{len(intervention.layers)} vectors, added to {intervention.place} outputs"
     )
-    shape = f"{made.num_layers} layers of {made.mlp_width} neurons" if made.num_layers else None
     universal = found.universal_filter
     entries: list[tuple[str, object]] = [
         ("method", intervention.method),
@@ -26,7 +26,7 @@ def facts(intervention: Circuit | Vectors) -> Rows:
         ("share of all neurons", None if found.fraction is None else f"{100 * found.fraction:g} %"),
         ("model", made.id),
         ("revision", made.revision),
-        ("architecture", " of ".join(filter(None, (made.architecture, shape))) or None),
+        ("architecture", " of ".join(filter(None, (made.architecture, made.shape))) or None),
         ("dtype", made.dtype),
         ("contrast set", found.contrast),
         ("prompts", f"{found.positive} positive, {found.negative} negative" if found.positive else None),
@@ -42,6 +42,19 @@ def facts(intervention: Circuit | Vectors) -> Rows:
         ("hash of weight columns", made.columns_sha256),
     ]
     return [(name, str(value)) for name, value in entries if value is not None]
+
+
+def _experts(circuit: Circuit) -> str:
+    """How the neurons of a circuit are spread over experts, in words."""
+    owners = [neuron.expert for neuron in circuit.neurons]
+    shared, dense = owners.count(SHARED), owners.count(None)
+    if dense == len(owners):
+        return ""
+    used = len({(neuron.layer, neuron.expert) for neuron in circuit.neurons if isinstance(neuron.expert, int)})
+    parts = [f"{len(owners) - shared - dense} in {used} routed experts"]
+    parts += [f"{shared} in shared experts"] if shared else []
+    parts += [f"{dense} in dense layers"] if dense else []
+    return ": " + ", ".join(parts)
 
 
 def profile_rows(circuits: Sequence[Circuit]) -> Rows:

@@ -15,6 +15,7 @@ from lm_eval_cna.analysis.tradeoff import TradeOff, trade_off
 from lm_eval_cna.analysis.verdicts import DamageBudget
 from lm_eval_cna.errors import RunError
 from lm_eval_cna.intervention import Circuit, read_intervention
+from lm_eval_cna.provenance import ExpertsInfo, ModelInfo
 from lm_eval_cna.report.escape import slug
 from lm_eval_cna.sweep.rundir import RunDirectory
 from lm_eval_cna.sweep.summary import RESPONSES, Summary, read_summary
@@ -25,8 +26,18 @@ CIRCUIT = "circuit.json"
 class _Architecture(BaseModel):
     name: str
     num_layers: int
-    mlp_width: int
+    mlp_width: int | None
+    experts: ExpertsInfo | None = None
     dtype: str
+
+    @property
+    def shape(self) -> str:
+        """Layers and neurons in words."""
+        if self.experts is None:
+            return f"{self.num_layers} layers with {self.mlp_width} neurons each"
+        found = ModelInfo(num_layers=self.num_layers, mlp_width=self.mlp_width, experts=self.experts).shape
+        assert found is not None
+        return found
 
 
 class _Cell(BaseModel):
@@ -116,10 +127,8 @@ class Run:
         plan, architecture = self.manifest.plan, self.manifest.architecture
         at = ", ".join(f"{multiplier:g}" for multiplier in self.controlled)
         controls = f"{plan.random} control seeds, matched by {plan.match}, asked at m = {at}" if at else "no controls"
-        return (
-            f"{architecture.name} of {architecture.num_layers} layers with {architecture.mlp_width} neurons each, "
-            f"{architecture.dtype}; contrast set {plan.contrast}; {controls}."
-        )
+        model = f"{architecture.name} of {architecture.shape}, {architecture.dtype}"
+        return f"{model}; contrast set {plan.contrast}; {controls}."
 
     def trade_offs(self) -> Iterator[TradeOff]:
         """The trade-off of refusal in every task that measures it, if anything was steered."""

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable, Iterator, Sequence
-from typing import Any
+from typing import Any, cast
 
 import torch
 from lm_eval.api.instance import Instance
@@ -21,7 +21,7 @@ from lm_eval_cna.models.hf import CNAHFLM
 from lm_eval_cna.models.likelihood_settings import score_settings
 from lm_eval_cna.models.packed import Completion, Job, PackedGenerator, can_pack, rows_that_fit
 from lm_eval_cna.prompts import encode_prompts
-from lm_eval_cna.steering import Setting
+from lm_eval_cna.steering import Mode, Setting
 from lm_eval_cna.sweep.batches import GENERATED, Batch, Request
 from lm_eval_cna.sweep.store import Response
 
@@ -81,11 +81,13 @@ def compute(
         settings: of the cells, by the positions that batches name.
         plan: the batches to compute.
         prompts: of all their requests.
-        mode: "rows", "fold" or "hook".
+        mode: "rows", "fold" or "hook", or "auto": see `lm_eval_cna.sweep.layout.Layout`.
 
     Yields:
         Each batch with its responses, in the order of its rows.
     """
+    # Rows are hooks with several settings; what runs one cell at a time in such a sweep is a hook too.
+    lm.mode = "hook" if mode == ROWS else cast(Mode, mode)
     packed = [batch for batch in plan if _packs(lm, batch)]
     if packed:
         with PackedGenerator(lm, settings, mode=mode) as generator:  # type: ignore[arg-type]  # config checks it

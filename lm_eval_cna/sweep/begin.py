@@ -15,6 +15,7 @@ from lm_eval.models.api_models import TemplateAPI
 from lm_eval.tasks import TaskManager
 
 from lm_eval_cna.errors import ConfigError
+from lm_eval_cna.fit import shape_of
 from lm_eval_cna.judging.config import JudgeConfig
 from lm_eval_cna.judging.judge import shared_judge
 from lm_eval_cna.models.arguments import check_device, check_dtype
@@ -116,9 +117,7 @@ def begin(config: SweepConfig, manager: TaskManager, command: list[str] | None =
             "judge": None if config.judge is None else config.judge.public(),
             "architecture": {
                 "name": lm.architecture.name,
-                "num_layers": len(lm.architecture.layers),
-                "mlp_width": lm.architecture.width,
-                "hidden_size": lm.architecture.hidden,
+                **shape_of(lm.architecture).model_dump(include={"num_layers", "mlp_width", "experts", "hidden_size"}),
                 "dtype": str(lm.model.dtype).removeprefix("torch."),
             },
             "command": sys.argv if command is None else command,

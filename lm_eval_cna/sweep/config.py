@@ -76,7 +76,10 @@ class SweepConfig(_Model):
     limit: Annotated[int | None, Field(ge=1, description="documents a task; for trying things out")] = None
     mode: Annotated[
         Literal["auto", "rows", "fold", "hook"],
-        Field(description="how the model is steered; auto is rows: cells share batches. One mode throughout a sweep"),
+        Field(
+            description="how the model is steered; auto is rows (cells share batches), or where a circuit lies in a "
+            "mixture of experts, fold for circuits and hook for vectors. One mode throughout a sweep"
+        ),
     ] = "auto"
     excluded_layers: tuple[Annotated[int, Field(ge=0)], ...] = ()
     universal_filter: bool = True

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 from lm_eval.tasks import TaskManager
 
+from lm_eval_cna.errors import SteeringError
 from lm_eval_cna.models.hf import CNAHFLM
-from lm_eval_cna.steering import Setting
+from lm_eval_cna.steering import Setting, resolve_mode
+from lm_eval_cna.steering_rows import why_not_rows
 from lm_eval_cna.sweep.answers import ROWS, Prompts
 from lm_eval_cna.sweep.batches import Batch, Request, plan_batches
 from lm_eval_cna.sweep.cells import Cell, plan_cells
@@ -25,7 +27,9 @@ class Layout:
     Attributes:
         cells: the grid.
         settings: what each cell does to the model.
-        mode: how: "rows", "fold" or "hook".
+        mode: how: "rows", "fold" or "hook"; "auto" where rows cannot be steered: circuits fold if they can, and hook
+            otherwise, vectors hook.
+        modes: the mode of each cell, "auto" resolved.
         contexts: each cell's identity in the response store.
         parts: the evaluation settings, with their requests.
         rows: generated answers in a batch.
@@ -36,6 +40,7 @@ class Layout:
     cells: list[Cell]
     settings: list[Setting]
     mode: str
+    modes: list[str]
     contexts: list[str]
     parts: dict[Evaluation, list[Request]]
     rows: int
@@ -57,10 +62,12 @@ def lay_out(
 
     Raises:
         ConfigError: the model has no room for a task's prompts and answers.
+        SteeringError: a cell cannot be steered in the mode that is asked for.
     """
     cells = plan_cells(config)
     settings = [interventions.setting(cell) for cell in cells]
-    mode = ROWS if config.mode == "auto" else config.mode
+    mode = mode_of(config, lm, settings)
+    modes = [_resolved(mode, lm, setting) for setting in settings]
     parts = {part: collect(part, lm, manager, config.limit) for part in load_evaluations(config, lm, manager)}
     asked = [[request for part in parts_of(cell, parts) for request in parts[part]] for cell in cells]
     prompts = Prompts(lm, list(dict.fromkeys(request for mine in asked for request in mine)))
@@ -72,12 +79,35 @@ def lay_out(
         cells=cells,
         settings=settings,
         mode=mode,
-        contexts=[lm.fingerprint_of(setting, mode) for setting in settings],
+        modes=modes,
+        contexts=[lm.fingerprint_of(setting, of_cell) for setting, of_cell in zip(settings, modes, strict=True)],
         parts=parts,
         rows=rows,
         plan=plan_batches(asked, prompts.lengths, rows=rows, packed=mode == ROWS),
         prompts=prompts,
     )
+
+
+def mode_of(config: SweepConfig, lm: CNAHFLM, settings: Sequence[Setting]) -> str:
+    """How a sweep steers: as it was asked to, or by default in rows if all its circuits allow it.
+
+    Raises:
+        SteeringError: rows are asked for where they cannot be steered.
+    """
+    if config.mode not in ("auto", ROWS):
+        return config.mode
+    reason = next((reason for setting in settings if (reason := why_not_rows(setting, lm.architecture))), None)
+    if reason is None:
+        return ROWS
+    if config.mode == ROWS:
+        raise SteeringError(f"cannot steer rows: {reason}", got=config.mode, allowed="auto, fold, hook")
+    return "auto"
+
+
+def _resolved(mode: str, lm: CNAHFLM, setting: Setting) -> str:
+    if mode != "auto" or setting.intervention is None:
+        return mode
+    return resolve_mode(setting.intervention, lm.architecture, lm.model, "auto")
 
 
 def parts_of(cell: Cell, parts: Iterable[Evaluation]) -> list[Evaluation]:

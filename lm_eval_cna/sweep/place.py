@@ -4,16 +4,17 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict
-from typing import Any, Protocol
+from typing import Any, Protocol, cast
 
 from lm_eval_cna.divergence import harmless_kl
 from lm_eval_cna.models.hf import CNAHFLM
-from lm_eval_cna.steering import Setting
-from lm_eval_cna.sweep.answers import compute
+from lm_eval_cna.steering import Mode, Setting
+from lm_eval_cna.sweep.answers import ROWS, compute
 from lm_eval_cna.sweep.batches import Batch
 from lm_eval_cna.sweep.begin import Begun
 from lm_eval_cna.sweep.config import SweepConfig
 from lm_eval_cna.sweep.interventions import in_chat
+from lm_eval_cna.sweep.layout import mode_of
 from lm_eval_cna.sweep.store import Response
 
 #: (stage, done, in all, detail)
@@ -45,11 +46,12 @@ class ThisProcess:
 
 def measure_divergence(lm: CNAHFLM, config: SweepConfig, settings: Sequence[Setting]) -> list[dict[str, Any]]:
     """KL of the first generated token on harmless prompts; lm-eval has no output type for distributions."""
+    mode = mode_of(config, lm, settings)
     measured = harmless_kl(
         lm.model,
         lm.tokenizer,
         settings,
-        mode=lm.mode,
+        mode="hook" if mode == ROWS else cast(Mode, mode),
         chat_template=in_chat(config.tasks),
         chat_template_args=lm.chat_template_args,
         add_bos_token=lm.add_bos_token,

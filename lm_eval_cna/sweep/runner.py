@@ -152,17 +152,17 @@ def evaluate(begun: Begun, tell: Progress) -> None:
 def _evaluate_cells(begun: Begun, store: ResponseStore, tell: Progress) -> None:
     lm, sweep, directory = begun.lm, begun.layout, begun.directory
     todo = [
-        (cell, setting, context, part)
-        for cell, setting, context in zip(sweep.cells, sweep.settings, sweep.contexts, strict=True)
+        (cell, setting, mode, context, part)
+        for cell, setting, mode, context in zip(sweep.cells, sweep.settings, sweep.modes, sweep.contexts, strict=True)
         for part in parts_of(cell, sweep.parts)
     ]
     about = HFLM.get_model_info(lm)  # asks the hub, so once
-    for done, (cell, setting, context, part) in enumerate(todo):
+    for done, (cell, setting, mode, context, part) in enumerate(todo):
         name = directory.results_name(cell.key, part.name)
         tell("cells", done, len(todo), cell.key)
         if directory.has(name):
             continue
-        replay = Replay(lm, store.read(context), about | {"cna": lm.steering_info(setting, sweep.mode)})
+        replay = Replay(lm, store.read(context), about | {"cna": lm.steering_info(setting, mode)})
         results = simple_evaluate(
             replay,
             tasks=list(part.tasks),

@@ -283,7 +283,7 @@ def test_user_errors(tokenizer: Any, contrast: ContrastSet) -> None:
         wider = circuit.model_copy(update={"model": circuit.model.model_copy(update={"mlp_width": 64})})
         discover(model, tokenizer, None, method="random", like=wider)
     with pytest.raises(ArchitectureError, match="mixture-of-experts"):
-        discover(TINY["mixtral"](), tokenizer, contrast)
+        discover(TINY["granitemoe"](), tokenizer, contrast)
     long = ContrastSet("long", ("x" * 300,), ("y",), leakage="none")
     with pytest.raises(ContrastError, match="longer than the model can read; got '305 tokens'; allowed: up to 256"):
         discover(tiny("gpt2"), tokenizer, long)

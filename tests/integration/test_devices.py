@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from lm_eval_cna.errors import SteeringError
-from lm_eval_cna.fit import fit_warnings, named_columns
+from lm_eval_cna.fit import fit_warnings
 from lm_eval_cna.intervention import Circuit
 from lm_eval_cna.measurement import Settings, measure
 from lm_eval_cna.models.hf import CNAHFLM
@@ -79,7 +79,7 @@ def test_a_circuit_is_verified_against_weights_on_the_disk(checkpoint: Path, tmp
     found: Circuit = measure(
         here.model, here.tokenizer, CONTRAST, universal_filter=False, check_leakage=False, settings=Settings()
     ).circuit(fraction=0.1)
-    assert found.model.columns_sha256 is not None and named_columns(found)
+    assert found.model.columns_sha256 is not None and found.places
 
     def warned(lm: CNAHFLM) -> tuple[str, ...]:
         return fit_warnings(found, lm.architecture, revision=None, chat_template_sha256=None)

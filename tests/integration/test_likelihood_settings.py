@@ -58,7 +58,7 @@ def calls(lm: CNAHFLM) -> list[int]:
         return count
 
     for layer in lm.architecture.layers:
-        layer.down.register_forward_hook(counter(layer.index))
+        layer.projections[0].down.register_forward_hook(counter(layer.index))
     return counts
 
 

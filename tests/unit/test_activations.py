@@ -62,8 +62,8 @@ def test_means_of_two_groups_and_magnitudes() -> None:
     assert found.neurons is not None and found.magnitudes is not None
     for group in (0, 1):
         expected = table[[i for i, g in enumerate(groups) if g == group]].mean(dim=0)
-        torch.testing.assert_close(found.neurons[group], expected, atol=1e-6, rtol=0)
-    torch.testing.assert_close(found.magnitudes, table.abs().mean(dim=0), atol=1e-6, rtol=0)
+        torch.testing.assert_close(found.neurons[group], expected.flatten(), atol=1e-6, rtol=0)
+    torch.testing.assert_close(found.magnitudes, table.abs().mean(dim=0).flatten(), atol=1e-6, rtol=0)
     assert found.writes is None and found.blocks is None
 
 
@@ -155,7 +155,7 @@ def test_a_text_part_in_a_multimodal_model_is_read() -> None:
     torch.manual_seed(0)
     model = tf.Gemma3ForConditionalGeneration(config).eval()
     found = mean_activations(find_architecture(model), rows(), [0] * 7, read=("neurons", "writes"))
-    assert found.neurons is not None and found.neurons.shape == (1, 3, 48) and found.neurons.abs().sum() > 0
+    assert found.neurons is not None and found.neurons.shape == (1, 3 * 48) and found.neurons.abs().sum() > 0
 
 
 def test_errors() -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
+from typing import Any
 
 import pytest
 import torch
@@ -22,6 +23,12 @@ from lm_eval_cna.discovery import (
 )
 from lm_eval_cna.errors import ConfigError
 from lm_eval_cna.intervention import Neuron
+from lm_eval_cna.neurons import Layout
+
+
+def ranked(delta: torch.Tensor, k: int, **options: Any) -> tuple[Neuron, ...]:
+    """Of values [layers, width]."""
+    return rank_neurons(delta.flatten(), Layout.dense(*delta.shape), k, **options)
 
 
 def pairs(neurons: tuple[Neuron, ...]) -> list[tuple[int, int]]:
@@ -33,46 +40,46 @@ def pairs(neurons: tuple[Neuron, ...]) -> list[tuple[int, int]]:
     [(0.001, 16, 8192, 131), (0.001, 2, 64, 1), (0.005, 4, 1024, 20), (1, 2, 3, 6)],
 )
 def test_circuit_size(fraction: float, layers: int, width: int, k: int) -> None:
-    assert circuit_size(fraction, layers, width) == k
+    assert circuit_size(fraction, layers * width) == k
 
 
 @pytest.mark.parametrize("fraction", [0, -0.1, 1.01, float("nan")])
 def test_circuit_size_out_of_range(fraction: float) -> None:
     with pytest.raises(ConfigError, match="fraction of the model's neurons"):
-        circuit_size(fraction, 2, 2)
+        circuit_size(fraction, 4)
 
 
 def test_rank_by_absolute_value_keeping_the_sign() -> None:
     delta = torch.tensor([[0.1, -3.0, 2.0], [2.5, 0.0, -0.2]], dtype=torch.float64)
-    assert rank_neurons(delta, 3) == (Neuron(0, 1, -3.0), Neuron(1, 0, 2.5), Neuron(0, 2, 2.0))
+    assert ranked(delta, 3) == (Neuron(0, 1, -3.0), Neuron(1, 0, 2.5), Neuron(0, 2, 2.0))
 
 
 def test_ties_go_by_layer_then_index() -> None:
     delta = torch.tensor([[0.0, 1.0, -1.0], [1.0, 5.0, -1.0]], dtype=torch.float64)
-    assert pairs(rank_neurons(delta, 6)) == [(1, 1), (0, 1), (0, 2), (1, 0), (1, 2), (0, 0)]
+    assert pairs(ranked(delta, 6)) == [(1, 1), (0, 1), (0, 2), (1, 0), (1, 2), (0, 0)]
 
 
 def test_many_ties_stay_in_order() -> None:
     """Large enough that an unstable sort would show."""
-    assert pairs(rank_neurons(torch.ones(3, 4000), 9000)) == [(i // 4000, i % 4000) for i in range(9000)]
+    assert pairs(ranked(torch.ones(3, 4000), 9000)) == [(i // 4000, i % 4000) for i in range(9000)]
 
 
 def test_left_out_before_the_top_is_taken() -> None:
     delta = torch.tensor([[9.0, 8.0, 7.0], [6.0, 5.0, 4.0], [3.0, 2.0, 1.0]])
-    assert pairs(rank_neurons(delta, 3, excluded_layers=(0, 0), universal=[(1, 1)])) == [(1, 0), (1, 2), (2, 0)]
+    assert pairs(ranked(delta, 3, excluded_layers=(0, 0), universal=[(1, 1)])) == [(1, 0), (1, 2), (2, 0)]
 
 
 def test_rank_refuses_what_does_not_fit() -> None:
     with pytest.raises(ConfigError, match="circuit size; got 4; allowed: 1 to 3"):
-        rank_neurons(torch.ones(2, 3), 4, excluded_layers=[1])
+        ranked(torch.ones(2, 3), 4, excluded_layers=[1])
     with pytest.raises(ConfigError, match="excluded layer; got 2; allowed: 0 to 1"):
-        rank_neurons(torch.ones(2, 3), 1, excluded_layers=[2])
+        ranked(torch.ones(2, 3), 1, excluded_layers=[2])
 
 
 @pytest.mark.parametrize(("prompts", "needed"), [(10, 8), (45, 36), (48, 39), (1, 1)])
 def test_universal_on_at_least_eighty_percent(prompts: int, needed: int) -> None:
     counts = torch.tensor([[needed - 1, needed], [prompts, 0]])
-    assert universal_neurons(counts, prompts) == ((0, 1), (1, 0))
+    assert universal_neurons(counts.flatten(), Layout.dense(2, 2), prompts) == ((0, 1), (1, 0))
 
 
 def test_caa_is_the_class_difference() -> None:
@@ -107,7 +114,7 @@ LIKE = tuple(Neuron(layer, index, 1.0) for layer, index in [(1, 5), (0, 2), (1, 
 def test_random_lies_layer_by_layer_and_avoids_the_circuit() -> None:
     universal = [(0, i) for i in range(4, 15)]
     for seed in range(50):
-        drawn = random_neurons(LIKE, 20, seed=seed, universal=universal)
+        drawn = random_neurons(LIKE, Layout.dense(2, 20), seed=seed, universal=universal)
         assert [n.layer for n in drawn] == [1, 0, 1, 1, 0]
         assert not set(pairs(drawn)) & ({(n.layer, n.index) for n in LIKE} | set(universal))
         assert len(set(drawn)) == 5
@@ -115,16 +122,16 @@ def test_random_lies_layer_by_layer_and_avoids_the_circuit() -> None:
 
 
 def test_random_is_a_function_of_the_seed() -> None:
-    assert random_neurons(LIKE, 20, seed=7) == random_neurons(LIKE, 20, seed=7)
-    assert len({random_neurons(LIKE, 500, seed=seed) for seed in range(20)}) == 20
+    assert random_neurons(LIKE, Layout.dense(2, 20), seed=7) == random_neurons(LIKE, Layout.dense(2, 20), seed=7)
+    assert len({random_neurons(LIKE, Layout.dense(2, 500), seed=seed) for seed in range(20)}) == 20
     # Frozen: a circuit file's seed must give the same control on another machine and another day.
-    assert pairs(random_neurons(LIKE, 20, seed=0)) == [(1, 11), (0, 0), (1, 14), (1, 10), (0, 1)]
+    assert pairs(random_neurons(LIKE, Layout.dense(2, 20), seed=0)) == [(1, 11), (0, 0), (1, 14), (1, 10), (0, 1)]
 
 
 def test_random_is_uniform_in_the_layer() -> None:
     hits = torch.zeros(20)
     for seed in range(4000):
-        hits[random_neurons(LIKE[:1], 20, seed=seed)[0].index] += 1
+        hits[random_neurons(LIKE[:1], Layout.dense(2, 20), seed=seed)[0].index] += 1
     assert hits[5] == 0
     others = torch.cat((hits[:5], hits[6:]))
     expected = 4000 / 19
@@ -132,11 +139,11 @@ def test_random_is_uniform_in_the_layer() -> None:
 
 
 def test_activation_matching_draws_near_neighbours() -> None:
-    magnitudes = torch.arange(400, dtype=torch.float64).repeat(2, 1)
+    magnitudes = torch.arange(400, dtype=torch.float64).repeat(2)
     like = tuple(Neuron(1, index, 1.0) for index in (390, 200, 10))
     seen = set()
     for seed in range(200):
-        drawn = random_neurons(like, 400, seed=seed, magnitudes=magnitudes)
+        drawn = random_neurons(like, Layout.dense(2, 400), seed=seed, magnitudes=magnitudes)
         for ours, theirs in zip(drawn, like, strict=True):
             assert 0 < abs(ours.index - theirs.index) <= 22
         seen.add(drawn[1].index)
@@ -146,16 +153,20 @@ def test_activation_matching_draws_near_neighbours() -> None:
 @pytest.mark.parametrize("matched", [False, True])
 def test_a_prefix_is_drawn_alike(matched: bool) -> None:
     """What is drawn i-th depends on nothing after it, apart from the whole circuit being spared."""
-    magnitudes = torch.rand(2, 50, generator=torch.Generator().manual_seed(0)) if matched else None
+    magnitudes = torch.rand(100, generator=torch.Generator().manual_seed(0)) if matched else None
     spared = [(n.layer, n.index) for n in LIKE]
-    whole = random_neurons(LIKE, 50, seed=3, magnitudes=magnitudes)
+    whole = random_neurons(LIKE, Layout.dense(2, 50), seed=3, magnitudes=magnitudes)
     for k in range(1, 6):
-        assert random_neurons(LIKE[:k], 50, seed=3, universal=spared, magnitudes=magnitudes) == whole[:k]
+        assert (
+            random_neurons(LIKE[:k], Layout.dense(2, 50), seed=3, universal=spared, magnitudes=magnitudes) == whole[:k]
+        )
 
 
 def test_random_says_when_a_layer_is_too_full() -> None:
     with pytest.raises(ConfigError, match=r"layer 1 has 2 neurons that are neither.*got '3 to draw'"):
-        random_neurons(LIKE, 20, seed=0, universal=[(1, i) for i in range(20) if i not in (0, 5, 19, 7, 8)])
+        random_neurons(
+            LIKE, Layout.dense(2, 20), seed=0, universal=[(1, i) for i in range(20) if i not in (0, 5, 19, 7, 8)]
+        )
 
 
 def test_random_vectors_keep_the_norm_and_nothing_else() -> None:
@@ -187,23 +198,23 @@ def test_a_shallow_model_has_no_middle() -> None:
 
 
 def test_a_control_of_some_layers() -> None:
-    like = rank_neurons(torch.randn(6, 50, generator=torch.Generator().manual_seed(0)), 40)
+    like = ranked(torch.randn(6, 50, generator=torch.Generator().manual_seed(0)), 40)
     universal = [(2, index) for index in range(0, 50, 2)]
-    drawn = random_neurons_of(like, 50, (2, 3), seed=4, universal=universal)
+    drawn = random_neurons_of(like, Layout.dense(6, 50), (2, 3), seed=4, universal=universal)
     assert len(set(pairs(drawn))) == 40 and {n.layer for n in drawn} == {2, 3}
     assert not set(pairs(drawn)) & (set(pairs(like)) | set(universal))
     assert all(n.delta is None for n in drawn)
-    assert drawn == random_neurons_of(like, 50, [3, 2], seed=4, universal=universal)
-    assert drawn != random_neurons_of(like, 50, (2, 3), seed=5, universal=universal)
+    assert drawn == random_neurons_of(like, Layout.dense(6, 50), [3, 2], seed=4, universal=universal)
+    assert drawn != random_neurons_of(like, Layout.dense(6, 50), (2, 3), seed=5, universal=universal)
     with pytest.raises(ConfigError, match=r"2 layers to draw from have \d+ neurons .* got '40 to draw'"):
-        random_neurons_of(like, 20, (2, 3), seed=4, universal=[(2, index) for index in range(20)])
+        random_neurons_of(like, Layout.dense(6, 20), (2, 3), seed=4, universal=[(2, index) for index in range(20)])
 
 
 def test_draws_from_some_layers_are_uniform() -> None:
     """Chi-squared over 4,000 draws of two of 2 x 10 neurons, one of them the circuit's: 19 expected alike."""
     like, counts = [Neuron(0, 0, 2.0), Neuron(5, 5, 1.0)], Counter[tuple[int, int]]()
     for seed in range(4000):
-        counts.update(pairs(random_neurons_of(like, 10, (0, 1), seed=seed)))
+        counts.update(pairs(random_neurons_of(like, Layout.dense(6, 10), (0, 1), seed=seed)))
     assert len(counts) == 19 and (0, 0) not in counts
     expected = 8000 / 19
     assert sum((n - expected) ** 2 / expected for n in counts.values()) < 42.3  # 0.1 % of 18 degrees of freedom

@@ -24,7 +24,7 @@ def architecture() -> Architecture:
 def made_on(architecture: Architecture, **fields: Any) -> Circuit:
     """A circuit that was found on `architecture`, some facts of its header changed."""
     found = circuit(architecture)
-    info = describe_model(architecture, named_columns(found), id="a/b", revision="r1")
+    info = describe_model(architecture, named_columns(found, architecture), id="a/b", revision="r1")
     return found.model_copy(
         update={
             "model": info.model_copy(update=fields),
@@ -110,14 +110,14 @@ def test_the_columns_hash_sees_the_named_columns_and_no_others(family: str) -> N
     named = [(0, 3), (2, 5)]
     before = columns_sha256(architecture, named)
     assert before == columns_sha256(architecture, reversed(named))
-    layer = architecture.layers[2]
-    column = (slice(None), 4) if layer.neuron_dim else (4, slice(None))
+    (projection,) = architecture.layers[2].projections
+    column = (slice(None), 4) if projection.neuron_dim else (4, slice(None))
     with torch.no_grad():
-        layer.weight[column] += 1
+        projection.weight[column] += 1
     assert columns_sha256(architecture, named) == before
-    column = (0, 5) if layer.neuron_dim else (5, 0)
+    column = (0, 5) if projection.neuron_dim else (5, 0)
     with torch.no_grad():
-        layer.weight[column] += 1e-6
+        projection.weight[column] += 1e-6
     assert columns_sha256(architecture, named) != before
 
 

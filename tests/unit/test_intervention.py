@@ -189,8 +189,8 @@ def test_the_documents_that_the_refusals_change_are_good(tmp_path: Path) -> None
     ("document", "says"),
     [
         (
-            changed(schema="lm-eval-cna/circuit/2"),
-            ["another schema", "'lm-eval-cna/circuit/2'", "lm-eval-cna/circuit/1"],
+            changed(schema="lm-eval-cna/circuit/3"),
+            ["another schema", "'lm-eval-cna/circuit/3'", "lm-eval-cna/circuit/1 or lm-eval-cna/circuit/2"],
         ),
         (changed(schema=VECTORS_SCHEMA), ["another schema", VECTORS_SCHEMA, CIRCUIT_SCHEMA]),
         (changed(schema=3), ["another schema", "got 3"]),
@@ -265,7 +265,7 @@ def test_a_file_that_is_not_there(tmp_path: Path) -> None:
 
 
 def test_a_file_that_is_too_large(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("lm_eval_cna.intervention._MAX_CIRCUIT_BYTES", 2**20)
+    monkeypatch.setattr("lm_eval_cna.circuit_file._MAX_BYTES", 2**20)
     message = refusal(written(tmp_path, b" " * (2**20 + 1)))
     assert "too large" in message and "1 MiB" in message
 

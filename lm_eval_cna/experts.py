@@ -1,0 +1,91 @@
+"""Routed experts that keep their weights in fused tensors, as transformers 5 does: their layout, and their activations.
+
+Floor 1. The experts module holds `gate_up_proj` and `down_proj` of all experts of a layer and computes them in one of
+several ways (a loop, batched or grouped matrix products). None of these shows the input of a down-projection to a hook,
+so the activations of the few tokens that are recorded are computed again from the module's own inputs, with its own
+gate: what a token does in an expert depends on nothing but these.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import nn
+
+from lm_eval_cna.errors import ArchitectureError, CNAError
+
+
+def check_experts(experts: nn.Module, name: str, hidden: int) -> None:
+    """Refuse an experts module whose layout is not the one that this module knows.
+
+    Args:
+        experts: the module, adapters aside.
+        name: its name in the model, for the message.
+        hidden: width of the residual stream.
+
+    Raises:
+        ArchitectureError: the layout is another one; the message names the module and what is different.
+    """
+    if (reason := _why_unknown(experts, hidden)) is not None:
+        raise ArchitectureError(
+            f"{name} ({type(experts).__name__}) keeps its experts in a layout that is not known: {reason}",
+            allowed="gate_up_proj and down_proj of all experts in one tensor each, as transformers 5 has them",
+        )
+
+
+def _why_unknown(experts: nn.Module, hidden: int) -> str | None:
+    down, up = getattr(experts, "down_proj", None), getattr(experts, "gate_up_proj", None)
+    for kind, tensor in (("down_proj", down), ("gate_up_proj", up)):
+        if type(tensor) is not nn.Parameter or tensor.ndim != 3:
+            found = f"{tuple(tensor.shape)} {type(tensor).__name__}" if isinstance(tensor, torch.Tensor) else tensor
+            return f"{kind} is {'missing' if tensor is None else found}"
+        if not tensor.dtype.is_floating_point or tensor.dtype.itemsize < 2:
+            return f"{kind} is quantized to {tensor.dtype}"
+    if not callable(getattr(experts, "_apply_gate", None)) or not isinstance(
+        getattr(experts, "is_transposed", None), bool
+    ):
+        return "it does not say how its gate is applied"
+    if getattr(experts, "_is_expert_parallel", False):
+        return "its experts are spread over several devices"
+    assert isinstance(down, nn.Parameter) and isinstance(up, nn.Parameter)
+    count, rows, columns = down.shape
+    width = rows if experts.is_transposed else columns
+    shapes = ((count, hidden, width), (count, 2 * width, hidden))
+    if experts.is_transposed:
+        shapes = ((count, width, hidden), (count, hidden, 2 * width))
+    if (tuple(down.shape), tuple(up.shape)) != shapes:
+        return f"down_proj is {tuple(down.shape)} and gate_up_proj {tuple(up.shape)}"
+    return None
+
+
+def routed_activations(experts: Any, hidden: torch.Tensor, chosen: torch.Tensor) -> torch.Tensor:
+    """What stands at the input of every expert's down-projection, for some tokens.
+
+    The routing weight is applied behind the down-projection, so it is no part of the activation, and scaling a column
+    of the down-projection scales exactly the neuron. A token that does not visit an expert has zeros there: it does not
+    use these neurons, and means over tokens count it as such.
+
+    Args:
+        experts: a module that `check_experts` accepts.
+        hidden: its input [tokens, hidden].
+        chosen: the experts that each token visits [tokens, visits].
+
+    Returns:
+        [tokens, experts * width], expert after expert.
+
+    Raises:
+        CNAError: the weights are not in memory.
+    """
+    down, up = experts.down_proj, experts.gate_up_proj
+    if up.device.type == "meta":
+        raise CNAError("the experts are offloaded, and their activations cannot be read", do="load them into memory")
+    width = down.shape[1] if experts.is_transposed else down.shape[2]
+    bias = experts.gate_up_proj_bias if getattr(experts, "has_bias", False) else None
+    values = hidden.new_zeros(len(hidden), down.shape[0], width)
+    for expert in torch.unique(chosen).tolist():
+        tokens = (chosen == expert).any(dim=-1).nonzero().squeeze(1)
+        weight = up[expert].T if experts.is_transposed else up[expert]
+        gated = nn.functional.linear(hidden[tokens], weight, None if bias is None else bias[expert])
+        values[tokens, expert] = experts._apply_gate(gated).to(values.dtype)
+    return values.flatten(1)

@@ -1,0 +1,159 @@
+"""What a neuron is called, and where each stands among all neurons of a model. Pure Python.
+
+Floor 1. In a dense layer a neuron is (layer, index). In a mixture-of-experts layer it is (layer, expert, index), where
+the expert is a number from 0, or "shared" for the shared expert that every token visits (never -1, which would silently
+index the last expert of a tensor).
+"""
+
+from __future__ import annotations
+
+from bisect import bisect_right
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from itertools import accumulate
+from typing import Literal, NamedTuple
+
+SHARED: Literal["shared"] = "shared"
+Expert = int | Literal["shared"]
+Place = tuple[int, int] | tuple[int, Expert, int]
+
+
+class Neuron(NamedTuple):
+    """One input channel of a down-projection.
+
+    Attributes:
+        layer: decoder layer, from 0.
+        index: channel of the down-projection, from 0.
+        delta: mean activation on positive prompts less that on negative ones; None where it was not measured
+            (a control).
+        expert: whose down-projection: a routed expert's number, "shared", or None in a dense layer.
+    """
+
+    layer: int
+    index: int  # type: ignore[assignment]  # hides tuple.index, which nobody calls on a neuron
+    delta: float | None = None
+    expert: Expert | None = None
+
+    @property
+    def place(self) -> Place:
+        """The neuron's name: (layer, index), or (layer, expert, index)."""
+        return (self.layer, self.index) if self.expert is None else (self.layer, self.expert, self.index)
+
+
+def neuron_at(place: Place, delta: float | None = None) -> Neuron:
+    """The neuron of a name."""
+    layer, *expert, index = place
+    assert isinstance(layer, int) and isinstance(index, int)
+    return Neuron(layer, index, delta, expert[0] if expert else None)
+
+
+def in_order(places: Iterable[Place]) -> list[Place]:
+    """Names by layer, expert and index; the shared expert comes behind the routed ones."""
+    return sorted(places, key=_order)
+
+
+def _order(place: Place) -> tuple[int, float, int]:
+    neuron = neuron_at(place)
+    expert = -1.0 if neuron.expert is None else float("inf") if neuron.expert == SHARED else float(neuron.expert)
+    return neuron.layer, expert, neuron.index
+
+
+class Part(NamedTuple):
+    """The neurons of one down-projection.
+
+    Attributes:
+        layer: decoder layer, from 0.
+        expert: a routed expert's number, "shared", or None for a dense MLP.
+        width: how many there are.
+    """
+
+    layer: int
+    expert: Expert | None
+    width: int
+
+
+@dataclass(frozen=True)
+class Layout:
+    """All neurons of a model in one row: layer after layer, in it expert after expert, the shared one last.
+
+    Attributes:
+        parts: the down-projections in that order.
+    """
+
+    parts: tuple[Part, ...]
+
+    @classmethod
+    def dense(cls, layers: int, width: int) -> Layout:
+        """The layout of a model without experts."""
+        return cls(tuple(Part(layer, None, width) for layer in range(layers)))
+
+    @cached_property
+    def _starts(self) -> list[int]:
+        return [0, *accumulate(part.width for part in self.parts)]
+
+    @cached_property
+    def _numbers(self) -> dict[tuple[int, Expert | None], int]:
+        return {(part.layer, part.expert): number for number, part in enumerate(self.parts)}
+
+    @cached_property
+    def _layers(self) -> list[range]:
+        ends: dict[int, int] = {}
+        for part, end in zip(self.parts, self._starts[1:], strict=True):
+            ends[part.layer] = end
+        return [range(start, end) for start, end in zip((0, *ends.values()), ends.values(), strict=False)]
+
+    @property
+    def num_neurons(self) -> int:
+        """Neurons of the whole model."""
+        return self._starts[-1]
+
+    @property
+    def num_layers(self) -> int:
+        """Decoder layers."""
+        return len(self._layers)
+
+    def of_layer(self, layer: int) -> range:
+        """Positions of a layer's neurons."""
+        return self._layers[layer]
+
+    def has(self, place: Place) -> bool:
+        """Whether the model has such a neuron."""
+        neuron = neuron_at(place)
+        number = self._numbers.get((neuron.layer, neuron.expert))
+        return number is not None and 0 <= neuron.index < self.parts[number].width
+
+    def position(self, place: Place) -> int:
+        """Where a neuron stands; it must be one of the model's."""
+        neuron = neuron_at(place)
+        return self._starts[self._numbers[neuron.layer, neuron.expert]] + neuron.index
+
+    def place(self, position: int) -> Place:
+        """Which neuron stands at a position."""
+        number = bisect_right(self._starts, position) - 1
+        layer, expert, _ = self.parts[number]
+        index = position - self._starts[number]
+        return (layer, index) if expert is None else (layer, expert, index)
+
+    def peers(self, neuron: Neuron) -> range:
+        """Positions of the layer's neurons of the same kind: its MLP, its shared expert, or all its routed experts."""
+        whole = self.of_layer(neuron.layer)
+        shared = self._numbers.get((neuron.layer, SHARED))
+        if neuron.expert is None or shared is None:
+            return whole
+        border = self._starts[shared]
+        return range(border, whole.stop) if neuron.expert == SHARED else range(whole.start, border)
+
+
+def positions(layout: Layout, places: Iterable[Place]) -> list[int]:
+    """Where neurons stand, in their order."""
+    return [layout.position(place) for place in places]
+
+
+def by_projection(neurons: Sequence[Neuron]) -> dict[tuple[int, Expert | None], list[int]]:
+    """Neuron indices of each touched down-projection (layer, expert), ascending."""
+    grouped: dict[tuple[int, Expert | None], list[int]] = {}
+    for place in in_order(neuron.place for neuron in neurons):
+        neuron = neuron_at(place)
+        grouped.setdefault((neuron.layer, neuron.expert), []).append(neuron.index)
+    return grouped

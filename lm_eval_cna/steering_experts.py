@@ -1,0 +1,100 @@
+"""Hook mode for routed experts: scale the input of some experts' down-projections.
+
+Floor 2. The inputs exist only inside the experts module. Two of transformers' implementations, `batched_mm` and
+`grouped_mm`, pass all visits of a batch through the module's gate at once, in an order that follows from the routing:
+as the tokens choose, or sorted by expert. There the gate's result, which is the projection's input, can be scaled
+exactly. Others (`eager`, a loop with the gate written into it, and vendors' kernels) never show it, and are refused.
+Which expert a visit belongs to is known; which batch row, with the sorted order, is not: so there are no rows.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import nn
+
+from lm_eval_cna.architecture import Projection
+from lm_eval_cna.errors import SteeringError
+from lm_eval_cna.mixture import visits
+
+SHOWN = ("batched_mm", "grouped_mm")
+
+
+def why_not_hook(projection: Projection) -> str | None:
+    """The reason why a routed expert's activations cannot be scaled by a hook, or None."""
+    if projection.has_adapter:
+        return f"{projection.name} carries an adapter"
+    if (used := _implementation(projection.base)) not in SHOWN:
+        return f"the {used} implementation of experts computes {projection.name} out of reach of a hook"
+    return None
+
+
+def hook_experts(
+    projections: Sequence[Projection], indices: Mapping[int, Sequence[int]], multiplier: float
+) -> Callable[[], None]:
+    """Scale neurons of routed experts of one layer at every call.
+
+    Args:
+        projections: the layer's routed experts, all of them in order.
+        indices: which neurons of which experts.
+        multiplier: what they are multiplied with.
+
+    Returns:
+        What undoes it.
+    """
+    experts: Any = projections[0].base
+    factors = torch.ones(len(projections), projections[0].width)
+    for expert, chosen in indices.items():
+        factors[expert, list(chosen)] = multiplier
+    steps = _Scaling(experts, factors)
+    own = experts.__dict__.get("_apply_gate")
+    experts._apply_gate = steps.scaled_gate
+    handles = [
+        experts.register_forward_pre_hook(steps.enter, with_kwargs=True),
+        experts.register_forward_hook(steps.leave),
+    ]
+
+    def undo() -> None:
+        for handle in handles:
+            handle.remove()
+        if own is None:
+            del experts._apply_gate
+        else:
+            experts._apply_gate = own
+
+    return undo
+
+
+class _Scaling:
+    """One experts module's factors, and the visits of the call at hand."""
+
+    def __init__(self, experts: Any, factors: torch.Tensor) -> None:
+        self._gate = experts._apply_gate
+        self._factors = factors
+        self._visited: torch.Tensor | None = None
+
+    def enter(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        used = _implementation(module)
+        if used not in SHOWN:  # it can be changed while a model is steered
+            raise SteeringError("implementation of experts in hook mode", got=used, allowed=", ".join(SHOWN))
+        _, chosen = visits(args, kwargs)
+        self._visited = chosen.reshape(-1) if used == "batched_mm" else chosen.reshape(-1).sort().values
+
+    def scaled_gate(self, projected: torch.Tensor) -> torch.Tensor:
+        if self._visited is None or len(self._visited) != len(projected):
+            raise SteeringError("the experts were not computed as their implementation says", do="use mode=fold")
+        activations: torch.Tensor = self._gate(projected)
+        if self._factors.device != activations.device or self._factors.dtype != activations.dtype:
+            self._factors = self._factors.to(activations.device, activations.dtype)
+        visited, self._visited = self._visited, None
+        return activations * self._factors.index_select(0, visited)
+
+    def leave(self, module: nn.Module, args: tuple[Any, ...], output: Any) -> None:
+        if self._visited is not None:
+            raise SteeringError("the experts' gate was not called, so nothing was scaled", do="use mode=fold")
+
+
+def _implementation(experts: Any) -> str:
+    return str(getattr(experts.config, "_experts_implementation", None))

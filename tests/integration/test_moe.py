@@ -1,0 +1,331 @@
+"""Mixtures of experts, every family we claim, against loops over tokens and experts written by hand."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import pytest
+import torch
+from torch import nn
+
+from lm_eval_cna.activations import count_in_top, mean_activations
+from lm_eval_cna.architecture import Architecture, find_architecture
+from lm_eval_cna.errors import ArchitectureError, CNAError, InterventionError, SteeringError
+from lm_eval_cna.fit import describe_model, fit_warnings, named_columns, shape_of
+from lm_eval_cna.intervention import Circuit, Neuron
+from lm_eval_cna.neurons import SHARED
+from lm_eval_cna.steering import Setting, apply, steer
+from lm_eval_cna.steering_rows import RowSteering
+from tests.interventions import circuit, vectors
+from tests.models import MIXTURES, prompts, tiny
+from tests.reference import mixture as by_hand
+
+IMPLEMENTATIONS = ("eager", "batched_mm", "grouped_mm")
+
+
+def logits(model: nn.Module, ids: torch.Tensor) -> torch.Tensor:
+    with torch.inference_mode():
+        return model(input_ids=ids).logits
+
+
+def spread(architecture: Architecture) -> Circuit:
+    """A circuit with neurons of every expert, of the shared one, and of the dense layers."""
+    neurons = [
+        Neuron(part.layer, index, 1.0, part.expert)
+        for part in architecture.layout.parts
+        for index in range(part.layer, part.width, 5)
+    ]
+    return Circuit(method="cna", name="spread", neurons=tuple(neurons))
+
+
+@contextmanager
+def scaled_by_hand(model: Any, chosen: Circuit, multiplier: float) -> Iterator[None]:
+    """Replace every MLP by a loop over tokens and experts that scales activations."""
+    architecture, handles = find_architecture(model), []
+    factors = {(part.layer, part.expert): torch.ones(part.width) for part in architecture.layout.parts}
+    for neuron in chosen.neurons:
+        factors[neuron.layer, neuron.expert][neuron.index] = multiplier
+
+    def replace(layer: int, mlp: Any) -> Any:
+        def forward(hidden: torch.Tensor) -> Any:
+            written = []
+            for token in hidden.flatten(0, 1):
+                if not hasattr(mlp, "experts"):
+                    inner = nn.functional.silu(mlp.gate_proj(token)) * mlp.up_proj(token)
+                    written.append(mlp.down_proj(inner * factors[layer, None]))
+                    continue
+                table = torch.stack([factors[layer, expert] for expert in range(mlp.experts.num_experts)])
+                total = by_hand.output(mlp, token, table)
+                if hasattr(mlp, "shared_expert"):
+                    total = total + by_hand.shared_output(mlp, token, factors[layer, SHARED])
+                written.append(total)
+            out = torch.stack(written).view_as(hidden)
+            return (out, None) if type(mlp).__name__ == "GptOssMLP" else out
+
+        return forward
+
+    for layer, block in enumerate(model.model.layers):
+        block.mlp.forward = replace(layer, block.mlp)
+        handles.append(block.mlp)
+    try:
+        yield
+    finally:
+        for mlp in handles:
+            del mlp.forward
+
+
+@pytest.mark.parametrize("implementation", IMPLEMENTATIONS)
+@pytest.mark.parametrize("family", MIXTURES)
+def test_recorded_activations_are_those_of_a_loop_by_hand(family: str, implementation: str) -> None:
+    model, ids = tiny(family), prompts(batch=4, length=7)
+    model.set_experts_implementation(implementation)
+    architecture = find_architecture(model)
+    rows = [[int(token) for token in row[: 7 - cut]] for row, cut in zip(ids, (0, 2, 3, 5), strict=True)]  # padded
+    expected = torch.zeros(4, architecture.num_neurons)
+    with torch.no_grad():
+        for number, row in enumerate(rows):
+            mlps = [layer.mlp for layer in model.model.layers]
+            for layer, (mlp, hidden) in enumerate(
+                zip(mlps, by_hand.inputs_of(model, torch.tensor([row]), mlps), strict=True)
+            ):
+                token = hidden[0, -1]
+                start = architecture.layout.of_layer(layer).start
+                if not hasattr(mlp, "experts"):
+                    inner = nn.functional.silu(mlp.gate_proj(token)) * mlp.up_proj(token)
+                    expected[number, start : start + len(inner)] = inner
+                    continue
+                width = architecture.layers[layer].projections[0].width
+                for expert in by_hand.visited(mlp, token)[0]:
+                    at = start + expert * width
+                    expected[number, at : at + width] = by_hand.activation(mlp, expert, token)
+                if hasattr(mlp, "shared_expert"):
+                    at = start + mlp.experts.num_experts * width
+                    inner = by_hand.shared_activation(mlp, token)
+                    expected[number, at : at + len(inner)] = inner
+    found = mean_activations(architecture, rows, [0, 1, 1, 0], read=("neurons", "magnitudes"), batch_size=3)
+    assert found.neurons is not None and found.magnitudes is not None
+    halves = torch.stack((expected[[0, 3]].mean(0), expected[[1, 2]].mean(0))).double()
+    difference = (found.neurons - halves).abs().max().item()
+    print(f"MoE agreement: {family} {implementation}: activations {difference:.1e} of {halves.abs().max():.2f}")
+    assert difference < 4e-6
+    torch.testing.assert_close(found.magnitudes, expected.abs().mean(0).double(), atol=4e-6, rtol=0)
+    assert (found.neurons == 0).float().mean() > 0.05, "experts that nobody visits have zero means"
+    counts = count_in_top(architecture, rows, 30, batch_size=2)
+    top = torch.zeros(architecture.num_neurons, dtype=torch.int32)
+    for row in expected:
+        top[row.abs().topk(30).indices] += 1
+    assert torch.equal(counts, top)
+
+
+@pytest.mark.parametrize("multiplier", [0.0, 0.5, 2.0, -1.0])
+@pytest.mark.parametrize("family", MIXTURES)
+def test_fold_and_hook_are_scaling_by_hand(family: str, multiplier: float) -> None:
+    model, ids = tiny(family), prompts(batch=2, length=6)
+    architecture = find_architecture(model)
+    chosen = spread(architecture)
+    untouched = logits(model, ids)
+    with scaled_by_hand(model, chosen, 1.0):
+        assert torch.allclose(logits(model, ids), untouched, atol=2e-5, rtol=0), "the loop by hand is the model"
+    with scaled_by_hand(model, chosen, multiplier):
+        expected = logits(model, ids)
+    assert (expected - untouched).abs().max() > 1e-2, "the circuit must matter for the test to mean anything"
+    before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
+    for implementation in IMPLEMENTATIONS:
+        model.set_experts_implementation(implementation)
+        plain = logits(model, ids)
+        for mode in ("fold", "hook"):
+            if mode == "hook" and implementation == "eager":
+                with pytest.raises(
+                    SteeringError, match=r"cannot hook: the eager implementation of experts .*down_proj"
+                ):
+                    apply(model, Setting(chosen, multiplier), mode="hook")
+                continue
+            with steer(model, Setting(chosen, multiplier), mode=mode) as steering:  # type: ignore[arg-type]
+                assert steering.mode == mode
+                difference = (logits(model, ids) - expected).abs().max().item()
+            print(f"MoE agreement: {family} {implementation} {mode} m={multiplier}: logits {difference:.1e}")
+            assert difference < 2e-5
+            after = model.state_dict()
+            assert all(torch.equal(after[name], tensor) for name, tensor in before.items())
+            assert torch.equal(logits(model, ids), plain)
+    assert not any(m._forward_hooks or m._forward_pre_hooks or "_apply_gate" in vars(m) for m in model.modules())
+
+
+@pytest.mark.parametrize("family", MIXTURES)
+def test_auto_folds_and_one_touches_nothing(family: str) -> None:
+    model, ids = tiny(family), prompts()
+    chosen, untouched = spread(find_architecture(model)), logits(model, ids)
+    with steer(model, Setting(chosen, 0.0)) as steering:
+        assert steering.mode == "fold" and not torch.equal(logits(model, ids), untouched)
+    with steer(model, Setting(chosen, 1.0)) as steering:
+        assert steering.mode == "none" and torch.equal(logits(model, ids), untouched)
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+@pytest.mark.parametrize("family", ["qwen2_moe", "gpt_oss"])
+def test_folding_is_undone_bit_for_bit(family: str, dtype: torch.dtype) -> None:
+    model = tiny(family, dtype=dtype)
+    before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
+    chosen = spread(find_architecture(model))
+    for multiplier in (0.0, 0.3, 1.7, -1.0):
+        with steer(model, Setting(chosen, multiplier)):
+            assert any(not torch.equal(model.state_dict()[name], tensor) for name, tensor in before.items())
+        assert all(torch.equal(model.state_dict()[name], tensor) for name, tensor in before.items())
+
+
+@pytest.mark.parametrize("family", MIXTURES)
+def test_one_expert_alone(family: str) -> None:
+    """A neuron of one expert moves the tokens that visit it and no others, in the layer that it lies in."""
+    model, ids = tiny(family), prompts(batch=3, length=6)
+    last = len(model.model.layers) - 1
+    mlp = model.model.layers[last].mlp
+    (hidden,) = by_hand.inputs_of(model, ids, [mlp])
+    visits = torch.tensor([[2 in by_hand.visited(mlp, token)[0] for token in row] for row in hidden])
+    assert 0 < visits.sum() < visits.numel()
+    untouched = logits(model, ids)
+    width = find_architecture(model).layers[last].projections[0].width
+    chosen = Circuit(method="random", name="one", neurons=tuple(Neuron(last, i, None, 2) for i in range(width)))
+    for mode in ("fold", "hook"):
+        with steer(model, Setting(chosen, 0.0), mode=mode):  # type: ignore[arg-type]
+            moved = (logits(model, ids) != untouched).any(-1)
+        assert torch.equal(moved, visits), mode
+
+
+@pytest.mark.parametrize("family", MIXTURES)
+def test_rows_are_refused_with_a_reason_and_vectors_are_not(family: str) -> None:
+    model, ids = tiny(family), prompts()
+    architecture = find_architecture(model)
+    with pytest.raises(SteeringError, match=r"cannot steer rows: layer \d is a mixture of experts.*allowed: .*fold"):
+        RowSteering(model, [Setting(), Setting(spread(architecture), 0.0)])
+    directions = vectors(architecture)
+    settings = [Setting(), Setting(directions, 0.0), Setting(spread(architecture), 1.0)]
+    wanted = []
+    for setting in settings:
+        with steer(model, setting):
+            wanted.append(logits(model, ids))
+    assert not torch.allclose(wanted[0], wanted[1], atol=1e-3)
+    with RowSteering(model, settings) as rows:
+        rows.assign([0, 0, 0, 1, 1, 1, 2, 2, 2])
+        assert torch.allclose(logits(model, ids.repeat(3, 1)), torch.cat(wanted), atol=1e-5, rtol=0)
+
+
+def test_rows_of_the_dense_layers_of_a_mixture() -> None:
+    model, ids = tiny("qwen2_moe"), prompts()
+    dense = Circuit(method="random", name="dense", neurons=tuple(Neuron(1, i) for i in range(20)))
+    with steer(model, Setting(dense, 0.0), mode="fold"):
+        wanted = logits(model, ids)
+    with RowSteering(model, [Setting(dense, 0.0)]) as rows:
+        rows.assign([0, 0, 0])
+        assert torch.allclose(logits(model, ids), wanted, atol=1e-5, rtol=0)
+
+
+@pytest.mark.parametrize("family", MIXTURES)
+def test_caa_is_what_the_whole_mlp_writes(family: str) -> None:
+    model, ids = tiny(family), prompts(batch=4, length=6)
+    architecture = find_architecture(model)
+    mlps = [layer.mlp for layer in model.model.layers]
+    seen: dict[nn.Module, torch.Tensor] = {}
+
+    def note(module: nn.Module, args: Any, output: Any) -> None:
+        seen[module] = output[0] if isinstance(output, tuple) else output
+
+    handles = [mlp.register_forward_hook(note) for mlp in mlps]
+    base = logits(model, ids)
+    expected = torch.stack([seen[mlp][:, -1].mean(0) for mlp in mlps]).double()
+    for handle in handles:
+        handle.remove()
+    found = mean_activations(architecture, ids.tolist(), [0] * 4, read=("writes",)).writes
+    assert found is not None
+    torch.testing.assert_close(found[0], expected, atol=1e-5, rtol=0)
+    with steer(model, Setting(vectors(architecture), 2.0)):
+        assert not torch.allclose(logits(model, ids), base, atol=1e-3)
+    assert torch.equal(logits(model, ids), base)
+
+
+def test_shapes_in_words() -> None:
+    said = {family: shape_of(find_architecture(tiny(family))).shape for family in MIXTURES}
+    assert said == {
+        "mixtral": "3 layers of 4 experts of 48 neurons",
+        "qwen2_moe": "2 layers of 5 experts of 24 neurons and a shared one of 40, 1 of 48 neurons",
+        "qwen3_moe": "2 layers of 5 experts of 24 neurons, 1 of 48 neurons",
+        "olmoe": "3 layers of 5 experts of 24 neurons",
+        "gpt_oss": "3 layers of 5 experts of 24 neurons",
+    }
+    assert find_architecture(tiny("qwen2_moe")).num_neurons == 2 * (5 * 24 + 40) + 48
+    assert shape_of(find_architecture(tiny("qwen2_moe"))).num_neurons == 368
+
+
+@pytest.mark.parametrize("family", MIXTURES)
+def test_the_hash_of_columns_sees_experts(family: str) -> None:
+    model = tiny(family)
+    architecture = find_architecture(model)
+    chosen = circuit(architecture)
+    info = describe_model(architecture, named_columns(chosen, architecture), id="a/b", revision=None)
+    chosen = chosen.model_copy(update={"model": info})
+    given: dict[str, Any] = {"revision": None, "chat_template_sha256": None}
+    assert fit_warnings(chosen, architecture, **given) == ()
+    neuron = next(neuron for neuron in chosen.neurons if neuron.expert is not None)
+    projection = architecture.projections[neuron.layer, neuron.expert]
+    with torch.no_grad():
+        projection.weight.select(projection.neuron_dim, neuron.index)[3] += 1e-3
+    (warning,) = fit_warnings(chosen, architecture, **given)
+    assert "columns of the named neurons" in warning
+
+
+def test_what_does_not_fit_is_refused() -> None:
+    architecture = find_architecture(tiny("qwen2_moe"))
+    model = shape_of(architecture)
+    for neuron, says in (
+        (Neuron(0, 0, None, 5), "neuron 0 of expert 5 of layer 0"),
+        (Neuron(0, 24, None, 4), "neuron 24 of expert 4 of layer 0"),
+        (Neuron(0, 40, None, SHARED), "neuron 40 of expert shared of layer 0"),
+        (Neuron(1, 0, None, 0), "neuron 0 of expert 0 of layer 1"),
+        (Neuron(0, 0), "neuron 0 of layer 0"),
+    ):
+        foreign = Circuit(method="random", name="foreign", neurons=(neuron,))
+        with pytest.raises(InterventionError, match=f"foreign names {says}; allowed: 2 layers of 5 experts"):
+            apply(tiny("qwen2_moe"), Setting(foreign, 0.0))
+        with pytest.raises(ValueError, match=r"neurons\.0"):
+            Circuit(method="random", name="here", neurons=(neuron,), model=model)
+    other = Circuit(method="random", name="o", neurons=(Neuron(0, 0, None, 0),), model=model)
+    with pytest.raises(
+        InterventionError, match="made for a model of 5 experts of width 24, shared_width 40 in 2 layers"
+    ):
+        apply(tiny("olmoe"), Setting(other, 0.0))
+    with pytest.raises(InterventionError, match="got 'LlamaForCausalLM of no experts'"):
+        apply(tiny("llama"), Setting(other, 0.0))
+
+
+def test_a_layout_that_is_not_known_is_named() -> None:
+    model = tiny("mixtral")
+    model.model.layers[1].mlp.experts.down_proj = nn.Parameter(torch.zeros(4, 48, 32))
+    with pytest.raises(
+        ArchitectureError, match=r"model\.layers\.1\.mlp\.experts \(MixtralExperts\) .*down_proj is \(4, 48"
+    ):
+        find_architecture(model)
+    model.model.layers[1].mlp.experts = nn.ModuleList([nn.Linear(2, 2)])
+    with pytest.raises(ArchitectureError, match=r"layers\.1\.mlp\.experts \(ModuleList\) .*down_proj is missing"):
+        find_architecture(model)
+    model = tiny("olmoe")
+    model.model.layers[0].mlp.experts._is_expert_parallel = True
+    with pytest.raises(ArchitectureError, match="spread over several devices"):
+        find_architecture(model)
+    model = tiny("olmoe")
+    down = model.model.layers[0].mlp.experts.down_proj
+    model.model.layers[0].mlp.experts.down_proj = nn.Parameter(down.to(torch.float8_e4m3fn), requires_grad=False)
+    with pytest.raises(ArchitectureError, match=r"down_proj is quantized to torch\.float8"):
+        find_architecture(model)
+
+
+def test_experts_that_change_their_ways_while_hooked_are_caught() -> None:
+    model, ids = tiny("mixtral"), prompts()
+    chosen = spread(find_architecture(model))
+    with steer(model, Setting(chosen, 0.0), mode="hook"):
+        model.set_experts_implementation("eager")
+        with pytest.raises(SteeringError, match="implementation of experts in hook mode; got 'eager'"):
+            logits(model, ids)
+    with pytest.raises(CNAError, match="experts of layer 0 were not called"):
+        model.model.layers[0].mlp.forward = lambda hidden: hidden
+        mean_activations(find_architecture(model), ids.tolist(), [0] * 3)
