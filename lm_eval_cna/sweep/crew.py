@@ -1,0 +1,255 @@
+"""Workers on a Ray cluster, and the batches that they hold: hired as there is room, fed, replaced when lost."""
+
+from __future__ import annotations
+
+import time
+from collections import deque
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import suppress
+from dataclasses import dataclass, field
+from typing import Any
+
+from lm_eval_cna import errors
+from lm_eval_cna.errors import ConfigError, RunError
+from lm_eval_cna.sweep.batches import Batch
+from lm_eval_cna.sweep.parcel import pack_batch
+from lm_eval_cna.sweep.place import Progress
+from lm_eval_cna.sweep.worker import Reply, Worker
+
+#: How often one batch, or in a row the loading of the model, may be lost with a worker before the sweep gives up.
+TRIES = 3
+#: Batches that a worker holds: the one at work and the next, so that it need not wait for the sweep's process.
+_HELD = 2
+_LOOK_AROUND = 5.0  # seconds between looks at the cluster's nodes
+_PATIENCE = 600.0  # seconds without a node that has room for a worker
+
+
+@dataclass(frozen=True)
+class Needs:
+    """What one worker takes of a node.
+
+    Attributes:
+        cpus: cores; torch uses as many threads.
+        gpus: GPUs, or a share of one; None for 1 where the cluster has any, else none.
+    """
+
+    cpus: float = 1
+    gpus: float | None = None
+
+    def __post_init__(self) -> None:
+        if not self.cpus > 0:
+            raise ConfigError("--cpus-per-task", got=self.cpus, allowed="a number above 0")
+        if self.gpus is not None and not self.gpus >= 0:
+            raise ConfigError("--gpus-per-task", got=self.gpus, allowed="0 or more")
+
+
+@dataclass(eq=False)
+class Job:
+    """One thing to compute.
+
+    Attributes:
+        batch: the batch, or None for the KL on harmless prompts.
+        lost: how often a worker was lost over it.
+    """
+
+    batch: Batch | None
+    lost: int = 0
+
+
+@dataclass(eq=False)
+class _Hired:
+    """A worker.
+
+    Attributes:
+        actor: Ray's handle.
+        node: the machine it is on; None until it has loaded the model.
+        held: its jobs, the one at work first.
+    """
+
+    actor: Any
+    node: str | None = None
+    held: deque[Job] = field(default_factory=deque)
+
+
+class Crew:
+    """Workers for one sweep. A context manager: at its end all of them are let go.
+
+    Args:
+        parcel: the packed sweep.
+        needs: what each worker takes.
+        tell: told how many workers are ready, of how many, and where.
+    """
+
+    def __init__(self, parcel: Mapping[str, Any], needs: Needs, tell: Progress) -> None:
+        import ray
+
+        self._ray = ray
+        self._tell = tell
+        gpus = needs.gpus if needs.gpus is not None else float(bool(ray.cluster_resources().get("GPU")))
+        self._needs = {"CPU": needs.cpus, **({"GPU": gpus} if gpus else {})}
+        # What came back is kept by the sweep, so Ray itself never tries again.
+        options = {"num_cpus": needs.cpus, "num_gpus": gpus, "max_restarts": 0, "max_task_retries": 0}
+        self._kind = ray.remote(**options)(Worker)
+        self._parcel = ray.put(dict(parcel))
+        self._crew: list[_Hired] = []
+        self._pending: dict[Any, tuple[_Hired, Job | None]] = {}  # Ray's promise -> who, and what; None: opening
+        self._never_opened = 0
+        self._looked = self._room_seen = -_PATIENCE
+        self._shown: tuple[int, int] | None = None
+
+    def __enter__(self) -> Crew:
+        if self._room() < 1:
+            needs = " and ".join(f"{number:g} {name}" for name, number in self._needs.items())
+            raise ConfigError(
+                f"no machine of the Ray cluster has {needs} for a task",
+                got=[_resources(node) for node in self._ray.nodes() if node["Alive"]],
+                do="give other --cpus-per-task and --gpus-per-task, or add a machine",
+            )
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        for hired in self._crew:
+            self._let_go(hired)
+        self._crew.clear()
+
+    def work(self, jobs: Sequence[Job]) -> Iterator[tuple[Job, Any]]:
+        """Have all jobs done; gives each with its value as soon as it is back.
+
+        Raises:
+            CNAError: a worker says that it cannot do its job, or a job is lost with its worker `TRIES` times.
+        """
+        queue, left = deque(jobs), len(jobs)
+        while left:
+            self._hire(queue)
+            self._hand_out(queue)
+            self._show()
+            for promise in self._back():
+                hired, job = self._pending.pop(promise)
+                reply = self._collect(promise, hired, job, queue)
+                if reply is None:
+                    continue
+                value = _value(reply)
+                if job is None:
+                    hired.node, self._never_opened = value, 0
+                else:
+                    hired.held.remove(job)
+                    left -= 1
+                    yield job, value
+
+    def _back(self) -> list[Any]:
+        """What has come back; waits for the first, or for a second, so that new machines are seen meanwhile."""
+        if not self._pending:
+            time.sleep(1.0)
+            return []
+        done: list[Any] = self._ray.wait(list(self._pending), timeout=1.0)[0]
+        return done
+
+    def _hire(self, queue: deque[Job]) -> None:
+        """Take on as many workers as there is room and work for, also on machines that came later."""
+        now = time.monotonic()
+        if now - self._looked < _LOOK_AROUND:
+            return
+        self._looked = now
+        room = self._room()
+        if room or self._crew:
+            self._room_seen = now
+        elif now - self._room_seen > _PATIENCE:
+            raise RunError("the Ray cluster has no machine left with room for a task", do=_CONTINUE)
+        opening = sum(hired.node is None for hired in self._crew)
+        while len(self._crew) < room and opening < len(queue):
+            hired = _Hired(self._kind.remote())
+            self._pending[hired.actor.open.remote(self._parcel)] = hired, None
+            self._crew.append(hired)
+            opening += 1
+
+    def _hand_out(self, queue: deque[Job]) -> None:
+        """Give every ready worker enough to do; those for whom nothing is left make room for others' work."""
+        for hired in [hired for hired in self._crew if hired.node is not None]:
+            while queue and len(hired.held) < _HELD:
+                job = queue.popleft()
+                actor = hired.actor
+                promise = (
+                    actor.divergence.remote() if job.batch is None else actor.compute.remote(pack_batch(job.batch))
+                )
+                self._pending[promise] = hired, job
+                hired.held.append(job)
+        if not queue:
+            for hired in [hired for hired in self._crew if not hired.held]:
+                self._crew.remove(hired)
+                self._let_go(hired)
+
+    def _collect(self, promise: Any, hired: _Hired, job: Job | None, queue: deque[Job]) -> Reply | None:
+        """What a worker replied, or None when it is lost; its job goes back to the head of the queue then.
+
+        Raises:
+            RunError: it was the last try.
+        """
+        try:
+            reply: Reply = self._ray.get(promise)
+            return reply
+        except self._ray.exceptions.RayTaskError:  # not the user's fault, nor the machine's: a bug, with its traceback
+            raise
+        except self._ray.exceptions.RayError as error:
+            why = str(error).strip().splitlines()[0]
+        first_sign = hired in self._crew
+        if first_sign:
+            self._crew.remove(hired)
+            self._let_go(hired)
+            self._looked = -_PATIENCE  # so that another is hired at once
+        if job is None:
+            self._never_opened += 1
+            if self._never_opened >= TRIES:
+                raise RunError(
+                    f"{TRIES} workers in a row were lost while they loaded the model: {why}",
+                    do=f"is there memory for it on every machine? {_CONTINUE}",
+                )
+            return None
+        if first_sign:
+            hired.held[0].lost += 1  # of what it held, the job that it was at
+        hired.held.remove(job)
+        if job.lost >= TRIES:
+            raise RunError(
+                f"{TRIES} workers were lost over one batch: {why}",
+                do=f"a smaller batch_size needs less memory; {_CONTINUE}",
+            )
+        queue.appendleft(job)
+        return None
+
+    def _let_go(self, hired: _Hired) -> None:
+        for promise in [promise for promise, (whose, job) in self._pending.items() if whose is hired and job is None]:
+            del self._pending[promise]
+        with suppress(self._ray.exceptions.RayError, ValueError):  # it is gone already
+            self._ray.kill(hired.actor, no_restart=True)
+
+    def _room(self) -> int:
+        """Workers that the cluster's machines have room for, whoever uses them now."""
+        return sum(
+            min(int(node["Resources"].get(name, 0) // number) for name, number in self._needs.items())
+            for node in self._ray.nodes()
+            if node["Alive"]
+        )
+
+    def _show(self) -> None:
+        nodes = [hired.node for hired in self._crew if hired.node is not None]
+        if self._crew and self._shown != (len(nodes), len(self._crew)):
+            self._shown = len(nodes), len(self._crew)
+            where = ", ".join(f"{nodes.count(node)} on {node}" for node in dict.fromkeys(nodes))
+            self._tell("workers", len(nodes), len(self._crew), where or "loading the model")
+
+
+_CONTINUE = "what was finished is kept, and the same command continues"
+
+
+def _resources(node: Mapping[str, Any]) -> dict[str, float]:
+    return {name: node["Resources"].get(name, 0) for name in ("CPU", "GPU")}
+
+
+def _value(reply: Reply) -> Any:
+    """What the worker gives.
+
+    Raises:
+        CNAError: of the class that the worker named.
+    """
+    if "error" in reply:
+        raise getattr(errors, reply["error"])(f"on {reply['node']}: {reply['message']}")
+    return reply["value"]

@@ -1,0 +1,119 @@
+"""What travels between a sweep and a worker elsewhere: plain values and bytes, and each thing says how it is checked.
+
+Interventions travel as the bytes of their files and are read by the same code that reads a user's file; their hash, and
+then the fingerprint of every cell, must be what the sweep has in its manifest. Paths do not travel: a worker needs the
+model, and no folder of the sweep's.
+"""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Mapping, Sequence
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+from lm_eval_cna.errors import InterventionError
+from lm_eval_cna.intervention import Circuit, Vectors, read_intervention
+from lm_eval_cna.sweep.batches import Batch, Request
+from lm_eval_cna.sweep.begin import Begun
+from lm_eval_cna.sweep.config import LOG_FIELDS
+from lm_eval_cna.sweep.interventions import Interventions
+from lm_eval_cna.sweep.store import Response
+
+#: Packages that decide what a model answers; a worker with another version is refused.
+_DECIDING = ("lm-eval-cna", "lm_eval", "torch", "transformers")
+
+
+def pack_sweep(begun: Begun) -> dict[str, Any]:
+    """All that a worker needs to know of a sweep before it takes batches."""
+    return {
+        # Neither the judge nor loggers: they may hold a key.
+        "config": begun.config.model_dump(mode="json", exclude={"judge", *LOG_FIELDS}),
+        "mode": begun.layout.mode,
+        "cells": [cell._asdict() for cell in begun.layout.cells],
+        "contexts": list(begun.layout.contexts),
+        "interventions": _pack_interventions(begun.interventions),
+        "versions": versions(),
+    }
+
+
+def unpack_interventions(parcel: Mapping[str, Any]) -> Interventions:
+    """The interventions of a packed sweep.
+
+    Raises:
+        InterventionError: a file was damaged on its way.
+    """
+    found: dict[str, Circuit | Vectors] = {}
+    controls: dict[tuple[str, int], Circuit | Vectors] = {}
+    with tempfile.TemporaryDirectory() as folder:
+        for number, entry in enumerate(parcel["interventions"]):
+            path = Path(folder) / f"{number}{entry['suffix']}"
+            path.write_bytes(entry["bytes"])
+            intervention = read_intervention(path)
+            if intervention.sha256 != entry["sha256"]:
+                raise InterventionError(
+                    f"{intervention.name} is not what was sent", got=intervention.sha256, allowed=entry["sha256"]
+                )
+            if entry["seed"] is None:
+                found[entry["method"]] = intervention
+            else:
+                controls[entry["method"], entry["seed"]] = intervention
+    return Interventions(found, controls, parcel["config"]["scale"])
+
+
+def _pack_interventions(interventions: Interventions) -> list[dict[str, Any]]:
+    named: list[tuple[str, int | None, Circuit | Vectors]] = [
+        (method, None, found) for method, found in interventions.found.items()
+    ]
+    named += [(method, seed, drawn) for (method, seed), drawn in interventions.controls.items()]
+    packed = []
+    with tempfile.TemporaryDirectory() as folder:
+        for number, (method, seed, intervention) in enumerate(named):
+            suffix = ".json" if isinstance(intervention, Circuit) else ".safetensors"
+            path = Path(folder) / f"{number}{suffix}"
+            intervention.write(path)
+            packed.append(
+                {
+                    "method": method,
+                    "seed": seed,
+                    "suffix": suffix,
+                    "sha256": intervention.sha256,
+                    "bytes": path.read_bytes(),
+                }
+            )
+    return packed
+
+
+def versions() -> dict[str, str]:
+    """The versions that must be the same everywhere, without a build's own mark (torch's +cpu and +cu130)."""
+    return {name: version(name).partition("+")[0] for name in _DECIDING}
+
+
+def pack_batch(batch: Batch) -> dict[str, Any]:
+    """A batch as plain values; each request stands in it once."""
+    places = {request: place for place, request in enumerate(batch.requests)}
+    return {
+        "kind": batch.kind,
+        "requests": [[r.kind, r.arguments, r.key, r.task, r.document] for r in batch.requests],
+        "rows": [[cell, places[request]] for cell, request in batch.rows],
+    }
+
+
+def unpack_batch(packed: Mapping[str, Any]) -> Batch:
+    """The batch that was packed."""
+    requests = [Request(kind, tuple(arguments), *rest) for kind, arguments, *rest in packed["requests"]]
+    return Batch(packed["kind"], tuple((cell, requests[place]) for cell, place in packed["rows"]))
+
+
+def pack_responses(responses: Sequence[Response]) -> list[list[Any]]:
+    """Responses as plain values."""
+    return [[response.value, response.tokens, response.near_ties] for response in responses]
+
+
+def unpack_responses(packed: Sequence[Sequence[Any]]) -> list[Response]:
+    """The responses that were packed."""
+    return [
+        Response(tuple(value) if isinstance(value, list) else value, tokens, near_ties)
+        for value, tokens, near_ties in packed
+    ]

@@ -1,0 +1,114 @@
+"""Computes a sweep on a Ray cluster: one model a worker, batches handed out one by one, answers back at once.
+
+The sweep's own process keeps the run directory: what came back is committed there before anything else happens, and
+only what did not come back is handed out again, so a lost worker or node costs the batches that it held. Ray's own
+retries are off, since they know nothing of what is committed. Ray is imported when it is used, and not before.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+from lm_eval_cna.errors import ConfigError
+from lm_eval_cna.sweep.batches import Batch
+from lm_eval_cna.sweep.begin import Begun
+from lm_eval_cna.sweep.crew import Crew, Job, Needs
+from lm_eval_cna.sweep.parcel import pack_sweep, unpack_responses
+from lm_eval_cna.sweep.place import Progress
+from lm_eval_cna.sweep.store import Response
+from lm_eval_cna.sweep.summary import HARMLESS_KL
+
+LOCAL = "local"
+_LOCAL_OBJECTS = 256 * 2**20  # bytes that Ray may hold here: batches and answers are small
+
+
+@contextmanager
+def cluster(address: str) -> Iterator[None]:
+    """Be connected to a Ray cluster; one that was started for it is stopped, and one that is joined is left.
+
+    Args:
+        address: HOST:PORT of a running cluster, "auto" for the one of this machine, or "local" to start one here.
+
+    Raises:
+        ConfigError: Ray is not installed, or there is no cluster at the address.
+    """
+    try:
+        import ray
+    except ImportError as error:
+        raise ConfigError("--ray needs the package ray", do="pip install 'lm-eval-cna[ray]'") from error
+    if ray.is_initialized():
+        yield
+        return
+    if "://" in address or not (address in (LOCAL, "auto") or address.rpartition(":")[2].isdecimal()):
+        raise ConfigError(
+            "--ray", got=address, allowed="local, auto or HOST:PORT", do="run the command on a machine of the cluster"
+        )
+    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+    more = {"include_dashboard": False, "object_store_memory": _LOCAL_OBJECTS} if address == LOCAL else {}
+    try:
+        ray.init(address=address, log_to_driver=False, logging_level=logging.ERROR, **more)
+    except (ConnectionError, RuntimeError, ValueError) as error:  # none there, or one of another version
+        first = str(error).strip().splitlines()[0]
+        raise ConfigError(
+            f"cannot join a Ray cluster: {first}",
+            got=address,
+            do="start one with `ray start --head`, or say --ray local",
+        ) from error
+    try:
+        yield
+    finally:
+        ray.shutdown()
+
+
+class RayPlace:
+    """Computes one sweep on the cluster that this process is connected to (see `cluster`).
+
+    Args:
+        cpus_per_task: of each worker.
+        gpus_per_task: of each worker; by default 1 where the cluster has any, else none.
+    """
+
+    def __init__(self, *, cpus_per_task: float = 1, gpus_per_task: float | None = None) -> None:
+        self._needs = Needs(cpus_per_task, gpus_per_task)
+        self._measured: list[dict[str, Any]] | None = None
+
+    def answers(self, begun: Begun, batches: Sequence[Batch], tell: Progress) -> Iterator[tuple[Batch, list[Response]]]:
+        """Hand the batches to workers, and the KL with them, so that each loads the model once.
+
+        Raises:
+            CNAError: a worker cannot do what is asked, or workers are lost again and again.
+        """
+        jobs = [Job(batch) for batch in batches]
+        if begun.config.harmless_kl and not begun.directory.has(HARMLESS_KL):
+            jobs.append(Job(None))
+        if not jobs:
+            return
+        parcel = pack_sweep(begun)
+        _put_weights_away(begun)
+        with Crew(parcel, self._needs, tell) as crew:
+            for job, value in crew.work(jobs):
+                if job.batch is None:
+                    self._measured = value
+                else:
+                    yield job.batch, unpack_responses(value)
+
+    def divergence(self, begun: Begun) -> list[dict[str, Any]]:
+        """What a worker measured beside the batches.
+
+        Raises:
+            CNAError: as `answers`.
+        """
+        assert self._measured is not None, "answers comes first"
+        return self._measured
+
+
+def _put_weights_away(begun: Begun) -> None:
+    """Free the memory of the model, which from here on only renders prompts and is described in results files."""
+    for setting in begun.layout.settings:
+        begun.lm.steering_info(setting, begun.layout.mode)  # looks at weights, once
+    if getattr(begun.lm.model, "hf_device_map", None) is None:
+        begun.lm.model.to("meta")

@@ -1,0 +1,102 @@
+"""A model that computes batches for a sweep which is run elsewhere: loaded once, then asked batch by batch.
+
+Knows nothing of Ray. Every method takes and gives plain values, and what a user can put right is a value too: an
+exception of ours need not be known, or even importable, where it ends up.
+"""
+
+from __future__ import annotations
+
+import platform
+from collections.abc import Callable, Mapping
+from typing import Any
+
+Reply = dict[str, Any]
+
+
+class Worker:
+    """One loaded model. Heavy libraries are imported when it is opened, on the machine where that happens.
+
+    Every method gives {"value": ...}, or {"error": class of `lm_eval_cna.errors`, "message": text, "node": machine}.
+    """
+
+    def open(self, parcel: Mapping[str, Any]) -> Reply:
+        """Load the model and the interventions of a packed sweep, and make sure that they are the sweep's.
+
+        Returns:
+            The machine's name.
+        """
+        return _reply(lambda: self._open(parcel))
+
+    def compute(self, packed: Mapping[str, Any]) -> Reply:
+        """Compute one batch.
+
+        Returns:
+            Packed responses.
+        """
+        return _reply(lambda: self._compute(packed))
+
+    def divergence(self) -> Reply:
+        """First-token KL on harmless prompts of every cell.
+
+        Returns:
+            What `measure_divergence` gives.
+        """
+        return _reply(self._divergence)
+
+    def _open(self, parcel: Mapping[str, Any]) -> str:
+        from lm_eval_cna.errors import RunError
+        from lm_eval_cna.sweep.begin import load
+        from lm_eval_cna.sweep.cells import Cell
+        from lm_eval_cna.sweep.config import parse_config
+        from lm_eval_cna.sweep.parcel import unpack_interventions, versions
+
+        for name, here in versions().items():
+            if here != parcel["versions"][name]:
+                raise RunError(
+                    f"another version of {name}", got=here, allowed=f"{parcel['versions'][name]}, the sweep's"
+                )
+        self._mode = parcel["mode"]
+        self._config = parse_config(parcel["config"])
+        interventions = unpack_interventions(parcel)
+        self._lm = load(self._config)
+        self._settings = [interventions.setting(Cell(**cell)) for cell in parcel["cells"]]
+        for setting, context in zip(self._settings, parcel["contexts"], strict=True):
+            if self._lm.fingerprint_of(setting, self._mode) != context:
+                raise RunError(
+                    f"{self._config.model} is another model here than where the sweep was begun",
+                    do="give all machines the same files: weights, precision, tokenizer and generation_config count",
+                )
+        return platform.node()
+
+    def _compute(self, packed: Mapping[str, Any]) -> list[list[Any]]:
+        from lm_eval_cna.sweep.answers import Prompts, compute
+        from lm_eval_cna.sweep.parcel import pack_responses, unpack_batch
+
+        batch = unpack_batch(packed)
+        prompts = Prompts(self._lm, batch.requests)
+        ((_, responses),) = compute(self._lm, self._settings, [batch], prompts, mode=self._mode)
+        return pack_responses(responses)
+
+    def _divergence(self) -> list[dict[str, Any]]:
+        from lm_eval_cna.sweep.place import measure_divergence
+
+        return measure_divergence(self._lm, self._config, self._settings)
+
+
+def _reply(work: Callable[[], Any]) -> Reply:
+    import torch
+
+    from lm_eval_cna.errors import CNAError
+
+    try:
+        return {"value": work()}
+    except CNAError as error:
+        return _failure(type(error).__name__, str(error))
+    except (torch.OutOfMemoryError, MemoryError) as error:
+        first = str(error).split(". ")[0] or "no memory left"
+        message = f"out of memory: {first}; give a smaller batch_size, or a larger device or more of them to each task"
+        return _failure("RunError", " ".join(message.split()))
+
+
+def _failure(kind: str, message: str) -> Reply:
+    return {"error": kind, "message": message, "node": platform.node()}
