@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -22,6 +24,9 @@ from lm_eval_cna.terminal import progress, show_table
 
 DIFFERENT = 1
 _SHOWN = 20  # differences; the first ones are the largest
+
+if TYPE_CHECKING:
+    from lm_eval_cna.sweep.place import Place
 
 
 def sweep(
@@ -54,6 +59,13 @@ def sweep(
     hf_hub_log_args: Annotated[
         str | None,
         typer.Option("--hf_hub_log_args", "--hf-hub-log-args", help="lm-eval's files of each cell, and their upload."),
+    ] = None,
+    ray: Annotated[
+        str | None, typer.Option(metavar="ADDRESS|local", help="Compute on a Ray cluster: HOST:PORT, auto, or local.")
+    ] = None,
+    cpus_per_task: Annotated[float | None, typer.Option(help="With --ray: cores of each worker [1].")] = None,
+    gpus_per_task: Annotated[
+        float | None, typer.Option(help="With --ray: GPUs of each worker [1 where the cluster has any].")
     ] = None,
 ) -> None:
     """Compare CNA, CAA, random neurons and the baseline over multipliers, from one model load, and report."""
@@ -94,9 +106,26 @@ def sweep(
     from lm_eval_cna.report.page import write_report
     from lm_eval_cna.sweep.runner import run_sweep
 
-    with progress(errors) as tell:
-        directory = run_sweep(checked, progress=tell, command=typed_command())
+    with progress(errors) as tell, _place(ray, cpus_per_task, gpus_per_task) as place:
+        directory = run_sweep(checked, progress=tell, command=typed_command(), place=place)
     print_report(write_report([directory], directory.path))
+
+
+@contextmanager
+def _place(address: str | None, cpus: float | None, gpus: float | None) -> Iterator[Place | None]:
+    """Where a sweep is computed; None is this process."""
+    if address is None:
+        if (cpus, gpus) != (None, None):
+            raise ConfigError(
+                "--cpus-per-task and --gpus-per-task without a cluster", do="give --ray ADDRESS|local too"
+            )
+        yield None
+        return
+    from lm_eval_cna.sweep.ray import RayPlace, cluster
+
+    place = RayPlace(cpus_per_task=1 if cpus is None else cpus, gpus_per_task=gpus)
+    with cluster(address):
+        yield place
 
 
 def judge(

@@ -1,0 +1,153 @@
+"""What travels to a worker comes out as it went in, and a worker takes only what is the sweep's. Needs no Ray."""
+
+from __future__ import annotations
+
+import copy
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from lm_eval.tasks import TaskManager
+
+from lm_eval_cna.errors import ConfigError
+from lm_eval_cna.resources import tasks_dir
+from lm_eval_cna.sweep import worker as workers
+from lm_eval_cna.sweep.answers import compute
+from lm_eval_cna.sweep.begin import Begun, begin
+from lm_eval_cna.sweep.config import parse_config
+from lm_eval_cna.sweep.parcel import pack_batch, pack_sweep, unpack_batch, unpack_interventions, unpack_responses
+from lm_eval_cna.sweep.place import ThisProcess
+from lm_eval_cna.sweep.ray import cluster
+from lm_eval_cna.sweep.worker import Worker
+from tests.checkpoints import save_llama
+from tests.integration.test_sweep import values
+
+Parcel = dict[str, Any]
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return save_llama(tmp_path_factory.mktemp("model") / "tiny")
+
+
+@pytest.fixture(scope="module")
+def begun(model: Path, tmp_path_factory: pytest.TempPathFactory) -> Begun:
+    manager = TaskManager(include_path=str(tasks_dir()), include_defaults=False)
+    judge = {
+        "model": "local-chat-completions",
+        "model_args": {"model": "m", "base_url": "http://h", "api_key": "sk-4711"},
+    }
+    asked = values(model, tmp_path_factory.mktemp("run") / "run", methods=["cna", "caa", "random", "random-vectors"])
+    return begin(parse_config({**asked, "judge": judge, "top_k": [2, 4], "scale": 0.5}), manager)
+
+
+@pytest.fixture(scope="module")
+def parcel(begun: Begun) -> Parcel:
+    return pack_sweep(begun)
+
+
+@pytest.fixture(scope="module")
+def opened(parcel: Parcel) -> Iterator[Worker]:
+    worker = Worker()
+    assert "value" in worker.open(parcel)
+    yield worker
+
+
+def plain(value: Any) -> bool:
+    if isinstance(value, dict):
+        return all(isinstance(key, str) and plain(inner) for key, inner in value.items())
+    if isinstance(value, (list, tuple)):
+        return all(map(plain, value))
+    return value is None or type(value) in (str, bytes, int, float, bool)
+
+
+def test_only_plain_values_travel_and_no_secret(parcel: Parcel, begun: Begun) -> None:
+    assert plain(parcel) and "sk-4711" not in repr(parcel)
+    assert all(plain(pack_batch(batch)) for batch in begun.layout.plan)
+
+
+def test_interventions_are_what_they_were(parcel: Parcel, begun: Begun) -> None:
+    found = unpack_interventions(parcel)
+    assert found.hashes == begun.interventions.hashes and found.scale == 0.5
+    assert [found.setting(cell).multiplier for cell in begun.layout.cells] == [c.multiplier for c in begun.layout.cells]
+    assert len(found.controls) == 4
+
+
+def test_a_worker_gives_the_answers_of_this_process(opened: Worker, begun: Begun) -> None:
+    layout = begun.layout
+    kinds: dict[str, Any] = {}
+    for batch in layout.plan:
+        kinds.setdefault(batch.kind, batch)
+    assert len(kinds) == 2
+    for batch in kinds.values():
+        travelled = unpack_batch(pack_batch(batch))
+        assert travelled == batch and [r.arguments for r in travelled.requests] == [r.arguments for r in batch.requests]
+        ((_, here),) = compute(begun.lm, layout.settings, [batch], layout.prompts, mode=layout.mode)
+        reply = opened.compute(pack_batch(batch))
+        assert plain(reply) and unpack_responses(reply["value"]) == here
+    assert opened.divergence()["value"] == ThisProcess().divergence(begun)
+
+
+def refused(parcel: Parcel) -> tuple[str, str]:
+    reply = Worker().open(parcel)
+    assert reply.keys() == {"error", "message", "node"} and "\n" not in reply["message"]
+    return reply["error"], reply["message"]
+
+
+def test_another_version_is_refused(parcel: Parcel) -> None:
+    versions = {**parcel["versions"], "transformers": "4.0"}
+    assert refused({**parcel, "versions": versions}) == (
+        "RunError",
+        f"another version of transformers; got {parcel['versions']['transformers']!r}; allowed: 4.0, the sweep's",
+    )
+
+
+def test_a_damaged_intervention_is_refused(parcel: Parcel) -> None:
+    cut = copy.deepcopy(parcel)
+    cut["interventions"][0]["bytes"] = cut["interventions"][0]["bytes"][:-40]
+    assert refused(cut)[0] == "InterventionError"
+    swapped = copy.deepcopy(parcel)
+    controls = [entry for entry in swapped["interventions"] if entry["method"] == "random"]
+    controls[0]["bytes"] = controls[1]["bytes"]
+    kind, message = refused(swapped)
+    assert kind == "InterventionError" and "is not what was sent" in message
+
+
+def test_another_model_at_the_same_place_is_refused(parcel: Parcel, tmp_path: Path) -> None:
+    other = {**parcel["config"], "model": str(save_llama(tmp_path / "tiny", seed=1))}
+    kind, message = refused({**parcel, "config": other})
+    assert kind == "RunError" and "another model here than where the sweep was begun" in message
+
+
+def test_a_model_that_is_not_there_is_refused(parcel: Parcel, tmp_path: Path) -> None:
+    kind, message = refused({**parcel, "config": {**parcel["config"], "model": str(tmp_path / "none")}})
+    assert kind == "ConfigError" and "cannot load the model" in message
+
+
+def test_a_lack_of_memory_says_what_to_do(opened: Worker, begun: Begun, monkeypatch: pytest.MonkeyPatch) -> None:
+    def short(*_: Any, **__: Any) -> Any:
+        raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 9 GiB. GPU 0 has ...")
+
+    monkeypatch.setattr("lm_eval_cna.sweep.answers.compute", short)
+    reply = opened.compute(pack_batch(begun.layout.plan[0]))
+    assert reply["error"] == "RunError" and reply["message"].startswith(
+        "out of memory: CUDA out of memory; give a smaller"
+    )
+
+
+def test_a_bug_is_raised(opened: Worker) -> None:
+    with pytest.raises(KeyError):
+        opened.compute({})
+    assert workers._reply(lambda: 1) == {"value": 1}
+
+
+def test_a_missing_ray_is_one_clear_line(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "ray", None)
+    with (
+        pytest.raises(ConfigError, match=r"--ray needs the package ray; pip install 'lm-eval-cna\[ray\]'"),
+        cluster("local"),
+    ):
+        pass
