@@ -27,7 +27,8 @@ from lm_eval_cna.prompts import encode_prompts, pad_left, pad_token_id, render_p
 from lm_eval_cna.steering import Mode, Setting, refuse_nesting, steer
 
 PERCENTILE = 0.95
-_Batch = tuple[torch.Tensor, torch.Tensor]
+#: Token ids and attention mask [batch, tokens].
+Batch = tuple[torch.Tensor, torch.Tensor]
 
 
 @dataclass(frozen=True)
@@ -149,8 +150,23 @@ def _summarise(values: torch.Tensor) -> Divergence:
     return Divergence(listed, float(values.mean()), float(values.quantile(PERCENTILE)))
 
 
-def _log_probs(model: nn.Module, architecture: Architecture, batches: Sequence[_Batch]) -> Iterator[torch.Tensor]:
-    """What follows each batch's prompts (ids, mask): log-probabilities [batch, vocabulary], float64 on the host."""
+def _log_probs(model: nn.Module, architecture: Architecture, batches: Sequence[Batch]) -> Iterator[torch.Tensor]:
+    """What follows each batch's prompts: log-probabilities [batch, vocabulary], float64 on the host."""
+    for logits in last_logits(model, architecture, batches):
+        yield torch.log_softmax(logits, dim=-1)
+
+
+def last_logits(model: nn.Module, architecture: Architecture, batches: Sequence[Batch]) -> Iterator[torch.Tensor]:
+    """The logits behind each batch's prompts, of one position only.
+
+    Args:
+        model: a transformers model.
+        architecture: of it.
+        batches: ids and mask [batch, tokens] of prompts padded on the left.
+
+    Yields:
+        [batch, vocabulary], float64 on the host.
+    """
     device = next((p.device for p in model.parameters() if p.device.type != "meta"), torch.device("cpu"))
     has_positions = "position_ids" in inspect.signature(architecture.stack.forward).parameters
     for ids, mask in batches:
@@ -160,8 +176,7 @@ def _log_probs(model: nn.Module, architecture: Architecture, batches: Sequence[_
             inputs["position_ids"] = (mask.cumsum(-1) - 1).clamp(min=0).to(device)
         with torch.inference_mode():
             # One position: a batch's logits of all of them can take more memory than the model.
-            logits = model(**inputs, use_cache=False, logits_to_keep=1).logits[:, -1]
-            found = torch.log_softmax(logits.cpu().double(), dim=-1)
+            found = model(**inputs, use_cache=False, logits_to_keep=1).logits[:, -1].cpu().double()
         yield found
 
 

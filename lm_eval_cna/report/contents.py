@@ -218,7 +218,7 @@ def _powers(run: Run) -> list[str]:
 
 
 def _notes(run: Run) -> list[str]:
-    notes = []
+    notes = [] if run.self_check is None else [run.self_check]
     if (ties := run.near_ties) is not None:
         notes.append(
             f"{ties.tokens:,} near-ties in {ties.responses:,} generated responses: tokens whose two best candidates "

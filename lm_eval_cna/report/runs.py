@@ -17,7 +17,7 @@ from lm_eval_cna.errors import RunError
 from lm_eval_cna.intervention import Circuit, read_intervention
 from lm_eval_cna.provenance import ExpertsInfo, ModelInfo
 from lm_eval_cna.report.escape import slug
-from lm_eval_cna.sweep.rundir import RunDirectory
+from lm_eval_cna.sweep.rundir import SELF_CHECK, RunDirectory
 from lm_eval_cna.sweep.summary import RESPONSES, Summary, read_summary
 
 CIRCUIT = "circuit.json"
@@ -88,6 +88,7 @@ class Run:
         evidence: every statistic.
         outcomes: every value per prompt.
         circuit: the circuit that was steered; None for a run of vectors.
+        self_check: in one sentence, what was proven of the steering before the run; None where nothing was.
     """
 
     directory: RunDirectory
@@ -99,6 +100,7 @@ class Run:
     evidence: Evidence
     outcomes: Outcomes
     circuit: Circuit | None
+    self_check: str | None
 
     @property
     def tasks(self) -> list[str]:
@@ -172,4 +174,22 @@ def _read(directory: RunDirectory, budget: DamageBudget, taken: set[str]) -> Run
         evidence=evidence,
         outcomes=outcomes,
         circuit=circuit if isinstance(circuit, Circuit) else None,
+        self_check=_self_check(directory),
+    )
+
+
+def _self_check(directory: RunDirectory) -> str | None:
+    if not directory.has(SELF_CHECK):
+        return None
+    kept = directory.read_json(SELF_CHECK)
+    try:
+        proven = [(float(seen["identity"]), float(seen["change"])) for seen in kept["interventions"].values()]
+        mode = str(kept["mode"])
+    except (AttributeError, KeyError, TypeError, ValueError) as error:
+        raise RunError(f"{directory.path / SELF_CHECK} is damaged: {error!r}", do="delete it") from error
+    return (
+        f"Self-check of {len(proven)} circuits, vectors and controls in mode {mode}: at m = 1 a logit moves by at most "
+        f"{max((one for one, _ in proven), default=0):.3g}, at m = 0 by up to "
+        f"{min((zero for _, zero in proven), default=0):.3g} or more; every layer was steered once a pass, and the "
+        "weights were put back."
     )

@@ -50,17 +50,26 @@ class Interventions:
     @property
     def hashes(self) -> dict[str, str]:
         """Identity of every intervention, by the file that it is kept in."""
-        return {name: intervention.sha256 for name, intervention in self._files()}
+        return {name: intervention.sha256 for name, intervention in self.files.items()}
 
     def keep(self, directory: RunDirectory) -> None:
         """Write every intervention into the run directory; of a sweep that has begun, those that are missing."""
-        for name, intervention in self._files():
+        for name, intervention in self.files.items():
             if not directory.begun or not directory.has(name):
                 intervention.write(directory.path / name)
 
-    def _files(self) -> list[tuple[str, Circuit | Vectors]]:
-        found = [(_FILES[method], intervention) for method, intervention in self.found.items()]
-        return found + [(_control_file(*key), intervention) for key, intervention in self.controls.items()]
+    @property
+    def files(self) -> dict[str, Circuit | Vectors]:
+        """Every intervention by the file that it is kept in, relative to the run directory."""
+        found = {_FILES[method]: intervention for method, intervention in self.found.items()}
+        return found | {_control_file(*key): intervention for key, intervention in self.controls.items()}
+
+
+def file_of(cell: Cell) -> str | None:
+    """Where a run keeps what a cell steers with; None for the baseline."""
+    if cell.method == "baseline":
+        return None
+    return _FILES[cell.method] if cell.seed is None else _control_file(cell.method, cell.seed)
 
 
 def prepare(config: SweepConfig, lm: CNAHFLM, directory: RunDirectory) -> Interventions:

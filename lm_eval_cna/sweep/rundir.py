@@ -15,6 +15,8 @@ from typing import Any
 
 from lm_eval_cna.errors import RunError
 
+#: What was proven of the steering before anything was computed (`lm_eval_cna.proof`).
+SELF_CHECK = "self_check.json"
 MANIFEST_SCHEMA = "lm-eval-cna/manifest/1"
 
 

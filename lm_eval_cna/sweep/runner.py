@@ -28,12 +28,14 @@ from lm_eval_cna.judging.task import LATER
 from lm_eval_cna.sweep.batches import Batch
 from lm_eval_cna.sweep.begin import Begun, begin, check, check_tasks
 from lm_eval_cna.sweep.config import SweepConfig
+from lm_eval_cna.sweep.interventions import file_of
 from lm_eval_cna.sweep.judged import judge_run
 from lm_eval_cna.sweep.layout import parts_of
 from lm_eval_cna.sweep.logs import CellLogs
 from lm_eval_cna.sweep.place import Place, Progress, ThisProcess
 from lm_eval_cna.sweep.replay import Replay
 from lm_eval_cna.sweep.rundir import RunDirectory
+from lm_eval_cna.sweep.self_check import prove_sweep, proven_of
 from lm_eval_cna.sweep.store import ResponseStore
 from lm_eval_cna.sweep.summary import HARMLESS_KL, summarize
 
@@ -94,8 +96,13 @@ def compute(begun: Begun, place: Place, tell: Progress) -> None:
     with ResponseStore(directory.path) as store:
         todo = _missing(begun, store)
         total, left = sum(len(batch.rows) for batch in sweep.plan), sum(len(batch.rows) for batch in todo)
-        done, tokens, started = total - left, 0, time.monotonic()
+        done, tokens = total - left, 0
+        if todo:
+            tell("self-check", 0, 1, "m = 1 is the identity, m = 0 is not, undo restores")
+            prove_sweep(begun)
+            tell("self-check", 1, 1, "")
         tell("responses", done, total, "")
+        started = time.monotonic()
         for batch, responses in place.answers(begun, todo, tell):
             store.put(
                 {
@@ -162,7 +169,8 @@ def _evaluate_cells(begun: Begun, store: ResponseStore, tell: Progress) -> None:
         tell("cells", done, len(todo), cell.key)
         if directory.has(name):
             continue
-        replay = Replay(lm, store.read(context), about | {"cna": lm.steering_info(setting, mode)})
+        info = {**lm.steering_info(setting, mode), "self_check": proven_of(directory, file_of(cell))}
+        replay = Replay(lm, store.read(context), about | {"cna": info})
         results = simple_evaluate(
             replay,
             tasks=list(part.tasks),

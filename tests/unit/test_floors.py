@@ -40,6 +40,8 @@ FLOORS = {
     "attribution": 3,
     "behaviours": 3,
     "divergence": 3,
+    "probes": 3,
+    "proof": 3,
     "models": 3,
     "scoring": 3,
     "judging": 3,

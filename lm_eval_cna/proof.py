@@ -1,0 +1,232 @@
+"""Proof before a long run, on two prompts, that steering does what it says and nothing else.
+
+Floor 3. For every intervention, in the mode of the run: m = 1 gives the untouched model's logits, m = 0 gives others,
+each of its layers was reached once a forward pass and had exactly the named neurons multiplied (or the vector added),
+and after it the logits and the named weight columns are what they were.
+
+"The same logits" means as equal as two passes of the untouched model over the same batch are: to the bit on a CPU,
+within what an accelerator's kernels vary by from call to call elsewhere.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from contextlib import ExitStack
+from dataclasses import replace
+from functools import cached_property
+from typing import Any, Literal
+
+import torch
+from pydantic import BaseModel, ConfigDict
+from torch import nn
+
+from lm_eval_cna.architecture import Architecture, find_architecture
+from lm_eval_cna.behaviours.harmless import harmless_prompts
+from lm_eval_cna.divergence import last_logits
+from lm_eval_cna.errors import SteeringError
+from lm_eval_cna.fit import columns_sha256, named_columns
+from lm_eval_cna.intervention import Circuit, Vectors
+from lm_eval_cna.probes import Probe, probes_of
+from lm_eval_cna.prompts import encode_prompts, pad_left, pad_token_id, render_prompts
+from lm_eval_cna.steering import Mode, Setting, resolve_mode, steer
+from lm_eval_cna.steering_rows import RowSteering
+
+PROMPTS = 2
+#: Where two prompts leave all neurons of a circuit silent (a ReLU model, say), this many are tried.
+MORE_PROMPTS = 16
+
+
+class Proven(BaseModel):
+    """What was seen of one intervention.
+
+    Attributes:
+        prompts: on how many prompts.
+        identity: largest change of a logit at m = 1.
+        change: largest change of a logit at m = 0.
+        layers: the layers that were steered at m = 0, each once in the forward pass.
+        columns_sha256: hash of the named weight columns, before and after; None where weights are packed.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    prompts: int
+    identity: float
+    change: float
+    layers: tuple[int, ...]
+    columns_sha256: str | None
+
+
+class Proof(BaseModel):
+    """What was proven before a run.
+
+    Attributes:
+        mode: how the model was steered.
+        noise: largest difference of a logit between two passes of the untouched model.
+        interventions: by the names they were given under.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    mode: str
+    noise: float
+    interventions: dict[str, Proven]
+
+
+def prove(
+    model: nn.Module,
+    tokenizer: Any,
+    interventions: Mapping[str, Circuit | Vectors],
+    *,
+    mode: Mode | Literal["rows"],
+    scale: float = 1.0,
+    chat_template: bool = True,
+    chat_template_args: Mapping[str, Any] | None = None,
+    add_bos_token: bool | None = None,
+    architecture: Architecture | None = None,
+) -> Proof:
+    """Prove each intervention on the model; it is left as it was.
+
+    Args:
+        model: a transformers model, not steered.
+        tokenizer: its tokenizer.
+        interventions: name -> what the run steers with, controls included.
+        mode: that of the run.
+        scale: factor of vectors; the effect of m = 0 is proven with it.
+        chat_template: render the prompts with the tokenizer's chat template if it has one.
+        chat_template_args: passed to the template.
+        add_bos_token: force special tokens on or off; None leaves it to the tokenizer.
+        architecture: of `model`, where it is known already.
+
+    Raises:
+        SteeringError: something is not as it should be; the message names the intervention and what was seen.
+        InterventionError, ArchitectureError: see `lm_eval_cna.steering.apply`.
+    """
+    architecture = architecture or find_architecture(model)
+    texts = render_prompts(
+        harmless_prompts()[:MORE_PROMPTS], tokenizer, chat_template=chat_template, chat_template_args=chat_template_args
+    )
+    rows = encode_prompts(texts, tokenizer, add_bos_token=add_bos_token)
+    few, many = (_Bench(model, architecture, mode, scale, part, tokenizer) for part in (rows[:PROMPTS], rows))
+    found = {}
+    for name, intervention in interventions.items():
+        found[name] = few.prove(name, intervention)
+        if not found[name].change > few.noise:
+            found[name] = many.prove(name, intervention)
+            if not found[name].change > many.noise and not intervention.method.startswith("random"):
+                raise SteeringError(
+                    f"self-check: {name} at m = 0 changes no logit on {len(rows)} prompts",
+                    do="look at it with `lm-eval-cna show`: are its neurons ever active in this model?",
+                )
+    return Proof(mode=mode, noise=few.noise, interventions=found)
+
+
+class _Bench:
+    """Some prompts on a model, with the untouched model's logits.
+
+    In rows mode each prompt is in the batch three times: under the baseline, at m = 1 and at m = 0.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        architecture: Architecture,
+        mode: Mode | Literal["rows"],
+        scale: float,
+        prompts: list[list[int]],
+        tokenizer: Any,
+    ) -> None:
+        self._model, self._architecture, self._mode, self._scale = model, architecture, mode, scale
+        self._prompts = len(prompts)
+        self._batch = pad_left(prompts * 3 if mode == "rows" else prompts, pad_token_id(tokenizer))
+
+    @cached_property
+    def untouched(self) -> torch.Tensor:
+        """The untouched model's logits [rows, vocabulary].
+
+        Raises:
+            SteeringError: they are not finite.
+        """
+        logits = self._logits()
+        if not bool(logits.isfinite().all()):
+            raise SteeringError(
+                "self-check: the untouched model's logits are not finite", do="load it in bfloat16 or float32"
+            )
+        return logits
+
+    @cached_property
+    def noise(self) -> float:
+        """Largest difference of a logit between two passes of the untouched model."""
+        return _distance(self._logits(), self.untouched)
+
+    def prove(self, name: str, intervention: Circuit | Vectors) -> Proven:
+        """Prove one intervention, but for whether m = 0 has an effect.
+
+        Raises:
+            SteeringError: m = 1, or the model afterwards, is not the untouched model, or a layer was not steered.
+        """
+        untouched, noise = self.untouched, self.noise
+        columns = self._columns(intervention)
+        setting = Setting(intervention, 0.0, self._scale)
+        if self._mode == "rows":
+            logits, probes = self._steered(setting)
+            split = 2 * self._prompts
+            one, zero = _distance(logits[:split], untouched[:split]), _distance(logits[split:], untouched[split:])
+        else:
+            one = _distance(self._steered(replace(setting, multiplier=1.0))[0], untouched)
+            logits, probes = self._steered(setting)
+            zero = _distance(logits, untouched)
+        if not one <= noise:
+            raise SteeringError(
+                f"self-check: {name} at m = 1 is not the untouched model", got=f"a logit off by {one:g}"
+            )
+        for probe in probes:
+            if probe.right != 1 or probe.wrong:
+                raise SteeringError(
+                    f"self-check: {name} does not steer layer {probe.layer} once a forward pass, as it should",
+                    got=f"{probe.right} times so, {probe.wrong} times otherwise",
+                    do="report the model's family: its layers run in a way that steering does not know",
+                )
+        left = _distance(self._logits(), untouched)
+        if (
+            not left <= noise
+            or columns_sha256(self._architecture, named_columns(intervention, self._architecture)) != columns
+        ):
+            raise SteeringError(f"self-check: {name} leaves a changed model behind", got=f"a logit off by {left:g}")
+        return Proven(
+            prompts=self._prompts, identity=one, change=zero, layers=intervention.layers, columns_sha256=columns
+        )
+
+    def _columns(self, intervention: Circuit | Vectors) -> str | None:
+        return columns_sha256(self._architecture, named_columns(intervention, self._architecture))
+
+    def _steered(self, setting: Setting) -> tuple[torch.Tensor, list[Probe]]:
+        """Logits under a setting; in rows mode of the baseline, m = 1 and the setting, one behind the other."""
+        rows = slice(2 * self._prompts if self._mode == "rows" else 0, None)
+        probes = [] if setting.is_baseline else probes_of(self._architecture, setting, self._used(setting), rows)
+        with ExitStack() as stack:
+            for probe in probes:
+                stack.enter_context(probe.before())
+            if self._mode == "rows":
+                choices = (Setting(), replace(setting, multiplier=1.0), setting)
+                packed = stack.enter_context(RowSteering(self._model, choices, self._architecture))
+                packed.assign([choice for choice in range(3) for _ in range(self._prompts)])
+            else:
+                stack.enter_context(steer(self._model, setting, mode=self._mode, architecture=self._architecture))
+            for probe in probes:
+                stack.enter_context(probe.behind())
+            return self._logits(), probes
+
+    def _used(self, setting: Setting) -> str:
+        """The mode that the setting is steered with."""
+        if self._mode == "rows" or setting.intervention is None:
+            return "rows"
+        return resolve_mode(setting.intervention, self._architecture, self._model, self._mode)
+
+    def _logits(self) -> torch.Tensor:
+        """Logits behind the last token [rows, vocabulary], float64 on the host."""
+        return next(last_logits(self._model, self._architecture, [self._batch]))
+
+
+def _distance(a: torch.Tensor, b: torch.Tensor) -> float:
+    """Largest absolute difference; infinite where one is not finite."""
+    return float((a - b).abs().nan_to_num(nan=torch.inf).max())

@@ -1,0 +1,103 @@
+"""A sweep proves its steering before it computes, and its results carry the proof."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from lm_eval.tasks import TaskManager
+
+from lm_eval_cna import proof
+from lm_eval_cna.errors import SteeringError
+from lm_eval_cna.report.page import write_report
+from lm_eval_cna.resources import tasks_dir
+from lm_eval_cna.steering import Setting, steer
+from lm_eval_cna.steering_rows import RowSteering
+from lm_eval_cna.sweep import runner
+from lm_eval_cna.sweep.config import parse_config
+from lm_eval_cna.sweep.rundir import SELF_CHECK, RunDirectory
+from tests.checkpoints import save_llama
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _no_environment_report() -> Iterator[None]:
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setattr("torch.utils.collect_env.get_pretty_env_info", lambda: "a test")
+        yield
+
+
+@pytest.fixture(scope="module")
+def manager() -> TaskManager:
+    return TaskManager(include_path=str(tasks_dir()), include_defaults=False)
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return save_llama(tmp_path_factory.mktemp("model") / "tiny")
+
+
+def values(model: Path, output: Path, **more: Any) -> dict[str, Any]:
+    return {
+        "model": str(model),
+        "model_args": {"device": "cpu"},
+        "contrast": "organism",
+        "fraction": 0.05,
+        "universal_filter": False,
+        "methods": ["cna", "caa", "random"],
+        "random": 2,
+        "multipliers": [0, 1],
+        "tasks": ["organism_refusal"],
+        "limit": 2,
+        "harmless_kl": False,
+        "output": str(output),
+        **more,
+    }
+
+
+@pytest.mark.parametrize("mode", ["rows", "fold", "hook"])
+def test_the_results_carry_the_proof(model: Path, manager: TaskManager, tmp_path: Path, mode: str) -> None:
+    more = {"mode": mode, "methods": ["cna", "random"]} if mode == "fold" else {"mode": mode}
+    run = runner.run_sweep(parse_config(values(model, tmp_path / "run", **more)), task_manager=manager)
+    kept = run.read_json(SELF_CHECK)
+    wanted = {"circuit.json", "controls/random-0.json", "controls/random-1.json"}
+    assert kept["interventions"].keys() == wanted | ({"vectors.safetensors"} if mode != "fold" else set())
+    for cell, file in (("cna-m0", "circuit.json"), ("random-s1-m0", "controls/random-1.json")):
+        results = run.read_json(f"cells/{cell}/chat.json")
+        said = results["config"]["cna"]["self_check"]
+        assert said == {"mode": mode, "noise": 0.0, **kept["interventions"][file]}
+        assert said["identity"] == 0 and said["change"] > 0
+    assert run.read_json("cells/baseline/chat.json")["config"]["cna"]["self_check"] == {"mode": mode, "noise": 0.0}
+    text = write_report([run], tmp_path / "report").read_text(encoding="utf-8")
+    assert f"in mode {mode}: at m = 1 a logit moves by at most 0, at m = 0 by up to" in text
+
+
+def test_a_sweep_whose_steering_does_nothing_computes_nothing(
+    model: Path, manager: TaskManager, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with monkeypatch.context() as patched:
+        patched.setattr(
+            proof,
+            "RowSteering",
+            lambda model, settings, architecture: RowSteering(model, [Setting() for _ in settings], architecture),
+        )
+        with pytest.raises(SteeringError, match=r"self-check: circuit\.json does not steer layer"):
+            runner.run_sweep(parse_config(values(model, tmp_path / "run")), task_manager=manager)
+    run = RunDirectory(tmp_path / "run")
+    assert not run.has(SELF_CHECK) and not list(run.path.glob("cells/*"))
+    monkeypatch.setattr(proof, "steer", lambda model, setting, **how: steer(model, Setting(), **how))
+    with pytest.raises(SteeringError, match="self-check"):  # nor does it in another mode
+        runner.run_sweep(parse_config(values(model, tmp_path / "other", mode="hook")), task_manager=manager)
+
+
+def test_a_finished_sweep_proves_nothing(
+    model: Path, manager: TaskManager, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config = parse_config(values(model, tmp_path / "run", methods=["cna"]))
+    run = runner.run_sweep(config, task_manager=manager)
+    before = json.dumps(run.read_json(SELF_CHECK))
+    monkeypatch.setattr(runner, "prove_sweep", None)
+    runner.run_sweep(config, task_manager=manager)
+    assert json.dumps(run.read_json(SELF_CHECK)) == before

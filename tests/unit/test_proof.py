@@ -1,0 +1,181 @@
+"""The self-check before a run: what it finds in a sound model, and that each kind of fault stops it."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import replace
+from typing import Any, Literal
+
+import pytest
+import torch
+import transformers as tf
+
+from lm_eval_cna import proof as proof_module
+from lm_eval_cna.architecture import find_architecture
+from lm_eval_cna.errors import SteeringError
+from lm_eval_cna.intervention import Circuit, Vectors
+from lm_eval_cna.probes import Probe
+from lm_eval_cna.proof import MORE_PROMPTS, PROMPTS, Proof, prove
+from lm_eval_cna.steering import Setting, Steering, steer
+from lm_eval_cna.steering_rows import RowSteering
+from tests.interventions import circuit, vectors
+from tests.models import DENSE, VOCAB, tiny
+
+RunMode = Literal["auto", "fold", "hook", "rows"]
+MODES: tuple[RunMode, ...] = ("fold", "hook", "rows")
+
+
+class Tokenizer:
+    """Enough of one: the prompts are random tokens."""
+
+    pad_token_id = 0
+    eos_token_id = 2
+    chat_template = None
+
+
+@pytest.fixture(autouse=True)
+def _random_tokens(monkeypatch: pytest.MonkeyPatch) -> None:
+    def encode(texts: Sequence[str], *_: Any, **__: Any) -> list[list[int]]:
+        draw = random.Random(0)
+        return [[draw.randrange(3, VOCAB) for _ in range(draw.randint(4, 12))] for _ in texts]
+
+    monkeypatch.setattr(proof_module, "encode_prompts", encode)
+    monkeypatch.setattr(proof_module, "render_prompts", lambda prompts, *_, **__: list(prompts))
+
+
+def proven(model: tf.PreTrainedModel, mode: RunMode, **interventions: Circuit | Vectors) -> Proof:
+    return prove(model, Tokenizer(), interventions, mode=mode)
+
+
+def with_method(found: Circuit, method: str) -> Circuit:
+    return Circuit.model_validate({**found.model_dump(by_alias=True), "method": method})
+
+
+@pytest.mark.parametrize("family", DENSE)
+@pytest.mark.parametrize("mode", MODES)
+def test_a_sound_model(family: str, mode: RunMode) -> None:
+    model = tiny(family)
+    architecture = find_architecture(model)
+    before = {name: value.clone() for name, value in model.state_dict().items()}
+    interventions: dict[str, Circuit | Vectors] = {"circuit": circuit(architecture)}
+    if mode != "fold":
+        interventions |= {"caa": vectors(architecture), "residual": vectors(architecture, place="block")}
+    found = proven(model, mode, **interventions)
+    assert found.mode == mode and found.noise == 0
+    for name, intervention in interventions.items():
+        seen = found.interventions[name]
+        assert (seen.prompts, seen.identity, seen.layers) == (PROMPTS, 0, intervention.layers)
+        assert seen.change > 1e-3
+        assert seen.columns_sha256 is not None
+    assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
+    assert not any(module._forward_pre_hooks or module._forward_hooks for module in model.modules())
+
+
+def test_the_proof_is_plain_data() -> None:
+    model = tiny("llama")
+    found = proven(model, "auto", circuit=circuit(find_architecture(model)))
+    assert Proof.model_validate_json(found.model_dump_json()) == found
+
+
+# What is not as it should be
+
+
+@contextmanager
+def fault(monkeypatch: pytest.MonkeyPatch, where: object, name: str, wrong: Callable[..., Any]) -> Iterator[None]:
+    with monkeypatch.context() as patched:
+        patched.setattr(where, name, wrong)
+        yield
+
+
+@pytest.mark.parametrize("mode", MODES)
+def test_a_layer_that_is_left_out_is_named(mode: RunMode, monkeypatch: pytest.MonkeyPatch) -> None:
+    model = tiny("llama")
+    whole = circuit(find_architecture(model))
+    part = whole.model_copy(update={"neurons": tuple(neuron for neuron in whole.neurons if neuron.layer != 1)})
+
+    def partial(setting: Setting) -> Setting:
+        return setting if setting.intervention is None else replace(setting, intervention=part)
+
+    monkeypatch.setattr(proof_module, "steer", lambda model, setting, **how: steer(model, partial(setting), **how))
+    monkeypatch.setattr(
+        proof_module,
+        "RowSteering",
+        lambda model, settings, known: RowSteering(model, list(map(partial, settings)), known),
+    )
+    with pytest.raises(SteeringError, match=r"self-check: circuit does not steer layer 1 .*got '0 times so, 1 times"):
+        proven(model, mode, circuit=whole)
+
+
+def test_an_undo_that_forgets_a_fold_is_found(monkeypatch: pytest.MonkeyPatch) -> None:
+    model = tiny("llama")
+
+    def forgets(self: Steering) -> None:
+        self._undo = self._undo[1:]
+        undo(self)
+
+    undo = Steering.undo
+    with fault(monkeypatch, Steering, "undo", forgets), pytest.raises(SteeringError, match="leaves a changed model"):
+        proven(model, "fold", circuit=circuit(find_architecture(model)))
+
+
+def test_hooks_that_stay_are_found(monkeypatch: pytest.MonkeyPatch) -> None:
+    model = tiny("llama")
+    with (
+        fault(monkeypatch, RowSteering, "__exit__", lambda *_: None),
+        pytest.raises((SteeringError, RuntimeError), match=r"rows of the batch|leaves a changed model"),
+    ):
+        proven(model, "rows", circuit=circuit(find_architecture(model)))
+
+
+def test_rows_that_are_mixed_up_are_found(monkeypatch: pytest.MonkeyPatch) -> None:
+    model = tiny("llama")
+    assign = RowSteering.assign
+    with (
+        fault(monkeypatch, RowSteering, "assign", lambda self, rows: assign(self, list(reversed(rows)))),
+        pytest.raises(SteeringError, match="m = 1 is not the untouched model"),
+    ):
+        proven(model, "rows", circuit=circuit(find_architecture(model)))
+
+
+def test_an_identity_that_is_none_is_found(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The baseline is left alone by `apply`; a setting that pretends to be none of it must not pass."""
+    model = tiny("llama")
+    monkeypatch.setattr(proof_module, "replace", lambda setting, multiplier: Setting(setting.intervention, 0.5))
+    with pytest.raises(SteeringError, match=r"m = 1 is not the untouched model; got 'a logit off by"):
+        proven(model, "hook", circuit=circuit(find_architecture(model)))
+
+
+@pytest.mark.parametrize("mode", MODES)
+def test_a_circuit_without_effect_is_refused_and_a_control_is_not(mode: RunMode) -> None:
+    model = tiny("llama")
+    architecture = find_architecture(model)
+    dead = circuit(architecture)
+    with torch.no_grad():
+        for projection, neurons in ((architecture.projections[key], n) for key, n in dead.by_projection().items()):
+            weight = projection.weight
+            assert weight is not None
+            weight[:, neurons] = 0
+    with pytest.raises(SteeringError, match=f"self-check: circuit at m = 0 changes no logit on {MORE_PROMPTS} prompts"):
+        proven(model, mode, circuit=dead)
+    found = proven(model, mode, control=with_method(dead, "random")).interventions["control"]
+    assert (found.change, found.prompts) == (0, MORE_PROMPTS)
+
+
+def test_logits_that_are_not_finite_are_refused() -> None:
+    model = tiny("llama")
+    with torch.no_grad():
+        model.lm_head.weight[5] = torch.nan
+    with pytest.raises(SteeringError, match="the untouched model's logits are not finite"):
+        proven(model, "hook", circuit=circuit(find_architecture(model)))
+
+
+def test_a_probe_sees_a_module_that_runs_twice() -> None:
+    """As in a model whose layers share their MLP."""
+    linear = torch.nn.Linear(2, 2)
+    probe = Probe(0, linear, "input", lambda before, behind: torch.equal(before, behind))
+    with probe.before(), probe.behind():
+        linear(torch.ones(1, 2))
+        linear(torch.ones(1, 2))
+    assert (probe.right, probe.wrong) == (2, 0)
