@@ -18,7 +18,7 @@ PIP := $(BIN)/python -m pip install -qq --disable-pip-version-check --no-compile
 SUITABLE := import ensurepip, sys, venv; sys.exit(not (3, 11) <= sys.version_info[:2] <= (3, 14))
 OFFLINE := HF_HUB_OFFLINE=1 HF_DATASETS_OFFLINE=1 TRANSFORMERS_OFFLINE=1
 
-.PHONY: help demo test browser lint bench clean
+.PHONY: help demo test browser lint bench dist try-dist clean
 
 help:
 	@echo "make demo    train the small models, steer them, write results/runs/demo (nothing is downloaded but packages)"
@@ -26,6 +26,7 @@ help:
 	@echo "make browser install what the report's browser tests need; make test runs them from then on"
 	@echo "make lint    ruff and mypy"
 	@echo "make bench   side-by-side speed figures, written to results/benchmarks (some rows: BENCH='--only NAME')"
+	@echo "make dist    a wheel and a source distribution, checked; make try-dist also runs the demo from the wheel"
 	@echo "make clean   remove $(VENV), caches and built packages; results stay"
 
 demo: $(VENV)/.runtime
@@ -59,6 +60,19 @@ bench: $(VENV)/.runtime
 	$(OFFLINE) $(BIN)/python -m benchmarks $(BENCH)
 	-$(OFFLINE) $(BIN)/python benchmarks/startup.py
 	-$(OFFLINE) $(BIN)/python benchmarks/refusal_agreement.py
+
+# A wheel and a source distribution in dist/, from a clean tree's files, and what the package index would refuse in them.
+dist: $(VENV)/.dev
+	rm -rf dist
+	$(BIN)/python -m build --no-isolation --outdir dist .
+	$(BIN)/twine check --strict dist/*
+
+# The wheel as a user gets it: in an empty environment, away from the checkout, with the main job.
+try-dist: dist
+	@scratch=$$(mktemp -d); trap 'rm -rf "$$scratch"' EXIT; \
+	"$$(readlink -f $(BIN)/python)" -m venv "$$scratch/venv"; \
+	"$$scratch/venv/bin/python" -m pip install -qq --disable-pip-version-check --prefer-binary -c constraints.txt dist/*.whl; \
+	cd "$$scratch" && $(OFFLINE) venv/bin/lm-eval-cna demo --output run && ls run
 
 clean:
 	rm -rf $(VENV) build dist .mypy_cache .pytest_cache .ruff_cache .hypothesis .coverage coverage.xml htmlcov
