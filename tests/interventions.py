@@ -6,7 +6,7 @@ import torch
 
 from lm_eval_cna.architecture import Architecture
 from lm_eval_cna.intervention import Circuit, Vectors
-from lm_eval_cna.neurons import neuron_at
+from lm_eval_cna.neurons import Neuron, neuron_at
 
 
 def circuit(architecture: Architecture, *, per_layer: int = 4, seed: int = 0, name: str = "test") -> Circuit:
@@ -19,6 +19,16 @@ def circuit(architecture: Architecture, *, per_layer: int = 4, seed: int = 0, na
         for offset in torch.randperm(len(span), generator=generator)[:per_layer]
     ]
     return Circuit(method="cna", name=name, neurons=tuple(neuron_at(place, 1.0) for place in places))
+
+
+def spread(architecture: Architecture) -> Circuit:
+    """A circuit with neurons of every expert, of the shared one, and of the dense layers."""
+    neurons = [
+        Neuron(part.layer, index, 1.0, part.expert)
+        for part in architecture.layout.parts
+        for index in range(part.layer, part.width, 5)
+    ]
+    return Circuit(method="cna", name="spread", neurons=tuple(neurons))
 
 
 def vectors(architecture: Architecture, *, place: str = "write", seed: int = 0) -> Vectors:

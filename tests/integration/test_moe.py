@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager
 from typing import Any
 
 import pytest
@@ -11,14 +9,15 @@ import torch
 from torch import nn
 
 from lm_eval_cna.activations import count_in_top, mean_activations
-from lm_eval_cna.architecture import Architecture, find_architecture
+from lm_eval_cna.architecture import find_architecture
 from lm_eval_cna.errors import ArchitectureError, CNAError, InterventionError, SteeringError
 from lm_eval_cna.fit import describe_model, fit_warnings, named_columns, shape_of
 from lm_eval_cna.intervention import Circuit, Neuron
 from lm_eval_cna.neurons import SHARED
 from lm_eval_cna.steering import Setting, apply, steer
 from lm_eval_cna.steering_rows import RowSteering
-from tests.interventions import circuit, vectors
+from tests.by_hand import scaled_by_hand
+from tests.interventions import circuit, spread, vectors
 from tests.models import MIXTURES, prompts, tiny
 from tests.reference import mixture as by_hand
 
@@ -28,52 +27,6 @@ IMPLEMENTATIONS = ("eager", "batched_mm", "grouped_mm")
 def logits(model: nn.Module, ids: torch.Tensor) -> torch.Tensor:
     with torch.inference_mode():
         return model(input_ids=ids).logits
-
-
-def spread(architecture: Architecture) -> Circuit:
-    """A circuit with neurons of every expert, of the shared one, and of the dense layers."""
-    neurons = [
-        Neuron(part.layer, index, 1.0, part.expert)
-        for part in architecture.layout.parts
-        for index in range(part.layer, part.width, 5)
-    ]
-    return Circuit(method="cna", name="spread", neurons=tuple(neurons))
-
-
-@contextmanager
-def scaled_by_hand(model: Any, chosen: Circuit, multiplier: float) -> Iterator[None]:
-    """Replace every MLP by a loop over tokens and experts that scales activations."""
-    architecture, handles = find_architecture(model), []
-    factors = {(part.layer, part.expert): torch.ones(part.width) for part in architecture.layout.parts}
-    for neuron in chosen.neurons:
-        factors[neuron.layer, neuron.expert][neuron.index] = multiplier
-
-    def replace(layer: int, mlp: Any) -> Any:
-        def forward(hidden: torch.Tensor) -> Any:
-            written = []
-            for token in hidden.flatten(0, 1):
-                if not hasattr(mlp, "experts"):
-                    inner = nn.functional.silu(mlp.gate_proj(token)) * mlp.up_proj(token)
-                    written.append(mlp.down_proj(inner * factors[layer, None]))
-                    continue
-                table = torch.stack([factors[layer, expert] for expert in range(mlp.experts.num_experts)])
-                total = by_hand.output(mlp, token, table)
-                if hasattr(mlp, "shared_expert"):
-                    total = total + by_hand.shared_output(mlp, token, factors[layer, SHARED])
-                written.append(total)
-            out = torch.stack(written).view_as(hidden)
-            return (out, None) if type(mlp).__name__ == "GptOssMLP" else out
-
-        return forward
-
-    for layer, block in enumerate(model.model.layers):
-        block.mlp.forward = replace(layer, block.mlp)
-        handles.append(block.mlp)
-    try:
-        yield
-    finally:
-        for mlp in handles:
-            del mlp.forward
 
 
 @pytest.mark.parametrize("implementation", IMPLEMENTATIONS)
