@@ -328,19 +328,19 @@ def test_an_empty_contrast_set(cli: Command, model: Path, tmp_path: Path) -> Non
 @pytest.fixture(scope="module")
 def experts(folder: Path) -> Path:
     path = folder / "experts"
-    model = tiny("mixtral")
+    model = tiny("granitemoe")
     model.resize_token_embeddings(max(VOCAB, 259))
     model.save_pretrained(path)
     byte_tokenizer().save_pretrained(path)
     return path
 
 
-def test_a_mixture_of_experts(experts: Path, tmp_path: Path) -> None:
+def test_a_mixture_of_experts_that_is_not_known(experts: Path, tmp_path: Path) -> None:
     # In a process, so that whatever the libraries say on standard error is seen.
     done = process("discover", *discovery(experts, tmp_path / "c.json"))
     assert done.status == 2, done
     line = one_line(done)
-    assert "MixtralForCausalLM" in line and "mixture-of-experts" in line and "model types" in line
+    assert "GraniteMoeForCausalLM" in line and "mixture-of-experts" in line and "model types" in line
     assert not (tmp_path / "c.json").exists()
 
 

@@ -150,7 +150,7 @@ def test_few_settings_or_requests() -> None:
 
 
 def test_a_model_that_cannot_share_is_asked_in_full() -> None:
-    lm = model_of("mixtral")
+    lm = model_of("granitemoe")
     assert alike(score_settings(lm, SMALL, [Setting()]), one_by_one(lm, [Setting()]))
 
 
