@@ -51,6 +51,33 @@ class Means:
     writes: torch.Tensor | None = None
     blocks: torch.Tensor | None = None
 
+    def merged(self, into: Sequence[int | None]) -> Means:
+        """The means over unions of groups.
+
+        Args:
+            into: for each group the number of the new group that it belongs to, or None to leave it out. New groups are
+                numbered from 0 and none is empty. Where a group is left out there are no magnitudes, which are means
+                over all prompts.
+        """
+        weights = torch.zeros((1 + max(new for new in into if new is not None), len(into)), dtype=torch.float64)
+        for group, (new, count) in enumerate(zip(into, self.counts, strict=True)):
+            if new is not None:
+                weights[new, group] = count
+        sizes = weights.sum(dim=1)
+        assert bool((sizes > 0).all()), "every new group needs a prompt"
+        weights /= sizes.unsqueeze(1)
+
+        def merge(means: torch.Tensor | None) -> torch.Tensor | None:
+            return None if means is None else torch.tensordot(weights, means, dims=1)
+
+        return Means(
+            tuple(round(size) for size in sizes.tolist()),
+            neurons=merge(self.neurons),
+            magnitudes=None if None in into else self.magnitudes,
+            writes=merge(self.writes),
+            blocks=merge(self.blocks),
+        )
+
 
 class RunningSums:
     """Sums over prompts, one row a group, for every layer; kept on the layer's device.

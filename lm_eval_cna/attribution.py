@@ -28,6 +28,7 @@ from lm_eval_cna.measurement import (
 )
 from lm_eval_cna.neurons import Neuron
 from lm_eval_cna.provenance import MATCHES, Match
+from lm_eval_cna.thirds import THIRDS, third_of_layers
 
 __all__ = ["METHODS", "Measurement", "Method", "Settings", "check_request", "control", "discover", "measure"]
 
@@ -274,8 +275,8 @@ def _draw(
 ) -> tuple[Neuron, ...]:
     layout, found = architecture.layout, like.discovery.universal_filter
     universal = () if found is None else found.neurons
-    if match in discovery.THIRDS:
-        third = discovery.third_of_layers(len(architecture.layers), match)
+    if match in THIRDS:
+        third = third_of_layers(len(architecture.layers), match)
         layers = [layer for layer in third if layer not in like.discovery.excluded_layers]
         return discovery.random_neurons_of(like.neurons, layout, layers, seed=seed, universal=universal)
     if match == "activation" and magnitudes is None:

@@ -35,6 +35,7 @@ def run_demo(
     *,
     progress: Callable[[str, int, int, str], None] | None = None,
     command: list[str] | None = None,
+    samples: bool = True,
 ) -> Path:
     """Train the organism if it is not cached, sweep its three variants, and write the report.
 
@@ -42,6 +43,7 @@ def run_demo(
         output: directory for one run directory per variant and the report.
         progress: called with (stage, done, total, detail).
         command: what the user typed, for the manifests.
+        samples: whether the page holds prompts and completions.
 
     Returns:
         The path of report.md.
@@ -75,7 +77,7 @@ def run_demo(
             tell(f"{variant}: {stage}", done, total, detail)
 
         directories.append(run_sweep(config, progress=report_cells, task_manager=manager, command=command))
-    return write_report(directories, output, preface=_preface(organism, output / "instruct"))
+    return write_report(directories, output, preface=_preface(organism, output / "instruct"), samples=samples)
 
 
 def _preface(organism: OrganismPaths, run: Path) -> str:

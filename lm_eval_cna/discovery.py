@@ -14,7 +14,6 @@ import torch
 from lm_eval_cna.errors import ConfigError
 from lm_eval_cna.neurons import SHARED, Layout, Neuron, Place, neuron_at
 
-THIRDS = ("bottom", "middle", "top")
 UNIVERSAL_SHARE = 0.8  # the paper's: on at least 80 % of diverse prompts
 MATCH_POOL = 20  # neurons among which an activation-matched control draws
 LATEST_LAYER = 0.8  # Arditi et al., arXiv 2406.11717, take no direction from the last fifth of the layers
@@ -184,23 +183,6 @@ def _owner(neuron: Neuron) -> str:
     """Where a neuron's peers lie, in words."""
     kind = "" if neuron.expert is None else "the shared expert of " if neuron.expert == SHARED else "the experts of "
     return f"{kind}layer {neuron.layer}"
-
-
-def third_of_layers(layers: int, third: str) -> range:
-    """The layers of the bottom, middle or top third: as even a split as whole layers allow, the same from both ends.
-
-    Of 16 layers the thirds have 5, 6 and 5, of 28 they have 9, 10 and 9.
-
-    Raises:
-        ConfigError: no such third, or the model is too shallow to have one.
-    """
-    if third not in THIRDS:
-        raise ConfigError("third of the layers", got=third, allowed=", ".join(THIRDS))
-    ends = [round(part * layers / 3) for part in range(4)]
-    found = range(*ends[(at := THIRDS.index(third)) : at + 2])
-    if not found:
-        raise ConfigError(f"a model of {layers} layers has no {third} third", do="match controls by layer")
-    return found
 
 
 def random_neurons_of(

@@ -9,10 +9,8 @@ from __future__ import annotations
 import hashlib
 import json
 import math
-import os
 import re
 from collections import Counter
-from contextlib import suppress
 from itertools import pairwise
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal, Self
@@ -28,6 +26,7 @@ from lm_eval_cna.circuit_file import (
 )
 from lm_eval_cna.errors import InterventionError
 from lm_eval_cna.neurons import Expert, Neuron, Place, by_projection, in_order
+from lm_eval_cna.files import write_whole
 from lm_eval_cna.provenance import DiscoveryInfo, LayerIndex, ModelInfo, Record
 
 if TYPE_CHECKING:
@@ -313,16 +312,10 @@ def _first_error(error: ValidationError) -> str:
 
 
 def _write_atomically(path: Path, data: bytes) -> None:
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        temporary.write_bytes(data)
-        os.replace(temporary, path)
+        write_whole(path, data)
     except OSError as error:
         raise InterventionError(f"cannot write {path}: {error.strerror or error}") from error
-    finally:
-        with suppress(OSError):  # it is gone where all went well, and its folder may be missing where not
-            temporary.unlink()
 
 
 def _download(source: str) -> Path:

@@ -28,6 +28,7 @@ from lm_eval_cna.leakage import leakage_statement
 from lm_eval_cna.neurons import Neuron, Place
 from lm_eval_cna.prompts import chat_template_sha256, encode_prompts, pad_token_id, render_prompts
 from lm_eval_cna.provenance import DiscoveryInfo, ModelInfo, UniversalFilter
+from lm_eval_cna.splits import Split
 
 DEFAULT_FRACTION = 0.001
 _version = cache(version)  # reading a package's metadata takes milliseconds
@@ -63,6 +64,8 @@ class Measurement:
         info: the header that every intervention made from this shares.
         model_id: where the model came from.
         revision: its revision.
+        split: how the prompts were split into folds, where they were.
+        by_group: means of the split's groups, which `means` are put together from.
     """
 
     architecture: Architecture
@@ -71,6 +74,8 @@ class Measurement:
     info: DiscoveryInfo
     model_id: str | None = None
     revision: str | None = None
+    split: Split | None = None
+    by_group: Means | None = None
 
     @property
     def universal(self) -> tuple[Place, ...]:
@@ -201,6 +206,7 @@ def measure(
     universal_filter: bool = True,
     universal_fraction: float = DEFAULT_FRACTION,
     check_leakage: bool = True,
+    split: Split | None = None,
     settings: Settings | None = None,
     model_id: str | None = None,
     revision: str | None = None,
@@ -217,6 +223,7 @@ def measure(
             ("neurons" or "magnitudes" is read).
         universal_fraction: share of the model's neurons that are a diverse prompt's top.
         check_leakage: compare the contrast set with JBB on the hub where it does not say itself what leaks.
+        split: keep the means of these groups of prompts too: four numbers a neuron and fold, from the same passes.
         settings: how prompts are rendered and run.
         model_id: written into the files; by default what the model says of itself.
         revision: likewise.
@@ -236,12 +243,15 @@ def measure(
     means = mean_activations(
         architecture,
         rows,
-        [0] * len(contrast.positive) + [1] * len(contrast.negative),
+        [0] * len(contrast.positive) + [1] * len(contrast.negative) if split is None else split.numbers,
         read=read,
         batch_size=settings.batch_size,
         pad=pad_token_id(tokenizer),
         progress=settings.progress,
     )
+    by_group = None
+    if split is not None:
+        by_group, means = means, means.merged([group.label for group in split.groups])
     info = DiscoveryInfo(
         contrast=contrast.name,
         contrast_sha256=contrast.sha256,
@@ -255,7 +265,9 @@ def measure(
         **stamp(),
     )
     said_id, said_revision = identity_of(model)
-    return Measurement(architecture, contrast, means, info, model_id or said_id, revision or said_revision)
+    return Measurement(
+        architecture, contrast, means, info, model_id or said_id, revision or said_revision, split, by_group
+    )
 
 
 def size_of(architecture: Architecture, fraction: float | None, top_k: int | None) -> tuple[int, float | None]:

@@ -273,7 +273,7 @@ def write_baseline(path: Path, baseline: Baseline) -> None:
 def _claims(cell: Cell, protocol: Protocol) -> bool:
     steered = [multiplier for multiplier in protocol.multipliers if multiplier != 1]
     ends = protocol.control_multipliers or tuple(extreme(steered) for extreme in (min, max) if steered)
-    return not cell.is_control and cell.multiplier in ends
+    return cell.method in CONTROLS and cell.multiplier in ends
 
 
 def _is_kept(metric: str) -> bool:

@@ -210,21 +210,26 @@ def _compare_all(outcomes: Outcomes, task: str, metric: str, *, level: float) ->
                 value=fmean(values.values()),
                 interval=interval,
                 paired=paired,
-                null=_null(outcomes, cell, task, metric, paired),
+                null=null_among(outcomes, cell, CONTROLS[cell.method], task, metric, paired)
+                if cell.method in CONTROLS
+                else None,
             )
         )
     adjusted = holm({row.cell: row.paired.p for row in rows if row.method in CONTROLS and row.paired})
     return [row.model_copy(update={"p_holm": adjusted.get(row.cell)}) for row in rows]
 
 
-def _null(outcomes: Outcomes, cell: Cell, task: str, metric: str, paired: Paired | None) -> Null | None:
-    if cell.method not in CONTROLS or paired is None:
+def null_among(
+    outcomes: Outcomes, cell: Cell, controls: str, task: str, metric: str, paired: Paired | None
+) -> Null | None:
+    """A cell's place among the controls of one kind at its multiplier and size; None where there are none."""
+    if paired is None:
         return None
     untouched = outcomes.of(BASELINE.key, task, metric)
     effects = [
         effect
         for key, control in outcomes.cells.items()
-        if (control.method, control.multiplier, control.size) == (CONTROLS[cell.method], cell.multiplier, cell.size)
+        if (control.method, control.multiplier, control.size) == (controls, cell.multiplier, cell.size)
         if (effect := _effect(outcomes.of(key, task, metric), untouched)) is not None
     ]
     return against_controls(paired.effect, effects) if effects else None

@@ -5,14 +5,17 @@ measured in quality (mean over the task's own texts, the paper's unique 4-grams)
 an accuracy or exact match among the run's capability tasks). The budget is held against the estimates, not against
 the ends of their intervals: with a hundred prompts an interval of a capability is wider than the usual budget of one
 point, and no setting at all would pass. The intervals stand beside the estimates in the report.
+
+Text that is broken on one task is damage on all: a setting that babbles when it is asked for harm is not saved by a
+multiple-choice score, or by the answers to another task. Controls are no settings, those without seeds included.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from typing import Literal
 
-from lm_eval_cna.analysis.evidence import Comparison, Evidence
+from lm_eval_cna.analysis.evidence import CONTROLS, Comparison, Evidence
 from lm_eval_cna.analysis.rates import Interval, Record
 from lm_eval_cna.analysis.verdicts import DamageBudget, is_broken
 from lm_eval_cna.sweep.cells import BASELINE
@@ -35,7 +38,8 @@ class Setting(Record):
             the cell was asked no capability task.
         loss_interval: of that fall.
         loss_task: the task that it was found in.
-        broken: what `is_broken` says of the text.
+        broken: what `is_broken` says of the text on this task, or else of the first task where it is broken.
+        broken_task: that task.
         within: whether the damage is within the budget. A capability that was not measured is not held against it.
         front: the directions in which no other setting has at least the effect for no more damage.
     """
@@ -51,6 +55,7 @@ class Setting(Record):
     loss_interval: Interval | None
     loss_task: str | None
     broken: str | None
+    broken_task: str | None = None
     within: bool
     front: tuple[Direction, ...] = ()
 
@@ -65,7 +70,7 @@ class TradeOff(Record):
     Attributes:
         task, metric: what is to change.
         budget: the damage that is accepted.
-        settings: every steered cell that is no control, in the order of the sweep.
+        settings: every cell of a method under test, in the order of the sweep.
         capability: whether any of them was asked a capability task.
     """
 
@@ -103,17 +108,18 @@ def trade_off(evidence: Evidence, task: str, *, metric: str = "refusal_rate") ->
         metric: its metric.
     """
     budget, of = evidence.budget, {(row.cell, row.task, row.metric): row for row in evidence.comparisons}
-    untouched = tuple(_value(of.get((BASELINE.key, task, name))) for name in ("quality", "degenerate_rate"))
+    asked = [task, *dict.fromkeys(row.task for row in evidence.comparisons if row.task != task)]
     capabilities: dict[str, list[Comparison]] = {}
     for row in evidence.comparisons:
         if row.metric.partition(" (")[0] in CAPABILITY and row.paired is not None:
             capabilities.setdefault(row.cell, []).append(row)
     settings = []
     for row in evidence.comparisons:
-        if (row.task, row.metric) != (task, metric) or row.paired is None or row.seed is not None:
+        if (row.task, row.metric) != (task, metric) or row.paired is None or row.method not in CONTROLS:
             continue
-        steered = tuple(_value(of.get((row.cell, task, name))) for name in ("quality", "degenerate_rate"))
-        broken = is_broken(steered[0], untouched[0], steered[1], untouched[1], budget)
+        texts = {name: broken for name in asked if (broken := _broken(of, row.cell, name, budget)) is not None}
+        broken_task = next(iter(texts), None)
+        broken = None if broken_task is None else texts[broken_task]
         worst = min(capabilities.get(row.cell, ()), key=_effect, default=None)
         loss = None if worst is None else -_effect(worst)
         settings.append(
@@ -121,11 +127,12 @@ def trade_off(evidence: Evidence, task: str, *, metric: str = "refusal_rate") ->
                 **row.model_dump(include={"cell", "method", "multiplier", "size"}),
                 effect=row.paired.effect,
                 interval=row.paired.interval,
-                quality=steered[0],
+                quality=_value(of.get((row.cell, task, "quality"))),
                 loss=loss,
                 loss_interval=None if worst is None else _turned(worst),
                 loss_task=None if worst is None else worst.task,
                 broken=broken,
+                broken_task=broken_task,
                 within=broken is None and (loss is None or loss <= budget.capability + _ROUNDING),
             )
         )
@@ -136,6 +143,13 @@ def trade_off(evidence: Evidence, task: str, *, metric: str = "refusal_rate") ->
         settings=tuple(setting.model_copy(update={"front": _fronts(setting, settings)}) for setting in settings),
         capability=any(setting.loss is not None for setting in settings),
     )
+
+
+def _broken(of: Mapping[tuple[str, str, str], Comparison], cell: str, task: str, budget: DamageBudget) -> str | None:
+    quality, degenerate, quality_before, degenerate_before = (
+        _value(of.get((key, task, name))) for key in (cell, BASELINE.key) for name in ("quality", "degenerate_rate")
+    )
+    return is_broken(quality, quality_before, degenerate, degenerate_before, budget)
 
 
 def dominates(one: Setting, other: Setting, direction: Direction) -> bool:

@@ -98,12 +98,12 @@ def verdict(claim: Claim, *, broken: str | None = None, level: float = 0.95) -> 
         finding = "effect" if null is None or not null.testable else "specific" if null.beyond else "unspecific"
     sentences = [f"{_effect_clause(claim, level)}{_null_clause(claim, found)}."]
     if claim.paired.left_out:
-        sentences.append(f"{_count(claim.paired.left_out, 'prompt')} without a value in both cells left out.")
+        sentences.append(f"{count(claim.paired.left_out, 'prompt')} without a value in both cells left out.")
     if broken is not None:
         sentences.append(f"{broken}, so this is no evidence of another behaviour." if found else f"{broken}.")
     if not found and claim.kind == "rate" and (least := smallest_effect(claim.paired.n).effect) is not None:
         sentences.append(
-            f"With {_count(claim.paired.n, 'prompt')}, an effect of {100 * least:.1f} points or more would have been "
+            f"With {count(claim.paired.n, 'prompt')}, an effect of {100 * least:.1f} points or more would have been "
             "seen four times in five, if no prompt goes the other way."
         )
     return Verdict(
@@ -155,7 +155,7 @@ def trend_sentence(trend: Trend, *, task: str, metric: str, method: str, kind: K
         places = (trend.means.index(extreme(trend.means)) for extreme in (min, max))
         least, most = (f"{_value(trend.means[at], kind)} at m = {trend.multipliers[at]:g}" for at in places)
         where = f"least {least}, most {most}"
-    tested = f"{where} (Page's trend test {_p(trend.p)}, {_count(trend.n, 'prompt')})."
+    tested = f"{where} (Page's trend test {p_text(trend.p)}, {count(trend.n, 'prompt')})."
     if trend.p > ALPHA or trend.rising is None:
         return f"{_capital(name)} has no trend over the multipliers of {method} that can be told from chance: {tested}"
     if trend.monotone:
@@ -180,17 +180,17 @@ def action(method: str, multiplier: float) -> str:
 
 
 def _effect_clause(claim: Claim, level: float) -> str:
-    size = "" if claim.size is None else f"{_count(claim.size, 'neuron')}, "
+    size = "" if claim.size is None else f"{count(claim.size, 'neuron')}, "
     head = f"{action(claim.method, claim.multiplier)} ({claim.method}, {size}m = {claim.multiplier:g})"
     paired, what = claim.paired, f"{metric_name(claim.metric)} on {claim.task}"
     test = "exact McNemar" if claim.kind == "rate" else "sign-flip permutation"
-    tested = f"{test} {_p(claim.p_holm)} after Holm"
+    tested = f"{test} {p_text(claim.p_holm)} after Holm"
     if claim.p_holm > ALPHA:
-        shown = _change(paired.effect, claim.kind, unit=True)
+        shown = change_text(paired.effect, claim.kind, unit=True)
         interval = _interval(paired.interval, 1, claim.kind, level, signed=True)
         return f"{head} has no effect on {what} that can be told from chance: {shown} ({interval}{tested})"
     sign = 1 if paired.effect > 0 else -1
-    shown = _change(abs(paired.effect), claim.kind, unit=True).removeprefix("+")
+    shown = change_text(abs(paired.effect), claim.kind, unit=True).removeprefix("+")
     interval = _interval(paired.interval, sign, claim.kind, level, signed=False)
     return f"{head} {'raises' if sign > 0 else 'lowers'} {what} by {shown} ({interval}{tested})"
 
@@ -199,7 +199,7 @@ def _null_clause(claim: Claim, found: bool) -> str:
     null = claim.null
     if null is None:
         return "; no controls were run here, so whether other neurons do the same is open" if found else ""
-    ends = " to ".join(_change(end, claim.kind, unit=False) for end in (null.low, null.high))
+    ends = " to ".join(change_text(end, claim.kind, unit=False) for end in (null.low, null.high))
     band = f"{ends} points" if claim.kind == "rate" else ends
     controls = "random vectors" if claim.method.startswith("caa") else "random controls"
     others = "random vectors" if claim.method.startswith("caa") else "random neurons"
@@ -209,22 +209,22 @@ def _null_clause(claim: Claim, found: bool) -> str:
         return f", {'outside' if outside else 'inside'} the range of {null.seeds} {many} ({band}), too few for a test"
     if null.beyond:
         joint = ", " if found else "; yet "
-        return f"{joint}outside the null band of {null.seeds} {controls} ({band}; {_p(null.p)})"
+        return f"{joint}outside the null band of {null.seeds} {controls} ({band}; {p_text(null.p)})"
     where = "outside the range, but no further out than some" if outside else "inside the null band"
-    return f"; no effect distinguishable from {others}: {where} of {null.seeds} {controls} ({band}; {_p(null.p)})"
+    return f"; no effect distinguishable from {others}: {where} of {null.seeds} {controls} ({band}; {p_text(null.p)})"
 
 
 def _interval(interval: Interval | None, sign: int, kind: Kind, level: float, *, signed: bool) -> str:
     if interval is None:
         return ""
     ends = sorted(sign * end for end in (interval.low, interval.high))
-    shown = [_change(end, kind, unit=False) for end in ends]
+    shown = [change_text(end, kind, unit=False) for end in ends]
     if not signed:
         shown = [end.removeprefix("+") for end in shown]
     return f"{100 * level:g} % interval {shown[0]} to {shown[1]}; "
 
 
-def _change(effect: float, kind: Kind, *, unit: bool) -> str:
+def change_text(effect: float, kind: Kind, *, unit: bool) -> str:
     """A signed difference: in points for a rate, in the metric's own unit for a mean; a zero has no sign."""
     shown = f"{100 * effect:+.1f}" if kind == "rate" else f"{effect:+.3f}"
     if float(shown) == 0:
@@ -236,7 +236,8 @@ def _value(value: float, kind: Kind) -> str:
     return f"{100 * value:.1f} %" if kind == "rate" else f"{value:.3f}"
 
 
-def _p(p: float) -> str:
+def p_text(p: float) -> str:
+    """A p value with its sign of relation."""
     if p < 0.001:
         return "p < 0.001"
     return f"p = {float(f'{p:.2g}'):g}"
@@ -246,7 +247,8 @@ def _before(value: float | None, form: str) -> str:
     return "" if value is None else f", baseline {form.format(value)}"
 
 
-def _count(number: int, noun: str) -> str:
+def count(number: int, noun: str) -> str:
+    """A number of things, in the plural where there is not one."""
     return f"{number:,} {noun}" + ("" if number == 1 else "s")
 
 

@@ -21,7 +21,7 @@ from lm_eval_cna.cli.options import (
     whole_numbers,
 )
 from lm_eval_cna.cli.output import output as console
-from lm_eval_cna.cli.output import print_intervention, say
+from lm_eval_cna.cli.output import print_intervention, print_stability, say
 from lm_eval_cna.errors import ConfigError
 from lm_eval_cna.terminal import show_table
 
@@ -39,7 +39,10 @@ def discover(
     universal_filter: Annotated[bool, typer.Option(help="Leave out neurons active on everything.")] = True,
     layer: Annotated[int | None, typer.Option(min=0, help="Layer of caa-residual.")] = None,
     like: Annotated[str | None, typer.Option(help="What a control is matched to.")] = None,
-    seed: Annotated[int, typer.Option(help="Seed of a control.")] = 0,
+    seed: Annotated[int, typer.Option(help="Seed of a control, or of the split into folds.")] = 0,
+    folds: Annotated[
+        int | None, typer.Option(min=2, help="Also find cna's circuit without each of so many folds of the prompts.")
+    ] = None,
     match: Annotated[
         Match, typer.Option(help="Random neurons: matched by layer, by activation too, or of a third of the layers.")
     ] = Match.layer,
@@ -57,19 +60,48 @@ def discover(
     from lm_eval_cna.attribution import Settings, check_request
     from lm_eval_cna.attribution import discover as find
     from lm_eval_cna.contrast import load_contrast
+    from lm_eval_cna.folds import discover_over_folds
     from lm_eval_cna.intervention import read_intervention
     from lm_eval_cna.models.hf import CNAHFLM
+    from lm_eval_cna.splits import split_prompts
+    from lm_eval_cna.stability import stability_path
 
     # Everything that can be wrong in options and files is found before the model is loaded.
     matched = None if like is None else read_intervention(like)
     check_request(
         method.value, fraction=fraction, top_k=top_k, excluded_layers=excluded, layer=layer, like=matched, match=match
     )
+    if folds is not None and method is not Method.cna:
+        raise ConfigError(f"folds has no meaning for method {method.value}", do="leave it out")
     control = method in (Method.random, Method.random_vectors)
     prompts = (
         None if control and match is not Match.activation and contrast is None else load_contrast(contrast or "refusal")
     )
+    if folds is not None and prompts is not None:
+        split_prompts(prompts, folds, seed=seed)
     lm = CNAHFLM(pretrained=model, dtype=dtype.value, device=device, revision=revision, batch_size=batch_size)
+    settings = Settings(chat_template=chat_template, add_bos_token=lm.add_bos_token, batch_size=batch_size)
+    if folds is not None and prompts is not None:
+        circuit, stability = discover_over_folds(
+            lm.model,
+            lm.tokenizer,
+            prompts,
+            folds,
+            seed=seed,
+            fraction=fraction,
+            top_k=top_k,
+            excluded_layers=excluded,
+            universal_filter=universal_filter,
+            settings=settings,
+            model_id=model,
+            revision=lm.revision,
+        )
+        circuit.write(output)
+        stability.write(stability_path(output))
+        say(f"wrote {output} and {stability_path(output)}")
+        print_intervention(circuit)
+        print_stability(stability)
+        return
     found = find(
         lm.model,
         lm.tokenizer,
@@ -83,7 +115,7 @@ def discover(
         like=matched,
         seed=seed,
         match=match.value,
-        settings=Settings(chat_template=chat_template, add_bos_token=lm.add_bos_token, batch_size=batch_size),
+        settings=settings,
         model_id=model,
         revision=lm.revision,
     )

@@ -45,6 +45,7 @@ RevisionOption = Annotated[str | None, typer.Option(help="Revision of the model.
 DtypeOption = Annotated[Dtype, typer.Option(help="Precision of the model; auto is the checkpoint's own.")]
 DeviceOption = Annotated[str | None, typer.Option(help="cpu, cuda, cuda:0, mps; by default the best there is.")]
 BatchOption = Annotated[int, typer.Option(min=1, help="Prompts per forward pass.")]
+SamplesOption = Annotated[bool, typer.Option("--samples/--no-samples", help="Prompts and completions in the page.")]
 JudgeModelOption = Annotated[str | None, typer.Option(help="Judge: an lm-eval model, local-chat-completions.")]
 JudgeArgsOption = Annotated[str | None, typer.Option(help="Its arguments, model=NAME,base_url=URL,num_concurrent=16.")]
 

@@ -7,16 +7,20 @@ from typing import Annotated
 
 import typer
 
+from lm_eval_cna.cli.options import SamplesOption
 from lm_eval_cna.cli.output import errors, print_report, say, typed_command
 from lm_eval_cna.terminal import progress
 
 
-def demo(output: Annotated[Path, typer.Option(help="Where runs and report go.")] = Path("results/runs/demo")) -> None:
+def demo(
+    output: Annotated[Path, typer.Option(help="Where runs and report go.")] = Path("results/runs/demo"),
+    samples: SamplesOption = True,
+) -> None:
     """Organism, discovery, sweep, report: the main job with nothing to download."""
     from lm_eval_cna.demo import run_demo
 
     with progress(errors) as tell:
-        report = run_demo(output, progress=tell, command=typed_command())
+        report = run_demo(output, progress=tell, command=typed_command(), samples=samples)
     print_report(report)
 
 

@@ -13,6 +13,7 @@ from lm_eval_cna.terminal import clean, show_table
 
 if TYPE_CHECKING:
     from lm_eval_cna.intervention import Circuit, Vectors
+    from lm_eval_cna.stability import Stability
 
 # Without a terminal there is no screen to fold tables to.
 output = Console(width=None if sys.stdout.isatty() else 200)
@@ -34,6 +35,20 @@ def print_intervention(intervention: Circuit | Vectors) -> None:
     show_table(output, intervention.name, ("what", "value"), facts(intervention))
     if isinstance(intervention, Circuit):
         show_table(output, "layer profile", ("circuit", "share in", "all", "top 200"), profile_rows([intervention]))
+
+
+def print_stability(record: Stability) -> None:
+    """Print how stable a circuit is over the folds of its prompts."""
+    from lm_eval_cna.analysis.stability import judge
+    from lm_eval_cna.report.interventions import FOLD_HEAD, fold_rows, pair_rows, stability_rows
+
+    found = judge(record)
+    title = f"stability over {found.folds} folds of {record.contrast}, mean and range"
+    show_table(output, title, ("measure", "value"), stability_rows(found))
+    show_table(output, "by fold, KL in nats", FOLD_HEAD, fold_rows(record))
+    show_table(output, "overlap of the folds' circuits", *pair_rows(record))
+    for text in found.texts:
+        say(text)
 
 
 def print_report(path: Path) -> None:

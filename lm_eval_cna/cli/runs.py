@@ -12,6 +12,7 @@ import typer
 from lm_eval_cna.cli.options import (
     JudgeArgsOption,
     JudgeModelOption,
+    SamplesOption,
     arguments_of,
     completed,
     numbers,
@@ -36,11 +37,17 @@ def sweep(
     circuit: Annotated[str | None, typer.Option(help="Circuit file; without, it is discovered.")] = None,
     vectors: Annotated[str | None, typer.Option(help="Vectors file for CAA.")] = None,
     contrast: Annotated[str | None, typer.Option(help="Contrast set to discover from [refusal].")] = None,
-    methods: Annotated[str | None, typer.Option(help="cna,caa,caa-residual,random,random-vectors.")] = None,
+    methods: Annotated[
+        str | None,
+        typer.Option(
+            help="cna,caa,caa-residual,top-activation,random,random-bottom,random-middle,random-top,random-vectors."
+        ),
+    ] = None,
     fraction: Annotated[float | None, typer.Option(help="Size of a discovered circuit [0.001].")] = None,
     random: Annotated[int | None, typer.Option(help="Random control seeds [19].")] = None,
     multipliers: Annotated[str | None, typer.Option(help="Multipliers [0,0.25,0.5,0.75,1,1.5,2].")] = None,
     top_k: Annotated[str | None, typer.Option(help="Circuit sizes to compare, 100,200,400.")] = None,
+    folds: Annotated[int | None, typer.Option(help="Folds of the prompts that a found circuit is tried over.")] = None,
     tasks: Annotated[str | None, typer.Option(help="lm-eval tasks, a,b.")] = None,
     limit: Annotated[int | None, typer.Option(help="Documents a task, to try things out.")] = None,
     model_args: Annotated[str | None, typer.Option(help="Arguments of cna-hf, dtype=bfloat16,batch_size=32.")] = None,
@@ -67,6 +74,7 @@ def sweep(
     gpus_per_task: Annotated[
         float | None, typer.Option(help="With --ray: GPUs of each worker [1 where the cluster has any].")
     ] = None,
+    samples: SamplesOption = True,
 ) -> None:
     """Compare CNA, CAA, random neurons and the baseline over multipliers, from one model load, and report."""
     from lm_eval_cna.sweep.config import parse_config, read_config
@@ -83,6 +91,7 @@ def sweep(
         "random": random,
         "multipliers": None if multipliers is None else numbers("--multipliers", multipliers),
         "top_k": None if top_k is None else whole_numbers("--top-k", top_k),
+        "folds": folds,
         "tasks": tasks,
         "limit": limit,
         "mode": mode,
@@ -108,7 +117,7 @@ def sweep(
 
     with progress(errors) as tell, _place(ray, cpus_per_task, gpus_per_task) as place:
         directory = run_sweep(checked, progress=tell, command=typed_command(), place=place)
-    print_report(write_report([directory], directory.path))
+    print_report(write_report([directory], directory.path, samples=samples))
 
 
 @contextmanager
@@ -135,6 +144,7 @@ def judge(
     rubric: Annotated[str | None, typer.Option(help="strongreject or rating-10.")] = None,
     judge_template: Annotated[Path | None, typer.Option(help="Your wording, with {prompt} and {response}.")] = None,
     judge_dry_run: Annotated[bool, typer.Option(help="Only count the questions.")] = False,
+    samples: SamplesOption = True,
 ) -> None:
     """Grade a run's stored responses with a judge; nothing is generated, nothing is asked twice."""
     if judge_model is None:
@@ -153,15 +163,13 @@ def judge(
         return
     with run.lock(), progress(errors) as tell:
         judge_run(run, config, progress=lambda done, total, detail: tell("judge", done, total, detail))
-    print_report(write_report([run], directory))
+    print_report(write_report([run], directory, samples=samples))
 
 
 def report(
     directories: Annotated[list[Path], typer.Argument(metavar="DIR...", help="Run directories, or folders of such.")],
     output: Annotated[Path | None, typer.Option(help="Where the report goes [DIR, if there is one].")] = None,
-    samples: Annotated[
-        bool, typer.Option("--samples/--no-samples", help="Prompts and completions in the page.")
-    ] = True,
+    samples: SamplesOption = True,
     quality: Annotated[float, typer.Option(min=0, max=1, help="Damage budget: least mean quality.")] = 0.95,
     capability: Annotated[
         float, typer.Option(min=0, max=100, help="Damage budget: most points of accuracy lost.")

@@ -12,12 +12,13 @@ from lm_eval_cna.analysis.rates import Interval
 from lm_eval_cna.analysis.tradeoff import TradeOff
 from lm_eval_cna.report.runs import Run
 from lm_eval_cna.report.tables import HEADLINE, OUTCOMES, label, lines
+from lm_eval_cna.sweep.cells import LOCAL
 
 #: Metrics that are drawn over the multipliers; all lie between 0 and 1.
 DRAWN = ("refusal_rate", "strongreject_score", "rating10_score", "quality", "well_formed", "acc", "exact_match")
 COLOURS = 8
 
-Style = Literal["line", "band", "points", "front", "stack", "bars"]
+Style = Literal["line", "band", "points", "ranges", "front", "stack", "bars"]
 
 
 @dataclass(frozen=True)
@@ -116,7 +117,7 @@ def outcome_panels(run: Run) -> list[Panel]:
     panels = []
     for task in run.tasks:
         metrics = [name for name in OUTCOMES if (task, name) in run.outcomes.questions()]
-        table = [line for line in lines(run, task) if metrics]
+        table = [line for line in lines(run, task) if metrics and line.method not in LOCAL]
         for method in dict.fromkeys((line.method, line.size) for line in table if line.method != "baseline"):
             shown = [line for line in table if (line.method, line.size) == method or line.method == "baseline"]
             shown.sort(key=lambda line: line.multiplier)
@@ -220,7 +221,11 @@ def size_panels(run: Run, palette: Palette) -> list[Panel]:
     Where there are controls, only the multipliers that they were asked at.
     """
     panels = []
-    rows = [row for row in run.evidence.comparisons if row.metric == "refusal_rate" and row.size and row.paired]
+    rows = [
+        row
+        for row in run.evidence.comparisons
+        if row.metric == "refusal_rate" and row.size and row.paired and row.method not in LOCAL
+    ]
     controlled = {row.multiplier for row in rows if row.seed is not None}
     rows = [row for row in rows if not controlled or row.multiplier in controlled]
     for task, multiplier in dict.fromkeys((row.task, row.multiplier) for row in rows):
@@ -257,7 +262,10 @@ def size_panels(run: Run, palette: Palette) -> list[Panel]:
 
 
 def _over_multipliers(run: Run, task: str, metric: str, palette: Palette) -> Iterator[Series]:
-    rows = [row for row in run.evidence.comparisons if (row.task, row.metric) == (task, metric)]
+    # Controls of the thirds have a chart of their own, `special`'s: four bands on top of each other show nothing.
+    rows = [
+        row for row in run.evidence.comparisons if (row.task, row.metric) == (task, metric) and row.method not in LOCAL
+    ]
     baseline = next((row for row in rows if row.method == "baseline"), None)
     found = []
     for method, size in dict.fromkeys((row.method, row.size) for row in rows if row.method != "baseline"):

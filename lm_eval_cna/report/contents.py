@@ -14,6 +14,7 @@ from lm_eval_cna.report import charts
 from lm_eval_cna.report.charts import Palette, Panel
 from lm_eval_cna.report.interventions import overlap_rows, profile_rows
 from lm_eval_cna.report.runs import Run
+from lm_eval_cna.report.special import Special, special
 from lm_eval_cna.report.tables import (
     Entry,
     Table,
@@ -77,7 +78,7 @@ class Part:
     shares: tuple[Table, ...]
     judged: tuple[Table, ...]
     balances: tuple[Balance, ...]
-    sizes: tuple[Panel, ...]
+    special: Special
     powers: tuple[str, ...]
     notes: tuple[str, ...]
     provenance: tuple[tuple[str, str], ...]
@@ -91,13 +92,15 @@ class Part:
     @property
     def tables(self) -> tuple[Table, ...]:
         """All its tables."""
-        return self.results + self.shares + self.judged + tuple(balance.table for balance in self.balances)
+        balances = tuple(balance.table for balance in self.balances)
+        return self.results + self.shares + self.judged + balances + self.special.tables
 
     @property
     def figures(self) -> dict[str, tuple[Panel, ...]]:
         """Its charts, by what they are called in a file's name."""
         trade_off = tuple(panel for balance in self.balances for panel in balance.panels)
-        named = {"metrics": self.metrics, "outcomes": self.outcomes, "tradeoff": trade_off, "sizes": self.sizes}
+        named = {"metrics": self.metrics, "outcomes": self.outcomes, "tradeoff": trade_off}
+        named |= {"special": self.special.rival_panels, "sizes": self.special.size_panels}
         return {name: panels for name, panels in named.items() if panels}
 
 
@@ -151,7 +154,7 @@ def _part(run: Run, palette: Palette) -> Part:
         shares=tuple(table for task in run.tasks if (table := outcome_shares(run, task)) is not None),
         judged=tuple(table for task in run.tasks if (table := verdicts_of_judge(run, task)) is not None),
         balances=tuple(_balance(run, found, palette) for found in run.trade_offs()),
-        sizes=tuple(charts.size_panels(run, palette)),
+        special=special(run, palette),
         powers=tuple(_powers(run)),
         notes=tuple(_notes(run)),
         provenance=tuple(flat(run.provenance)),

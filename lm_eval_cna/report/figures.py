@@ -90,12 +90,15 @@ def _panel(axis: Any, panel: Panel) -> None:
 
 
 def _line(axis: Any, series: Series) -> None:
+    _bars_at(axis, series, color=_COLOURS[series.colour], marker="o")
+
+
+def _bars_at(axis: Any, series: Series, **style: Any) -> None:
     x, y = _xy(series)
     low = [point.y - point.low if point.low is not None else 0.0 for point in series.points]
     high = [point.high - point.y if point.high is not None else 0.0 for point in series.points]
     bars = [[max(0.0, end) for end in ends] for ends in (low, high)]
-    colour = _COLOURS[series.colour]
-    axis.errorbar(x, y, yerr=bars, color=colour, marker="o", ms=4, capsize=2, elinewidth=1, label=plain(series.name))
+    axis.errorbar(x, y, yerr=bars, ms=4, capsize=2, elinewidth=1, label=plain(series.name), **style)
 
 
 def _band(axis: Any, series: Series) -> None:
@@ -124,6 +127,11 @@ def _points(axis: Any, series: Series) -> None:
             axis.annotate(text, (point.x, point.y), (4, 4), textcoords="offset points", fontsize=7, parse_math=False)
 
 
+def _ranges(axis: Any, series: Series) -> None:
+    colour = _GREYS[-1 - series.colour] if series.colour < 0 else _COLOURS[series.colour]
+    _bars_at(axis, series, color=colour, marker="o", linestyle="none")
+
+
 def _front(axis: Any, series: Series) -> None:
     axis.plot(*_xy(series), color="#6b7280", linestyle=":", linewidth=1.3)
 
@@ -147,4 +155,12 @@ def _ends(series: Series) -> tuple[list[tuple[float | None, Any]], list[tuple[fl
     return [(point.low, point) for point in series.points], [(point.high, point) for point in series.points]
 
 
-_SHAPES = {"line": _line, "band": _band, "points": _points, "front": _front, "stack": _stack, "bars": _bars}
+_SHAPES = {
+    "line": _line,
+    "band": _band,
+    "points": _points,
+    "ranges": _ranges,
+    "front": _front,
+    "stack": _stack,
+    "bars": _bars,
+}

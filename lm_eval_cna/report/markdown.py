@@ -56,6 +56,11 @@ def _part(part: Part, images: Sequence[str]) -> list[str]:
     for balance in part.balances:
         parts += [f"### Refusal on {markdown(balance.task)} against its cost"]
         parts += [_list([markdown(sentence) for sentence in balance.sentences]), markdown_table(balance.table)]
+    if not part.special.is_empty:
+        said = (*part.special.rivals, *part.special.sizes, *part.special.folds)
+        parts += ["### How special is the circuit?", _list([markdown(text) for text in said])]
+        for table in part.special.tables:
+            parts += [f"#### {markdown(table.caption)}", markdown_table(table)]
     if part.trends or part.powers:
         parts += ["### Trends and power", _list([markdown(text) for text in (*part.trends, *part.powers)])]
     parts += [

@@ -11,6 +11,7 @@ from lm_eval_cna.errors import RunError
 from lm_eval_cna.report.contents import Contents, contents
 from lm_eval_cna.report.escape import slug, writable
 from lm_eval_cna.report.figures import draw
+from lm_eval_cna.report.files import ReportFiles
 from lm_eval_cna.report.html import page
 from lm_eval_cna.report.latex import latex_table
 from lm_eval_cna.report.markdown import document
@@ -29,6 +30,8 @@ def write_report(
 ) -> Path:
     """Write the report into `output`; each run directory also gets its statistics as `evidence.json`.
 
+    Tables and figures that an earlier report wrote there and this one does not are removed; no other file is touched.
+
     Args:
         directories: finished runs.
         output: where the report goes.
@@ -46,18 +49,19 @@ def write_report(
     runs = read_runs(directories, budget or DamageBudget())
     found = contents(runs, preface=preface)
     html = page(found, browser_data(runs) if samples else None)
-    figures = _figures(found, output)
-    files = RunDirectory(output)
+    files = ReportFiles(output)
+    figures = _figures(found, output, files)
     taken: set[str] = set()
     for table in (*(table for part in found.parts for table in part.tables), found.profile, found.overlaps):
         if table is not None:
             files.write_text(f"tables/{slug(table.name, taken)}.tex", writable(latex_table(table)))
     files.write_text("report.html", html)
     files.write_text("report.md", document(found, figures))
+    files.finish()
     return output / "report.md"
 
 
-def _figures(found: Contents, output: Path) -> dict[str, list[str]]:
+def _figures(found: Contents, output: Path, kept: ReportFiles) -> dict[str, list[str]]:
     """Draw all figures; returns the PNG files, relative to the report, by run."""
     drawn: dict[str, list[str]] = {}
     wanted = [
@@ -72,5 +76,6 @@ def _figures(found: Contents, output: Path) -> dict[str, list[str]]:
             files = draw(panels, title=title, stem=output / "figures" / slug(name, taken))
         except OSError as error:
             raise RunError(f"cannot write the figures in {output}: {error.strerror or error}") from error
+        kept.add(files)
         drawn.setdefault(owner, []).extend(os.path.relpath(file, output) for file in files if file.suffix == ".png")
     return drawn

@@ -17,10 +17,12 @@ from lm_eval_cna.errors import RunError
 from lm_eval_cna.intervention import Circuit, read_intervention
 from lm_eval_cna.provenance import ExpertsInfo, ModelInfo
 from lm_eval_cna.report.escape import slug
+from lm_eval_cna.stability import Stability, read_stability, stability_path
 from lm_eval_cna.sweep.rundir import SELF_CHECK, RunDirectory
 from lm_eval_cna.sweep.summary import RESPONSES, Summary, read_summary
 
 CIRCUIT = "circuit.json"
+STRONGEST = "top-activation.json"
 
 
 class _Architecture(BaseModel):
@@ -89,6 +91,8 @@ class Run:
         outcomes: every value per prompt.
         circuit: the circuit that was steered; None for a run of vectors.
         self_check: in one sentence, what was proven of the steering before the run; None where nothing was.
+        strongest: the neurons of largest activation, where they were steered too.
+        stability: of the circuit over prompts, where it was measured.
     """
 
     directory: RunDirectory
@@ -100,7 +104,9 @@ class Run:
     evidence: Evidence
     outcomes: Outcomes
     circuit: Circuit | None
-    self_check: str | None
+    strongest: Circuit | None = None
+    stability: Stability | None = None
+    self_check: str | None = None
 
     @property
     def tasks(self) -> list[str]:
@@ -163,7 +169,7 @@ def _read(directory: RunDirectory, budget: DamageBudget, taken: set[str]) -> Run
     outcomes, evidence = read_outcomes(directory), collect(directory, budget=budget)
     write_evidence(directory, evidence)
     name = directory.path.resolve().name
-    circuit = read_intervention(directory.path / CIRCUIT) if directory.has(CIRCUIT) else None
+    circuit = _circuit(directory, CIRCUIT)
     return Run(
         directory=directory,
         name=name,
@@ -173,7 +179,9 @@ def _read(directory: RunDirectory, budget: DamageBudget, taken: set[str]) -> Run
         summary=summary,
         evidence=evidence,
         outcomes=outcomes,
-        circuit=circuit if isinstance(circuit, Circuit) else None,
+        circuit=circuit,
+        strongest=_circuit(directory, STRONGEST),
+        stability=_stability(directory, circuit),
         self_check=_self_check(directory),
     )
 
@@ -193,3 +201,17 @@ def _self_check(directory: RunDirectory) -> str | None:
         f"{min((zero for _, zero in proven), default=0):.3g} or more; every layer was steered once a pass, and the "
         "weights were put back."
     )
+
+
+def _stability(directory: RunDirectory, circuit: Circuit | None) -> Stability | None:
+    """The circuit's stability; a record of another circuit, which a sweep that never began may have left, is none."""
+    path = stability_path(directory.path / CIRCUIT)
+    if circuit is None or not path.is_file():
+        return None
+    found = read_stability(path)
+    return found if found.circuit_sha256 == circuit.sha256 else None
+
+
+def _circuit(directory: RunDirectory, name: str) -> Circuit | None:
+    found = read_intervention(directory.path / name) if directory.has(name) else None
+    return found if isinstance(found, Circuit) else None

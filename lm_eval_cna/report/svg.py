@@ -104,9 +104,9 @@ def drawing(panel: Panel) -> Drawing:
             paths += [Path(scale.area(series), colour, "band"), Path(scale.line(series), colour, "mean")]
         elif series.style in ("line", "front"):
             paths.append(Path(scale.line(series), colour, series.style))
-        if series.style in ("line", "points"):
+        if series.style in ("line", "points", "ranges"):
             # Settings of several methods may lie on one spot: the larger ones are behind and show round the smaller.
-            radius = 3.4 if series.style == "line" else 3.8 + 1.3 * (series.colour % 4)
+            radius = 3.4 if series.style != "points" else 3.8 + 1.3 * (series.colour % 4)
             dots += [scale.dot(point, colour, radius) for point in series.points]
         if series.style in ("stack", "bars"):
             boxes += [scale.box(point, colour) for point in series.points if point.y > (point.low or 0.0)]

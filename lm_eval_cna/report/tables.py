@@ -34,7 +34,11 @@ NAMES = {
     "cna": "CNA",
     "caa": "CAA",
     "caa-residual": "CAA, one layer",
+    "top-activation": "largest activation",
     "random": "random neurons",
+    "random-bottom": "random neurons, bottom third",
+    "random-middle": "random neurons, middle third",
+    "random-top": "random neurons, top third",
     "random-vectors": "random vectors",
 }
 
@@ -253,6 +257,9 @@ def _setting(setting: Setting) -> tuple[Entry, ...]:
     if setting.loss is not None:
         lost = Entry(change(setting.loss, setting.loss_interval), setting.loss)
     quality = Entry() if setting.quality is None else Entry(f"{setting.quality:.3f}", setting.quality)
+    within = "yes" if setting.within else "no"
+    if setting.broken_task is not None:
+        within += f", text broken on {setting.broken_task}"
     front = " and ".join(f"to {way}" for way in setting.front)
     return (
         Entry(name, name),
@@ -260,7 +267,7 @@ def _setting(setting: Setting) -> tuple[Entry, ...]:
         Entry(change(setting.effect, setting.interval), setting.effect),
         quality,
         lost,
-        Entry("yes" if setting.within else "no", float(setting.within)),
+        Entry(within, float(setting.within)),
         Entry(front, front or None),
     )
 

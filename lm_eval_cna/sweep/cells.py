@@ -6,8 +6,12 @@ import re
 from typing import NamedTuple
 
 from lm_eval_cna.sweep.config import SweepConfig
+from lm_eval_cna.thirds import THIRDS
 
-_CONTROLS = ("random", "random-vectors")
+#: Control -> the third of the layers that its neurons are drawn from.
+LOCAL = {f"random-{third}": third for third in THIRDS}
+_CONTROLS = ("random", *LOCAL, "random-vectors")
+_OF_VECTORS = ("caa", "caa-residual", "random-vectors")
 
 
 class Cell(NamedTuple):
@@ -50,7 +54,7 @@ def plan_cells(config: SweepConfig) -> list[Cell]:
     cells = [BASELINE]
     for method in config.compared:
         control = method in _CONTROLS
-        sizes: tuple[int | None, ...] = config.top_k if method in ("cna", "random") and config.top_k else (None,)
+        sizes: tuple[int | None, ...] = config.top_k if method not in _OF_VECTORS and config.top_k else (None,)
         for seed in config.control_seeds if control else (None,):
             for size in sizes:
                 multipliers = config.controlled_at if control else config.multipliers

@@ -15,7 +15,17 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_valida
 from lm_eval_cna.errors import ConfigError
 from lm_eval_cna.judging.config import JudgeConfig
 
-Method = Literal["cna", "caa", "caa-residual", "random", "random-vectors"]
+Method = Literal[
+    "cna",
+    "caa",
+    "caa-residual",
+    "top-activation",
+    "random",
+    "random-bottom",
+    "random-middle",
+    "random-top",
+    "random-vectors",
+]
 DEFAULT_MULTIPLIERS = (0.0, 0.25, 0.5, 0.75, 1.0, 1.5, 2.0)
 DEFAULT_TASKS = ("jbb_harmful_refusal", "jbb_benign_refusal")
 _MAX_BYTES = 2**20
@@ -66,7 +76,13 @@ class SweepConfig(_Model):
         int, Field(ge=0, le=10_000, description="number of control seeds; 19 is the least for p = 0.05")
     ] = 19
     first_seed: Annotated[int, Field(ge=0, le=2**31, description="seed of the first control; the others follow")] = 0
-    match: Literal["layer", "activation"] = Field(default="layer", description="what random neurons are matched by")
+    match: Literal["layer", "activation"] = Field(
+        default="layer", description="what the neurons of method random are matched by"
+    )
+    folds: Annotated[
+        int | None,
+        Field(ge=2, le=100, description="folds of the contrast set that a found circuit is tried over"),
+    ] = None
     multipliers: tuple[float, ...] = Field(default=DEFAULT_MULTIPLIERS, min_length=1, description="1 is the baseline")
     control_multipliers: tuple[float, ...] | None = Field(
         default=None, description="multipliers of the random controls; by default 0 (or the least) and the largest"
@@ -139,6 +155,8 @@ class SweepConfig(_Model):
         of_vectors = {"caa", "caa-residual", "random-vectors"} & set(self.methods or ())
         if self.circuit is not None and self.vectors is None and of_vectors:
             raise ValueError(f"method {min(of_vectors)} needs vectors where a circuit is given")
+        if self.folds is not None and (self.circuit is not None or set(self.compared) <= {"caa", "caa-residual"}):
+            raise ValueError("folds are for a circuit that the sweep finds; for one that is given: `discover --folds`")
         return self
 
     @property

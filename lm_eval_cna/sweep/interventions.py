@@ -3,25 +3,44 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
+from pathlib import Path
+from typing import Any, cast
 
 from lm_eval_cna.activations import Read
 from lm_eval_cna.attribution import Settings, control, measure
 from lm_eval_cna.contrast import load_contrast
 from lm_eval_cna.errors import ConfigError
 from lm_eval_cna.fit import check_fit
+from lm_eval_cna.folds import assess
 from lm_eval_cna.intervention import Circuit, Vectors, read_intervention
 from lm_eval_cna.measurement import Measurement
 from lm_eval_cna.models.hf import CNAHFLM
+from lm_eval_cna.provenance import Match
+from lm_eval_cna.splits import split_prompts
+from lm_eval_cna.stability import Stability, read_stability, stability_path
 from lm_eval_cna.steering import Setting
-from lm_eval_cna.sweep.cells import Cell
+from lm_eval_cna.sweep.cells import LOCAL, Cell
 from lm_eval_cna.sweep.config import SweepConfig, TaskSpec
 from lm_eval_cna.sweep.rundir import RunDirectory
 
-_FILES = {"cna": "circuit.json", "caa": "vectors.safetensors", "caa-residual": "residual.safetensors"}
-_READS: dict[str, Read] = {"cna": "neurons", "caa": "writes", "caa-residual": "blocks"}
+_FILES = {
+    "cna": "circuit.json",
+    "caa": "vectors.safetensors",
+    "caa-residual": "residual.safetensors",
+    "top-activation": "top-activation.json",
+}
+_READS: dict[str, Read] = {
+    "cna": "neurons",
+    "caa": "writes",
+    "caa-residual": "blocks",
+    "top-activation": "magnitudes",
+}
 #: Control -> the method that it is drawn for, and how its file ends.
-_CONTROLS = {"random": ("cna", "json"), "random-vectors": ("caa", "safetensors")}
+_CONTROLS = {
+    "random": ("cna", "json"),
+    **dict.fromkeys(LOCAL, ("cna", "json")),
+    "random-vectors": ("caa", "safetensors"),
+}
 
 
 @dataclass(frozen=True)
@@ -32,11 +51,13 @@ class Interventions:
         found: method -> the circuit or vectors, controls aside.
         controls: (method, seed) -> the control.
         scale: factor of vectors.
+        stability: of the circuit over prompts, where it is known.
     """
 
     found: dict[str, Circuit | Vectors]
     controls: dict[tuple[str, int], Circuit | Vectors]
     scale: float
+    stability: Stability | None = None
 
     def setting(self, cell: Cell) -> Setting:
         """What a cell does to the model."""
@@ -57,6 +78,8 @@ class Interventions:
         for name, intervention in self.files.items():
             if not directory.begun or not directory.has(name):
                 intervention.write(directory.path / name)
+        if self.stability is not None:
+            self.stability.write(stability_path(directory.path / _FILES["cna"]))
 
     @property
     def files(self) -> dict[str, Circuit | Vectors]:
@@ -82,35 +105,52 @@ def prepare(config: SweepConfig, lm: CNAHFLM, directory: RunDirectory) -> Interv
         CNAError: a file cannot be read or does not fit the model or the sizes, or discovery fails.
     """
     methods = _needed(config)
-    given = {"cna": config.circuit, "caa": config.vectors, "caa-residual": None}
+    given = {"cna": config.circuit, "caa": config.vectors}
     found: dict[str, Circuit | Vectors] = {}
     for method in methods:
         kept = directory.path / _FILES[method]
-        source = given[method] or (kept if directory.begun and kept.is_file() else None)
+        source = given.get(method) or (kept if directory.begun and kept.is_file() else None)
         if source is not None:
             found[method] = _of_method(method, read_intervention(source))
+            check_fit(found[method], lm.architecture)
     missing = [method for method in methods if method not in found]
-    magnitudes = None
+    magnitudes, stability = None, _known_stability(config.circuit, found.get("cna"))
     if missing or config.match == "activation":
         measurement = _measure(config, lm, missing)
         magnitudes = measurement.means.magnitudes
         if "cna" in missing:
             size: dict[str, Any] = {"top_k": max(config.top_k)} if config.top_k else {"fraction": config.fraction}
-            found["cna"] = measurement.circuit(**size, excluded_layers=config.excluded_layers)
+            circuit = measurement.circuit(**size, excluded_layers=config.excluded_layers)
+            found["cna"] = circuit
+            if config.folds is not None:
+                stability = assess(
+                    lm.model, lm.tokenizer, measurement, circuit, settings=_settings(config, lm), mode=lm.mode
+                )
+        if "top-activation" in missing:
+            found["top-activation"] = measurement.top_activation(like=cast("Circuit", found["cna"]))
         if "caa" in missing:
             found["caa"] = measurement.vectors()
         if "caa-residual" in missing:
             found["caa-residual"] = measurement.residual_vector()
     for intervention in found.values():
-        check_fit(intervention, lm.architecture)
         if isinstance(intervention, Circuit) and config.top_k:
             intervention.prefix(max(config.top_k))  # refuses a size above the circuit's, before anything is asked
-    return Interventions(found, _draw(config, lm, found, magnitudes, directory), config.scale)
+    return Interventions(found, _draw(config, lm, found, magnitudes, directory), config.scale, stability)
 
 
 def _needed(config: SweepConfig) -> list[str]:
     """Methods whose interventions are needed; a control needs the one that it is matched to."""
-    return sorted({_CONTROLS.get(method, (method, ""))[0] for method in config.compared})
+    needed = {_CONTROLS.get(method, (method, ""))[0] for method in config.compared}
+    return sorted(needed | ({"cna"} if "top-activation" in needed else set()))
+
+
+def _known_stability(source: str | None, circuit: Circuit | Vectors | None) -> Stability | None:
+    """What `discover --folds` left beside a circuit that is given; of another circuit it says nothing."""
+    if source is None or circuit is None or source.startswith("hf://"):
+        return None
+    path = stability_path(Path(source))
+    found = read_stability(path) if path.is_file() else None
+    return found if found is not None and found.circuit_sha256 == circuit.sha256 else None
 
 
 def _control_file(method: str, seed: int) -> str:
@@ -122,20 +162,27 @@ def _measure(config: SweepConfig, lm: CNAHFLM, missing: list[str]) -> Measuremen
     if config.match == "activation":
         read.append("magnitudes")
     share = max(config.top_k) / lm.architecture.num_neurons if config.top_k else config.fraction
+    contrast = load_contrast(config.contrast)
     return measure(
         lm.model,
         lm.tokenizer,
-        load_contrast(config.contrast),
-        read=tuple(read),
-        universal_filter=config.universal_filter,
+        contrast,
+        read=tuple(dict.fromkeys(read)),
+        # What else reads magnitudes takes its universal neurons from the circuit.
+        universal_filter=config.universal_filter and "cna" in missing,
         universal_fraction=min(share, 1.0),
-        settings=Settings(
-            chat_template=in_chat(config.tasks),
-            chat_template_args=lm.chat_template_args,
-            add_bos_token=lm.add_bos_token,
-        ),
+        split=None if config.folds is None or "cna" not in missing else split_prompts(contrast, config.folds),
+        settings=_settings(config, lm),
         model_id=config.model,
         revision=lm.revision,
+    )
+
+
+def _settings(config: SweepConfig, lm: CNAHFLM) -> Settings:
+    return Settings(
+        chat_template=in_chat(config.tasks),
+        chat_template_args=lm.chat_template_args,
+        add_bos_token=lm.add_bos_token,
     )
 
 
@@ -156,8 +203,9 @@ def _draw(
             if directory.begun and kept.is_file():
                 drawn[method, seed] = read_intervention(kept)
             elif isinstance(matched, Circuit):
+                match = cast("Match", LOCAL.get(method, config.match))
                 drawn[method, seed] = control(
-                    lm.model, matched, seed=seed, match=config.match, magnitudes=magnitudes, **identity
+                    lm.model, matched, seed=seed, match=match, magnitudes=magnitudes, **identity
                 )
             else:
                 drawn[method, seed] = control(lm.model, matched, seed=seed, **identity)
@@ -171,4 +219,9 @@ def _of_method(method: str, intervention: Circuit | Vectors) -> Circuit | Vector
     return intervention
 
 
-_WANTED = {"cna": "a circuit", "caa": "vectors", "caa-residual": "vectors of one layer"}
+_WANTED = {
+    "cna": "a circuit",
+    "caa": "vectors",
+    "caa-residual": "vectors of one layer",
+    "top-activation": "the neurons of largest activation",
+}

@@ -7,13 +7,13 @@ from __future__ import annotations
 
 import fcntl
 import json
-import os
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 from lm_eval_cna.errors import RunError
+from lm_eval_cna.files import write_whole
 
 #: What was proven of the steering before anything was computed (`lm_eval_cna.proof`).
 SELF_CHECK = "self_check.json"
@@ -143,16 +143,10 @@ class RunDirectory:
             RunError: the disk is full or the directory cannot be written.
         """
         path = self.path / name
-        temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
         try:
-            path.parent.mkdir(parents=True, exist_ok=True)
-            temporary.write_text(text, encoding="utf-8")
-            os.replace(temporary, path)
+            write_whole(path, text.encode())
         except OSError as error:
             raise RunError(f"cannot write {path}: {error.strerror or error}") from error
-        finally:
-            with suppress(OSError):  # it is gone where all went well, and its folder may be missing where not
-                temporary.unlink()
 
 
 def find_runs(path: Path) -> list[RunDirectory]:

@@ -9,7 +9,6 @@ import pytest
 import torch
 
 from lm_eval_cna.discovery import (
-    THIRDS,
     caa_vectors,
     circuit_size,
     random_neurons,
@@ -18,12 +17,12 @@ from lm_eval_cna.discovery import (
     rank_neurons,
     residual_layer,
     residual_vector,
-    third_of_layers,
     universal_neurons,
 )
 from lm_eval_cna.errors import ConfigError
 from lm_eval_cna.intervention import Neuron
 from lm_eval_cna.neurons import Layout
+from lm_eval_cna.thirds import THIRDS, third_of_layers
 
 
 def ranked(delta: torch.Tensor, k: int, **options: Any) -> tuple[Neuron, ...]:

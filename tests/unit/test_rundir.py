@@ -90,26 +90,26 @@ def test_files_are_written_below_folders_that_need_not_be_there(directory: RunDi
     assert directory.results_name("baseline", "chat") == "cells/baseline/chat.json"
 
 
-@pytest.mark.parametrize("fails", ["write_text", "replace"])
+@pytest.mark.parametrize("fails", ["write_bytes", "replace"])
 def test_a_failed_write_leaves_the_old_file_and_nothing_else(
     directory: RunDirectory, monkeypatch: pytest.MonkeyPatch, fails: str
 ) -> None:
     directory.write_text("summary.json", "old")
 
-    def half(self: Path, text: str, encoding: str) -> int:
-        with self.open("w", encoding=encoding) as file:
-            file.write(text[:1])
+    def half(self: Path, data: bytes) -> int:
+        with self.open("wb") as file:
+            file.write(data[:1])
         raise OSError(28, "No space left on device")
 
     def refuse(*_: Any) -> None:
         raise OSError(30, "Read-only file system")
 
     with monkeypatch.context() as patched:
-        patched.setattr(Path if fails == "write_text" else os, fails, half if fails == "write_text" else refuse)
+        patched.setattr(Path if fails == "write_bytes" else os, fails, half if fails == "write_bytes" else refuse)
         with pytest.raises(RunError, match="cannot write") as caught:
             directory.write_text("summary.json", "new")
     assert "summary.json" in message(caught)
-    assert ("No space left" if fails == "write_text" else "Read-only") in message(caught)
+    assert ("No space left" if fails == "write_bytes" else "Read-only") in message(caught)
     assert [path.name for path in directory.path.iterdir()] == ["summary.json"]
     assert (directory.path / "summary.json").read_text(encoding="utf-8") == "old"
 

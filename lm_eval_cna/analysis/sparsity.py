@@ -1,0 +1,153 @@
+"""How few neurons are enough: the effect over the circuit's size, in one sweep of prefixes of one circuit.
+
+A share of the effect counts as reached at the least size from which on every size that was run has at least that
+share of the largest circuit's effect, on its side: one lucky size in between does not count. Sizes between those that
+were run are not guessed at. Estimates are compared, and their intervals stand beside them: with few prompts half an
+effect and the whole one may be hard to tell apart.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from lm_eval_cna.analysis.evidence import CLAIMED, Comparison, Evidence
+from lm_eval_cna.analysis.null import ALPHA
+from lm_eval_cna.analysis.paired import Kind
+from lm_eval_cna.analysis.rates import Interval, Record
+from lm_eval_cna.analysis.verdicts import change_text, count, metric_name
+
+METHOD = "cna"
+HALF, MOST = 0.5, 0.9
+
+
+class SizeEffect(Record):
+    """The effect of a prefix of the circuit.
+
+    Attributes:
+        size: its neurons.
+        effect, interval: change from the baseline, as a share (1 is 100 points).
+        beyond: whether it is more than random neurons of the same number have; None without a test.
+    """
+
+    size: int
+    effect: float
+    interval: Interval | None
+    beyond: bool | None
+
+
+class SizeCurve(Record):
+    """The effect over the circuit's size at one multiplier.
+
+    Attributes:
+        task, metric, kind, multiplier: what was measured, and where.
+        sizes: ascending; the last is the largest circuit.
+        half, most: least size from which on at least 50 % and 90 % of the largest circuit's effect is reached; None
+            where that effect cannot be told from chance.
+        least_beyond: least size from which on the effect is beyond the random controls; None where it is not, or where
+            there is no test.
+        text: what it says.
+    """
+
+    task: str
+    metric: str
+    kind: Kind
+    multiplier: float
+    sizes: tuple[SizeEffect, ...]
+    half: int | None
+    most: int | None
+    least_beyond: int | None
+    text: str
+
+
+def size_curves(evidence: Evidence) -> tuple[SizeCurve, ...]:
+    """The size curves of a run: one a claimed metric and multiplier; none where it has fewer than two sizes.
+
+    Where there are controls, only the multipliers that they were asked at.
+    """
+    rows = [
+        row
+        for row in evidence.comparisons
+        if row.method == METHOD and row.size is not None and row.paired and row.metric.partition(" (")[0] in CLAIMED
+    ]
+    controlled = {row.multiplier for row in rows if row.null is not None}
+    rows = [row for row in rows if row.multiplier in controlled or not controlled]
+    lines: dict[tuple[str, str, float], list[Comparison]] = {}
+    for row in rows:
+        lines.setdefault((row.task, row.metric, row.multiplier), []).append(row)
+    return tuple(
+        _curve(sorted(line, key=lambda row: row.size or 0), evidence.level) for line in lines.values() if len(line) > 1
+    )
+
+
+def _curve(line: Sequence[Comparison], level: float) -> SizeCurve:
+    sizes = [_size(row) for row in line]
+    whole, last = line[-1], sizes[-1]
+    half = most = None
+    if whole.p_holm is not None and whole.p_holm <= ALPHA and last.effect:
+        half, most = (
+            _from_on(sizes, [one.effect / last.effect >= share - 1e-9 for one in sizes]) for share in (HALF, MOST)
+        )
+    least_beyond = _from_on(sizes, [one.beyond is True for one in sizes])
+    tested = all(one.beyond is not None for one in sizes)
+    text = _text(whole, sizes, half, most, level)
+    if tested and half is not None:
+        text += (
+            " It is not beyond random neurons there."
+            if least_beyond is None
+            else f" It is beyond as many random neurons from {count(least_beyond, 'neuron')} on."
+        )
+    return SizeCurve(
+        **whole.model_dump(include={"task", "metric", "kind", "multiplier"}),
+        sizes=tuple(sizes),
+        half=half,
+        most=most,
+        least_beyond=least_beyond,
+        text=text,
+    )
+
+
+def _size(row: Comparison) -> SizeEffect:
+    assert row.size is not None and row.paired is not None
+    beyond = row.null.beyond if row.null is not None and row.null.testable else None
+    return SizeEffect(size=row.size, effect=row.paired.effect, interval=row.paired.interval, beyond=beyond)
+
+
+def _from_on(sizes: Sequence[SizeEffect], holds: Sequence[bool]) -> int | None:
+    """The least size from which on something holds."""
+    found = None
+    for one, held in zip(reversed(sizes), reversed(holds), strict=True):
+        if not held:
+            break
+        found = one.size
+    return found
+
+
+def _text(whole: Comparison, sizes: Sequence[SizeEffect], half: int | None, most: int | None, level: float) -> str:
+    what, last = f"{metric_name(whole.metric)} on {whole.task}", sizes[-1]
+    at = f"at m = {whole.multiplier:g}"
+    if half is None or most is None:
+        return (
+            f"The largest circuit, {count(last.size, 'neuron')}, has no effect on {what} {at} that can be told from "
+            "chance, so there is nothing to divide by size."
+        )
+    by_size = {one.size: one for one in sizes}
+    way = "raises" if last.effect > 0 else "lowers"
+    start = (
+        f"The largest circuit, {count(last.size, 'neuron')}, {way} {what} {at} by {_amount(last.effect, whole.kind)}; "
+    )
+    interval = by_size[half].interval
+    ends = ""
+    if interval is not None:
+        low, high = (change_text(end, whole.kind, unit=False) for end in (interval.low, interval.high))
+        ends = f", {100 * level:g} % interval {low} to {high}"
+    if half == last.size:
+        return f"{start}no smaller size that was run keeps half of that."
+    first = ", the smallest size that was run" if half == sizes[0].size else ""
+    reached = f"half of that is reached with {count(half, 'neuron')}{first} "
+    shown = change_text(by_size[half].effect, whole.kind, unit=True)
+    rest = "which also reach nine tenths" if most == half else f"nine tenths with {most:,}"
+    return f"{start}{reached}({shown}{ends}), {rest}."
+
+
+def _amount(effect: float, kind: Kind) -> str:
+    return change_text(abs(effect), kind, unit=True).removeprefix("+")

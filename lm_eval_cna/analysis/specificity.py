@@ -1,0 +1,190 @@
+"""How special the circuit is: against random neurons of several places, and against those of largest activation.
+
+Random neurons come from the circuit's own layers, or from the bottom, middle or top third of all layers. Each kind is a
+null of its own, ranked by seed as `null` does. To beat all kinds is to beat each, so every test may stand at its own
+level and none is corrected for the others. The neurons of largest activation are one circuit and no distribution: the
+circuit and they are compared with each other, prompt by prompt.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from lm_eval_cna.analysis.evidence import CLAIMED, Comparison, Evidence, null_among
+from lm_eval_cna.analysis.null import ALPHA, Null
+from lm_eval_cna.analysis.outcomes import Outcomes
+from lm_eval_cna.analysis.paired import Kind, Paired, compare
+from lm_eval_cna.analysis.rates import Record
+from lm_eval_cna.analysis.verdicts import action, change_text, count, is_broken, metric_name, p_text
+from lm_eval_cna.sweep.cells import BASELINE, LOCAL, Cell
+
+METHOD, TOP = "cna", "top-activation"
+#: Kinds of random neurons -> where they are drawn.
+RIVALS = {"random": "of its own layers", **{method: f"of the {third} third" for method, third in LOCAL.items()}}
+
+
+class Rival(Record):
+    """The circuit among the controls of one kind.
+
+    Attributes:
+        method: the kind.
+        null: its place among them.
+    """
+
+    method: str
+    null: Null
+
+
+class Strongest(Record):
+    """The neurons of largest activation beside the circuit.
+
+    Attributes:
+        cell: theirs.
+        effect: their change from the baseline.
+        difference: the circuit's value less theirs, prompt by prompt.
+        broken: what `is_broken` says of their text.
+    """
+
+    cell: str
+    effect: Paired
+    difference: Paired
+    broken: str | None
+
+
+class Standing(Record):
+    """One effect of the circuit beside those of all that it is held against.
+
+    Attributes:
+        cell, multiplier, size, task, metric, kind: the circuit's cell, and what was measured.
+        effect: its change from the baseline.
+        rivals: the kinds of random neurons that were run.
+        strongest: the neurons of largest activation, where they were run.
+        texts: what it says.
+    """
+
+    cell: str
+    multiplier: float
+    size: int | None
+    task: str
+    metric: str
+    kind: Kind
+    effect: Paired
+    rivals: tuple[Rival, ...]
+    strongest: Strongest | None
+    texts: tuple[str, ...]
+
+    @property
+    def beaten(self) -> tuple[str, ...]:
+        """The kinds of random neurons that the effect is beyond, by a test."""
+        return tuple(rival.method for rival in self.rivals if rival.null.beyond)
+
+
+def standings(evidence: Evidence, outcomes: Outcomes) -> tuple[Standing, ...]:
+    """Every effect of the circuit on a claimed metric, at the multipliers where a control beyond `random` was run.
+
+    Args:
+        evidence: of a run.
+        outcomes: its values per prompt.
+    """
+    cells = outcomes.cells
+    found = []
+    for row in evidence.comparisons:
+        if row.method != METHOD or row.paired is None or row.metric.partition(" (")[0] not in CLAIMED:
+            continue
+        cell = cells[row.cell]
+        rivals = _rivals(outcomes, cell, row)
+        strongest = _strongest(evidence, outcomes, cell, row)
+        local = any(rival.method in LOCAL for rival in rivals)
+        if not local and (strongest is None or (_controlled(evidence, row) and not rivals)):
+            continue
+        found.append(
+            Standing(
+                **row.model_dump(include={"cell", "multiplier", "size", "task", "metric", "kind"}),
+                effect=row.paired,
+                rivals=tuple(rivals),
+                strongest=strongest,
+                texts=_texts(row, rivals if local else [], strongest, evidence.level),
+            )
+        )
+    return tuple(found)
+
+
+def _controlled(evidence: Evidence, row: Comparison) -> bool:
+    """Whether any cell of the circuit on this metric was held against random neurons."""
+    asked = (row.method, row.task, row.metric)
+    return any(
+        other.null is not None for other in evidence.comparisons if (other.method, other.task, other.metric) == asked
+    )
+
+
+def _rivals(outcomes: Outcomes, cell: Cell, row: Comparison) -> list[Rival]:
+    nulls = {kind: null_among(outcomes, cell, kind, row.task, row.metric, row.paired) for kind in RIVALS}
+    return [Rival(method=kind, null=null) for kind, null in nulls.items() if null is not None]
+
+
+def _strongest(evidence: Evidence, outcomes: Outcomes, cell: Cell, row: Comparison) -> Strongest | None:
+    key = cell._replace(method=TOP).key
+    theirs = evidence.find(key, row.task, row.metric)
+    if theirs is None or theirs.paired is None:
+        return None
+    ours = outcomes.of(row.cell, row.task, row.metric)
+    difference = compare(ours, outcomes.of(key, row.task, row.metric), row.kind, level=evidence.level)
+    if difference is None:
+        return None
+    values = [
+        None if (found := evidence.find(at, row.task, metric)) is None else found.value
+        for metric in ("quality", "degenerate_rate")
+        for at in (key, BASELINE.key)
+    ]
+    broken = is_broken(values[0], values[1], values[2], values[3], evidence.budget)
+    return Strongest(cell=key, effect=theirs.paired, difference=difference, broken=broken)
+
+
+def _texts(row: Comparison, rivals: Sequence[Rival], strongest: Strongest | None, level: float) -> tuple[str, ...]:
+    assert row.paired is not None
+    size = "" if row.size is None else f"{count(row.size, 'neuron')}, "
+    done = f"{action(row.method, row.multiplier)} of the circuit ({size}m = {row.multiplier:g})"
+    shown = change_text(row.paired.effect, row.kind, unit=True)
+    head = f"{done} changes {metric_name(row.metric)} on {row.task} by {shown}"
+    texts = []
+    if rivals:
+        bands = "; ".join(f"{RIVALS[rival.method]} {_band(rival.null, row)}" for rival in rivals)
+        texts.append(f"{head}, random neurons {bands}. {_conclusion(rivals)}")
+    if strongest is not None:
+        theirs = change_text(strongest.effect.effect, row.kind, unit=True)
+        start = "As many neurons of largest activation" if rivals else f"{head}, as many neurons of largest activation"
+        texts.append(f"{start} {'change it ' if rivals else ''}by {theirs}: {_compared(strongest, row.kind, level)}.")
+        if strongest.broken is not None:
+            texts[-1] += f" {strongest.broken}, with the neurons of largest activation."
+    return tuple(texts)
+
+
+def _band(null: Null, row: Comparison) -> str:
+    low, high = (change_text(end, row.kind, unit=False) for end in (null.low, null.high))
+    seeds = count(null.seeds, "seed")
+    return f"{low} to {high} ({seeds}, {p_text(null.p)})" if null.testable else f"{low} to {high} ({seeds})"
+
+
+def _conclusion(rivals: Sequence[Rival]) -> str:
+    if not all(rival.null.testable for rival in rivals):
+        return "With fewer than 19 seeds of each kind there is no test."
+    lost = [RIVALS[rival.method] for rival in rivals if not rival.null.beyond]
+    if not lost:
+        return "It is beyond the random neurons of every kind."
+    if len(lost) == len(rivals):
+        return "It is not beyond random neurons of any kind."
+    return f"It is not beyond random neurons {' nor '.join(lost)}."
+
+
+def _compared(strongest: Strongest, kind: Kind, level: float) -> str:
+    difference = strongest.difference
+    test = "exact McNemar" if kind == "rate" else "sign-flip permutation"
+    ends = ""
+    if difference.interval is not None:
+        low, high = (change_text(end, kind, unit=False) for end in (difference.interval.low, difference.interval.high))
+        ends = f"{100 * level:g} % interval {low} to {high}; "
+    shown = change_text(difference.effect, kind, unit=True)
+    tested = f"{ends}{test} {p_text(difference.p)}"
+    if difference.p > ALPHA:
+        return f"no difference between the two can be told from chance ({shown}; {tested})"
+    return f"the two differ by {shown} ({tested})"

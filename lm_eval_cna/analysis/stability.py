@@ -1,0 +1,210 @@
+"""What the folds of a contrast set say of a circuit: is it the same one on other prompts, and does it act on them?
+
+Overlaps and deltas are one value a fold or pair of folds; folds share most of their prompts, so these values are not
+independent and their spread is shown as a range, not as an interval. KLs are one value a prompt, and each prompt was
+left out once: their means have bootstrap intervals over prompts, and so has the ratio of the circuits that had not seen
+the prompt to the one that had, prompts resampled in pairs.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from statistics import fmean
+
+import numpy as np
+
+from lm_eval_cna.analysis.paired import compare
+from lm_eval_cna.analysis.rates import LEVEL, RESAMPLES, SEED, Interval, Record, mean_interval
+from lm_eval_cna.analysis.verdicts import count, p_text
+from lm_eval_cna.stability import Fold, Stability
+
+#: A mean KL below this is no effect that a share could be taken of, in nats.
+NOTHING = 1e-4
+
+
+class Spread(Record):
+    """Values of folds, or of pairs of folds.
+
+    Attributes:
+        mean, low, high: their mean, least and greatest.
+    """
+
+    mean: float
+    low: float
+    high: float
+
+
+class Shift(Record):
+    """A mean KL over prompts, in nats.
+
+    Attributes:
+        mean: over the prompts.
+        interval: of it; None below two prompts.
+    """
+
+    mean: float
+    interval: Interval | None
+
+
+class LeftOut(Record):
+    """What ablation does to the first token of positive prompts that the circuit has not seen.
+
+    Attributes:
+        prompts: how many.
+        own: of the circuits that have not seen the prompt.
+        whole: of the one that has.
+        random: of random neurons.
+        kept: mean of `own` over that of `whole`; None where that is nothing.
+        kept_interval: of it.
+        p: two-sided, of the difference between `own` and `random`, by a sign-flip permutation test.
+    """
+
+    prompts: int
+    own: Shift
+    whole: Shift
+    random: Shift
+    kept: float | None
+    kept_interval: Interval | None
+    p: float
+
+
+class Stable(Record):
+    """The figures of a stability record.
+
+    Attributes:
+        folds, size: of the record.
+        overlap: Jaccard index of pairs of folds' circuits.
+        shuffled: the same with shuffled labels.
+        by_chance: of circuits drawn at random.
+        of_whole: Jaccard index of each fold's circuit and the whole one.
+        in_all: neurons of the whole circuit that are in every fold's.
+        transferred: delta on the prompts left out over that on the others, by fold.
+        left_out: the KLs; None where one is not finite.
+        not_finite: prompts whose KL is not finite.
+        texts: what it says.
+    """
+
+    folds: int
+    size: int
+    overlap: Spread
+    shuffled: Spread | None
+    by_chance: float
+    of_whole: Spread
+    in_all: int
+    transferred: Spread
+    left_out: LeftOut | None
+    not_finite: int
+    texts: tuple[str, ...]
+
+
+def judge(record: Stability, *, level: float = LEVEL) -> Stable:
+    """Summarise a stability record.
+
+    Args:
+        record: as measured.
+        level: of intervals.
+    """
+    folds = record.folds
+    gone = sum(None in values for fold in folds for values in zip(fold.kl, fold.kl_whole, fold.kl_random, strict=True))
+    figures = Stable(
+        folds=len(folds),
+        size=record.size,
+        overlap=_spread(record.jaccard),
+        shuffled=None if record.jaccard_shuffled is None else _spread(record.jaccard_shuffled),
+        by_chance=record.jaccard_random,
+        of_whole=_spread([fold.of_whole for fold in folds]),
+        in_all=sum(times == len(folds) for times in record.found_in),
+        transferred=_spread([_ratio(fold) for fold in folds]),
+        left_out=None if gone else _left_out(folds, level),
+        not_finite=gone,
+        texts=(),
+    )
+    return figures.model_copy(update={"texts": _texts(record, figures, level)})
+
+
+def _spread(values: Sequence[float]) -> Spread:
+    return Spread(mean=fmean(values), low=min(values), high=max(values))
+
+
+def _ratio(fold: Fold) -> float:
+    return fold.delta_left_out / fold.delta_seen if fold.delta_seen else 0.0
+
+
+def _left_out(folds: Sequence[Fold], level: float) -> LeftOut:
+    own, whole, random = (
+        [value for fold in folds for value in getattr(fold, name) if value is not None]
+        for name in ("kl", "kl_whole", "kl_random")
+    )
+    difference = compare(dict(enumerate(own)), dict(enumerate(random)), "mean", level=level)
+    assert difference is not None
+    seen = fmean(whole)
+    return LeftOut(
+        prompts=len(own),
+        own=_shift(own, level),
+        whole=_shift(whole, level),
+        random=_shift(random, level),
+        kept=fmean(own) / seen if seen > NOTHING else None,
+        kept_interval=_ratio_interval(own, whole, level) if seen > NOTHING else None,
+        p=difference.p,
+    )
+
+
+def _shift(values: Sequence[float], level: float) -> Shift:
+    return Shift(mean=fmean(values), interval=mean_interval(values, level=level))
+
+
+def _ratio_interval(own: Sequence[float], whole: Sequence[float], level: float) -> Interval | None:
+    """Percentile bootstrap of a ratio of means, prompts resampled in pairs; None where a resample has nothing below."""
+    pairs = np.array([own, whole])
+    generator = np.random.default_rng(SEED)
+    means = np.array([pairs[:, generator.integers(0, len(own), len(own))].mean(axis=1) for _ in range(RESAMPLES)])
+    if len(own) < 2 or (means[:, 1] <= 0).any():
+        return None
+    low, high = np.quantile(means[:, 0] / means[:, 1], ((1 - level) / 2, (1 + level) / 2))
+    return Interval(low=float(low), high=float(high))
+
+
+def _texts(record: Stability, found: Stable, level: float) -> tuple[str, ...]:
+    overlap, shuffled = found.overlap, found.shuffled
+    chance = f"circuits drawn at random {found.by_chance:.3g}"
+    if shuffled is not None:
+        chance += f", circuits found with shuffled labels {shuffled.mean:.3f}"
+    same = (
+        f"Found without one of {found.folds} folds of {record.contrast}, circuits of {count(found.size, 'neuron')} "
+        f"have a mean Jaccard index of {overlap.mean:.3f} with each other, at least {overlap.low:.3f} ({chance}). "
+        f"{found.in_all:,} of the neurons of the whole circuit are in all {found.folds}."
+    )
+    if shuffled is not None and overlap.mean <= shuffled.high:
+        same += " They are no more alike than circuits that set nothing apart, so which neurons they hold is chance."
+    moved = found.transferred
+    held = (
+        f"On the prompts that were left out, the contrast of a circuit's neurons is {100 * moved.mean:.0f} % of what "
+        f"it is on those that it was found on ({100 * moved.low:.0f} to {100 * moved.high:.0f} % over the folds)."
+    )
+    return (same, held, _left_out_text(found, level))
+
+
+def _left_out_text(found: Stable, level: float) -> str:
+    left = found.left_out
+    if left is None:
+        return (
+            f"The KL of the first token is not finite on {count(found.not_finite, 'prompt')} that was left out, so it "
+            "is not summarised."
+        )
+    text = (
+        f"Ablation moves the first token of {count(left.prompts, 'positive prompt')} that the circuit was found "
+        f"without by a KL of {_nats(left.own, level)}"
+    )
+    if left.kept is not None:
+        ends = left.kept_interval
+        shown = f" ({100 * level:g} % interval {100 * ends.low:.0f} to {100 * ends.high:.0f} %)" if ends else ""
+        text += f", {100 * left.kept:.0f} %{shown} of what the circuit found on all prompts does there"
+    text += f"; random neurons of its layers by {left.random.mean:.3g}"
+    if left.own.mean <= left.random.mean:
+        return f"{text}, which is no less."
+    return f"{text} (sign-flip permutation {p_text(left.p)})."
+
+
+def _nats(shift: Shift, level: float) -> str:
+    ends = shift.interval
+    return f"{shift.mean:.3g} nats" + (f" ({100 * level:g} % {ends.low:.3g} to {ends.high:.3g})" if ends else "")

@@ -1,0 +1,232 @@
+"""Is it the same circuit on other prompts, and does it act on prompts that it was not found on?
+
+Floor 3. The model runs over the contrast set once, in `measure`, whose sums are kept by fold; every fold's circuit
+comes from these sums. The first-token KLs take four more passes over the positive prompts. `stability` defines what is
+measured.
+"""
+
+from __future__ import annotations
+
+import math
+from collections import Counter
+from collections.abc import Collection, Sequence
+from dataclasses import replace
+from itertools import combinations
+from statistics import fmean
+from typing import Any
+
+import torch
+
+from lm_eval_cna import discovery
+from lm_eval_cna.activations import Means
+from lm_eval_cna.architecture import find_architecture
+from lm_eval_cna.attribution import control
+from lm_eval_cna.contrast import ContrastSet, prompts_sha256
+from lm_eval_cna.divergence import harmless_kl
+from lm_eval_cna.intervention import Circuit
+from lm_eval_cna.measurement import Measurement, Settings, measure, size_of, stamp
+from lm_eval_cna.neurons import Layout, Neuron, positions
+from lm_eval_cna.splits import NEGATIVE, POSITIVE, Split, split_prompts
+from lm_eval_cna.stability import Fold, Stability
+from lm_eval_cna.steering import Mode, Setting
+
+
+def discover_over_folds(
+    model: Any,
+    tokenizer: Any,
+    contrast: ContrastSet,
+    folds: int,
+    *,
+    seed: int = 0,
+    fraction: float | None = None,
+    top_k: int | None = None,
+    excluded_layers: Collection[int] = (),
+    universal_filter: bool = True,
+    check_leakage: bool = True,
+    settings: Settings | None = None,
+    model_id: str | None = None,
+    revision: str | None = None,
+) -> tuple[Circuit, Stability]:
+    """Find the circuit that `attribution.discover` finds, and how stable it is over folds of the prompts.
+
+    Args:
+        model: a transformers model of a known architecture.
+        tokenizer: its tokenizer.
+        contrast: the prompts.
+        folds: how many folds.
+        seed: of the split into folds.
+        fraction: size as a share of the model's neurons; 0.001 by default.
+        top_k: size in neurons, instead of `fraction`.
+        excluded_layers: layers without circuit neurons.
+        universal_filter: leave out neurons that are active on everything.
+        check_leakage: as in `measure`.
+        settings: how prompts are rendered and run.
+        model_id: written into the files; by default what the model says of itself.
+        revision: likewise.
+
+    Raises:
+        ConfigError: an argument is out of range.
+        CNAError: as in `measure` and `assess`.
+    """
+    split = split_prompts(contrast, folds, seed=seed)
+    k, share = size_of(architecture := find_architecture(model), fraction, top_k)
+    measurement = measure(
+        model,
+        tokenizer,
+        contrast,
+        read=("neurons",),
+        universal_filter=universal_filter,
+        universal_fraction=share if share is not None else k / architecture.num_neurons,
+        check_leakage=check_leakage,
+        split=split,
+        settings=settings,
+        model_id=model_id,
+        revision=revision,
+    )
+    circuit = measurement.circuit(fraction=fraction, top_k=top_k, excluded_layers=excluded_layers)
+    return circuit, assess(model, tokenizer, measurement, circuit, settings=settings)
+
+
+def assess(
+    model: Any,
+    tokenizer: Any,
+    measurement: Measurement,
+    circuit: Circuit,
+    *,
+    settings: Settings | None = None,
+    mode: Mode = "auto",
+) -> Stability:
+    """Measure the stability of a circuit over the folds of its contrast set.
+
+    Args:
+        model: the model that was measured.
+        tokenizer: its tokenizer.
+        measurement: made with a split.
+        circuit: found on all prompts of the measurement; the folds' are of its size and leave out what it does.
+        settings: how prompts are rendered and run, as in the measurement.
+        mode: how the model is steered for the KLs.
+
+    Raises:
+        ConfigError: a layer has too few neurons to draw random ones from.
+        CNAError: the untouched model's logits are not finite.
+    """
+    settings, split = settings or Settings(), measurement.split
+    assert split is not None and measurement.by_group is not None, "measure with a split"
+    found = [_without(measurement, circuit, fold) for fold in range(split.folds)]
+    folds = []
+    for fold, own in enumerate(found):
+        members = {label: split.members(fold, label) for label in (POSITIVE, NEGATIVE)}
+        prompts = {label: [measurement.contrast.prompts[at] for at in chosen] for label, chosen in members.items()}
+        drawn = control(model, own, seed=fold, model_id=measurement.model_id, revision=measurement.revision)
+        kl, kl_whole, kl_random = harmless_kl(
+            model,
+            tokenizer,
+            [Setting(ablated, 0.0) for ablated in (own, circuit, drawn)],
+            prompts[POSITIVE],
+            mode=mode,
+            chat_template=settings.chat_template,
+            chat_template_args=settings.chat_template_args,
+            add_bos_token=settings.add_bos_token,
+            batch_size=settings.batch_size,
+        )
+        left_out = measurement.by_group.merged([g.label if g.fold == fold else None for g in split.groups])
+        folds.append(
+            Fold(
+                positive=len(prompts[POSITIVE]),
+                negative=len(prompts[NEGATIVE]),
+                prompts_sha256=prompts_sha256(prompts[POSITIVE], prompts[NEGATIVE]),
+                circuit_sha256=own.sha256,
+                of_whole=_jaccard(own.neurons, circuit.neurons),
+                delta_seen=fmean(abs(_delta(neuron)) for neuron in own.neurons),
+                delta_left_out=_transferred(own.neurons, left_out, measurement.architecture.layout),
+                kl=kl.values,
+                kl_whole=kl_whole.values,
+                kl_random=kl_random.values,
+            )
+        )
+    counted = Counter(neuron.place for own in found for neuron in own.neurons)
+    shuffled = _shuffled(measurement, circuit)
+    return Stability(
+        model=circuit.model,
+        circuit_sha256=circuit.sha256,
+        size=len(circuit.neurons),
+        contrast=measurement.contrast.name,
+        contrast_sha256=measurement.contrast.sha256,
+        seed=split.seed,
+        folds=tuple(folds),
+        found_in=tuple(counted[neuron.place] for neuron in circuit.neurons),
+        jaccard=_pairs([own.neurons for own in found]),
+        jaccard_shuffled=None if shuffled is None else _pairs(shuffled),
+        jaccard_random=_by_chance(measurement, circuit),
+        **stamp(),
+    )
+
+
+def _without(measurement: Measurement, circuit: Circuit, fold: int) -> Circuit:
+    """The circuit of all prompts but a fold's."""
+    assert measurement.split is not None and measurement.by_group is not None
+    into = [group.label if group.fold != fold else None for group in measurement.split.groups]
+    part = replace(measurement, means=measurement.by_group.merged(into))
+    excluded = circuit.discovery.excluded_layers
+    return part.circuit(top_k=len(circuit.neurons), excluded_layers=excluded, name=f"{circuit.name}-without-{fold}")
+
+
+def _shuffled(measurement: Measurement, circuit: Circuit) -> list[tuple[Neuron, ...]] | None:
+    """Each fold's circuit after shuffling labels: what sets apart two halves of each class that nothing sets apart.
+
+    Halves are compared within a class, so that nothing of the true contrast enters where classes are uneven.
+    """
+    assert measurement.split is not None and measurement.by_group is not None
+    found = []
+    for fold in range(measurement.split.folds):
+        halves = _halves(measurement.by_group, measurement.split, fold)
+        if halves is None:
+            return None
+        delta = (halves[0] - halves[1] + halves[2] - halves[3]) / 2
+        found.append(
+            discovery.rank_neurons(
+                delta,
+                measurement.architecture.layout,
+                len(circuit.neurons),
+                excluded_layers=circuit.discovery.excluded_layers,
+                universal=measurement.universal,
+            )
+        )
+    return found
+
+
+def _halves(means: Means, split: Split, fold: int) -> torch.Tensor | None:
+    """Means without a fold of the two halves of the positive and of the negative prompts; None if one is empty."""
+    into = [2 * g.label + g.shuffled if g.fold != fold else None for g in split.groups]
+    return means.merged(into).neurons if set(into) >= {0, 1, 2, 3} else None
+
+
+def _transferred(neurons: Sequence[Neuron], means: Means, layout: Layout) -> float:
+    """The delta of a circuit on prompts that it was not found on."""
+    assert means.neurons is not None
+    difference = discovery.mean_difference(means.neurons)
+    return fmean(math.copysign(1.0, _delta(n)) * float(difference[layout.position(n.place)]) for n in neurons)
+
+
+def _delta(neuron: Neuron) -> float:
+    assert neuron.delta is not None
+    return neuron.delta
+
+
+def _pairs(circuits: Sequence[Sequence[Neuron]]) -> tuple[float, ...]:
+    return tuple(_jaccard(one, other) for one, other in combinations(circuits, 2))
+
+
+def _jaccard(one: Sequence[Neuron], other: Sequence[Neuron]) -> float:
+    first, second = ({neuron.place for neuron in neurons} for neurons in (one, other))
+    return len(first & second) / len(first | second)
+
+
+def _by_chance(measurement: Measurement, circuit: Circuit) -> float:
+    """The Jaccard index of two circuits that share as many neurons as two draws do in the mean."""
+    size, layout = len(circuit.neurons), measurement.architecture.layout
+    barred = set(positions(layout, measurement.universal))
+    for layer in circuit.discovery.excluded_layers:
+        barred.update(layout.of_layer(layer))
+    common = size * size / (layout.num_neurons - len(barred))
+    return common / (2 * size - common)

@@ -1,0 +1,201 @@
+"""The report's section on how special the circuit is: against other neurons, over its size, and over prompts."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+from lm_eval_cna.analysis.paired import Kind
+from lm_eval_cna.analysis.profile import overlap
+from lm_eval_cna.analysis.sparsity import size_curves
+from lm_eval_cna.analysis.specificity import RIVALS, TOP, Standing, standings
+from lm_eval_cna.analysis.stability import judge
+from lm_eval_cna.analysis.verdicts import count, metric_name
+from lm_eval_cna.report import charts
+from lm_eval_cna.report.charts import Palette, Panel, Point, Series
+from lm_eval_cna.report.interventions import FOLD_HEAD, Rows, fold_rows, pair_rows, stability_rows
+from lm_eval_cna.report.runs import Run
+from lm_eval_cna.report.tables import Entry, Table, change, label, p_value
+from lm_eval_cna.thirds import THIRDS, third_of_layers
+
+
+@dataclass(frozen=True)
+class Special:
+    """The section of one run; each part may be empty.
+
+    Attributes:
+        rivals: sentences on the circuit against other neurons.
+        rival_panels, rival_tables: the same as charts and tables.
+        sizes: sentences on the effect over the circuit's size.
+        size_panels: the same as charts.
+        folds: sentences on the circuit over prompts.
+        fold_tables: the same as tables.
+    """
+
+    rivals: tuple[str, ...] = ()
+    rival_panels: tuple[Panel, ...] = ()
+    rival_tables: tuple[Table, ...] = ()
+    sizes: tuple[str, ...] = ()
+    size_panels: tuple[Panel, ...] = ()
+    folds: tuple[str, ...] = ()
+    fold_tables: tuple[Table, ...] = ()
+
+    @property
+    def is_empty(self) -> bool:
+        """Whether the run has nothing to say of it."""
+        return self == Special()
+
+    @property
+    def tables(self) -> tuple[Table, ...]:
+        """All its tables."""
+        return self.rival_tables + self.fold_tables
+
+
+def special(run: Run, palette: Palette) -> Special:
+    """How special a run's circuit is, as far as the run can tell."""
+    found = standings(run.evidence, run.outcomes)
+    # Sentences and charts are on the largest circuit; the table has all sizes.
+    largest = max((one.size or 0 for one in found), default=0)
+    shown = [one for one in found if (one.size or 0) == largest]
+    size_panels = tuple(charts.size_panels(run, palette))
+    return Special(
+        rivals=(*_overlap(run), *_layers(run, shown), *(text for one in shown for text in one.texts)),
+        rival_panels=tuple(_panel(one, palette) for one in shown),
+        rival_tables=(_standings(run, found),) if found else (),
+        sizes=tuple(curve.text for curve in size_curves(run.evidence)) if size_panels else (),
+        size_panels=size_panels,
+        folds=() if run.stability is None else judge(run.stability, level=run.evidence.level).texts,
+        fold_tables=tuple(_folds(run)),
+    )
+
+
+def _overlap(run: Run) -> list[str]:
+    """How many of the circuit's neurons are among the most active ones."""
+    if run.circuit is None or run.strongest is None:
+        return []
+    shared = overlap(run.circuit, run.strongest)
+    chance = "" if shared.by_chance is None else f"; of random neurons {100 * shared.by_chance:.2g} % would be"
+    return [
+        f"Of the circuit's {count(shared.size_a, 'neuron')}, {shared.common:,} ({100 * shared.of_a:.1f} %) are among "
+        f"the {shared.size_b:,} of largest mean |activation| on the same prompts (Jaccard index "
+        f"{shared.jaccard:.3f}{chance})."
+    ]
+
+
+def _layers(run: Run, shown: Sequence[Standing]) -> list[str]:
+    """Where the circuit lies, for those who read what random neurons of each third do."""
+    circuit = run.circuit
+    if circuit is None or circuit.model.num_layers is None or circuit.model.num_layers < len(THIRDS):
+        return []
+    if not any(rival.method != "random" for one in shown for rival in one.rivals):
+        return []
+    depth = circuit.model.num_layers
+    shares = []
+    for third in THIRDS:
+        layers = third_of_layers(depth, third)
+        inside = sum(neuron.layer in layers for neuron in circuit.neurons)
+        shares.append(f"{100 * inside / len(circuit.neurons):.0f} % in the {third} third ({_span(layers)})")
+    return [f"Of the circuit's neurons {', '.join(shares[:-1])} and {shares[-1]} of the layers lie."]
+
+
+def _span(layers: range) -> str:
+    first, last = layers[0], layers[-1]
+    return f"layer {first}" if first == last else f"layers {first} to {last}"
+
+
+def _panel(found: Standing, palette: Palette) -> Panel:
+    factor = 100 if found.kind == "rate" else 1
+    effect, ends = factor * found.effect.effect, found.effect.interval
+    low, high = (None, None) if ends is None else (factor * ends.low, factor * ends.high)
+    circuit = Point(0, effect, low, high, f"circuit: {effect:+.3g}")
+    names, bands = ["circuit"], []
+    for rival in found.rivals:
+        mean, low, high = (factor * value for value in (rival.null.mean, rival.null.low, rival.null.high))
+        text = f"random neurons {RIVALS[rival.method]}: {low:+.3g} to {high:+.3g}"
+        bands.append(Point(len(names), mean, low, high, text))
+        names.append("own" if rival.method == "random" else rival.method.removeprefix("random-"))
+    series = [Series("circuit", "ranges", palette.of("cna", None), (circuit,))]
+    if bands:
+        series.append(Series("random neurons, range over seeds", "ranges", -1, tuple(bands)))
+    if found.strongest is not None:
+        theirs, ends = factor * found.strongest.effect.effect, found.strongest.effect.interval
+        low, high = (None, None) if ends is None else (factor * ends.low, factor * ends.high)
+        point = Point(len(names), theirs, low, high, f"{label(TOP, None)}: {theirs:+.3g}")
+        series.append(Series(label(TOP, None), "ranges", palette.of(TOP, None), (point,)))
+        names.append("active")
+    values = [v for one in series for p in one.points for v in (p.y, p.low, p.high) if v is not None]
+    reach = 105.0 if found.kind == "rate" else 1.1 * max(1e-9, *(abs(value) for value in values))
+    unit = ", points" if found.kind == "rate" else ""
+    return Panel(
+        f"{found.task}: m = {found.multiplier:g}",
+        "random neurons: of its own layers, of a third",
+        f"change of {metric_name(found.metric)}{unit}",
+        tuple(series),
+        (-0.5, len(names) - 0.5),
+        (-reach, reach),
+        categories=tuple(names),
+    )
+
+
+def _standings(run: Run, found: Sequence[Standing]) -> Table:
+    kinds = [kind for kind in RIVALS if any(rival.method == kind for one in found for rival in one.rivals)]
+    head = ["task", "metric", "m", "neurons", "circuit"]
+    for kind in kinds:
+        head += [f"random neurons {RIVALS[kind]}", "p"]
+    head += [label(TOP, None), "circuit less these"]
+    rows = []
+    for one in found:
+        size = one.size or (len(run.circuit.neurons) if run.circuit is not None else None)
+        entries = [
+            Entry(one.task, one.task),
+            Entry(one.metric, one.metric),
+            Entry(f"{one.multiplier:g}", one.multiplier),
+            Entry("" if size is None else f"{size}", size),
+            _change(one.effect.effect, one.effect, one.kind),
+        ]
+        nulls = {rival.method: rival.null for rival in one.rivals}
+        for kind in kinds:
+            null = nulls.get(kind)
+            if null is None:
+                entries += [Entry(), Entry()]
+                continue
+            factor, form = (100, "+.1f") if one.kind == "rate" else (1, "+.3f")
+            low, high = (f"{factor * end:{form}}" for end in (null.low, null.high))
+            entries.append(Entry(f"{low} to {high}", null.mean))
+            outside = f"{'outside' if null.outside(one.effect.effect) else 'inside'} {null.seeds}"
+            entries.append(Entry(p_value(null.p) if null.testable else outside, null.p))
+        for paired in (None, None) if one.strongest is None else (one.strongest.effect, one.strongest.difference):
+            entries.append(Entry() if paired is None else _change(paired.effect, paired, one.kind))
+        rows.append(tuple(entries))
+    kept = [at for at in range(len(head)) if any(row[at].text for row in rows)]
+    return Table(
+        f"{run.slug}-special",
+        "The circuit against other neurons: change from the baseline, of rates in points; of random neurons the range",
+        tuple(head[at] for at in kept),
+        tuple(tuple(row[at] for at in kept) for row in rows),
+        words=2,
+    )
+
+
+def _change(effect: float, paired: object, kind: Kind) -> Entry:
+    return Entry(change(effect, getattr(paired, "interval", None), rate=kind == "rate"), effect)
+
+
+def _folds(run: Run) -> list[Table]:
+    if run.stability is None:
+        return []
+    found = judge(run.stability, level=run.evidence.level)
+    head, pairs = pair_rows(run.stability)
+    whole = f"The circuit over {found.folds} folds of {run.stability.contrast}: mean and range"
+    tables = [
+        _table("stability", whole, ("measure", "value"), stability_rows(found)),
+        _table(
+            "folds", "Each fold's circuit on the prompts that it was found without", FOLD_HEAD, fold_rows(run.stability)
+        ),
+        _table("fold-pairs", "Overlap of the folds' circuits", head, pairs),
+    ]
+    return [replace(table, name=f"{run.slug}-{table.name}") for table in tables]
+
+
+def _table(name: str, caption: str, head: tuple[str, ...], rows: Rows) -> Table:
+    return Table(name, caption, head, tuple(tuple(Entry(text, text) for text in row) for row in rows))

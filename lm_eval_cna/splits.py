@@ -1,0 +1,101 @@
+"""How a contrast set's prompts are split into folds. Pure Python.
+
+Floor 1. Which prompt goes where depends on the prompts, the number of folds and the seed, and not on the order in which
+a file has them; draws come from `random.Random`, whose sequence Python keeps across versions.
+"""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from typing import NamedTuple
+
+from lm_eval_cna.contrast import ContrastSet
+from lm_eval_cna.errors import ConfigError
+
+POSITIVE, NEGATIVE = 0, 1
+
+
+class Group(NamedTuple):
+    """Prompts that are alike in all that a split says of them.
+
+    Attributes:
+        label: 0 positive, 1 negative.
+        fold: from 0.
+        shuffled: a label that says nothing: half of the positive prompts and half of the negative ones have 0.
+    """
+
+    label: int
+    fold: int
+    shuffled: int
+
+
+@dataclass(frozen=True)
+class Split:
+    """The split of a contrast set.
+
+    Attributes:
+        folds: how many there are.
+        seed: that it was drawn with.
+        prompts: the group of every prompt, in the order of `ContrastSet.prompts`.
+    """
+
+    folds: int
+    seed: int
+    prompts: tuple[Group, ...]
+
+    @cached_property
+    def groups(self) -> tuple[Group, ...]:
+        """The groups that have a prompt."""
+        return tuple(sorted(set(self.prompts)))
+
+    @property
+    def numbers(self) -> list[int]:
+        """For every prompt the position of its group in `groups`."""
+        at = {group: number for number, group in enumerate(self.groups)}
+        return [at[group] for group in self.prompts]
+
+    def members(self, fold: int, label: int) -> list[int]:
+        """Positions of a fold's prompts of one label."""
+        return [at for at, group in enumerate(self.prompts) if (group.fold, group.label) == (fold, label)]
+
+
+def split_prompts(contrast: ContrastSet, folds: int, *, seed: int = 0) -> Split:
+    """Split a contrast set so that every fold has its share of both labels, sizes differing by one at most.
+
+    Args:
+        contrast: the prompts.
+        folds: how many folds.
+        seed: of the split.
+
+    Raises:
+        ConfigError: fewer than two folds, or more than there are prompts of a label.
+    """
+    least = min(len(contrast.positive), len(contrast.negative))
+    if not 2 <= folds <= least:
+        raise ConfigError(
+            "folds",
+            got=folds,
+            allowed=f"2 to {least}, the prompts of the smaller class of {contrast.name}" if least > 1 else None,
+            do="give fewer folds, or a larger contrast set" if least > 1 else "take a larger contrast set",
+        )
+    generator = random.Random(f"lm-eval-cna folds {seed}")
+    groups = [
+        *_deal(contrast.positive, POSITIVE, folds, generator),
+        *_deal(contrast.negative, NEGATIVE, folds, generator),
+    ]
+    return Split(folds, seed, tuple(groups))
+
+
+def _deal(prompts: Sequence[str], label: int, folds: int, generator: random.Random) -> list[Group]:
+    """Deal one label's prompts to the folds in turn; within a fold every other one has the other shuffled label."""
+    left = sorted(range(len(prompts)), key=lambda at: prompts[at])
+    groups: dict[int, Group] = {}
+    for number in range(len(prompts)):
+        # `random()` alone: Python keeps its sequence across versions, and not `shuffle`'s.
+        at = left.pop(int(generator.random() * len(left)))
+        turn, fold = divmod(number, folds)
+        groups[at] = Group(label, fold, (turn + fold + label) % 2)
+    return [groups[at] for at in range(len(prompts))]
