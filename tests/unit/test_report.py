@@ -194,7 +194,8 @@ def test_figures_and_tables_are_written_and_named_in_the_report(tmp_path: Path) 
     for figure in named:
         assert (tmp_path / figure).read_bytes().startswith(b"\x89PNG")
         assert (tmp_path / figure).with_suffix(".pdf").read_bytes().startswith(b"%PDF")
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["figures", "report.html", "report.md", "run", "tables"]
+    written = ["figures", "report.files.json", "report.html", "report.md", "run", "tables"]
+    assert sorted(path.name for path in tmp_path.iterdir()) == written
     assert not [path for path in tmp_path.rglob("*") if ".tmp" in path.name], "nothing temporary is left"
     assert (directory.path / "evidence.json").is_file()
 

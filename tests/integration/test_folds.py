@@ -1,0 +1,221 @@
+"""Folds of a contrast set: what one pass gives is what a run for each fold would give."""
+
+from __future__ import annotations
+
+import json
+import random
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from lm_eval_cna.activations import mean_activations
+from lm_eval_cna.architecture import find_architecture
+from lm_eval_cna.attribution import control, discover
+from lm_eval_cna.contrast import ContrastSet
+from lm_eval_cna.divergence import harmless_kl
+from lm_eval_cna.errors import ConfigError, InterventionError
+from lm_eval_cna.folds import assess, discover_over_folds
+from lm_eval_cna.intervention import Circuit
+from lm_eval_cna.measurement import Settings, measure
+from lm_eval_cna.splits import NEGATIVE, POSITIVE, Split, split_prompts
+from lm_eval_cna.stability import Stability, read_stability, stability_path
+from lm_eval_cna.steering import Setting
+from tests.integration.test_attribution import letters
+from tests.models import tiny
+
+FOLDS, SIZE = 3, 9
+SETTINGS = Settings(batch_size=5)
+
+
+@pytest.fixture(scope="module")
+def tokenizer() -> Any:
+    return letters()
+
+
+@pytest.fixture(scope="module")
+def contrast() -> ContrastSet:
+    """Ten and eight prompts of 3 to 40 characters."""
+    draw = random.Random(2)
+    texts = ["".join(chr(draw.randrange(33, 120)) for _ in range(draw.randrange(3, 40))) for _ in range(18)]
+    return ContrastSet("made-up", tuple(texts[:10]), tuple(texts[10:]), leakage="made up, nothing to leak into")
+
+
+@pytest.fixture(scope="module")
+def found(tokenizer: Any, contrast: ContrastSet) -> tuple[Circuit, Stability]:
+    return discover_over_folds(
+        tiny("llama"), tokenizer, contrast, FOLDS, top_k=SIZE, excluded_layers=(0,), settings=SETTINGS
+    )
+
+
+@pytest.fixture(scope="module")
+def alone(tokenizer: Any, contrast: ContrastSet, found: tuple[Circuit, Stability]) -> list[Circuit]:
+    """Each fold's circuit, found in a run of its own on the prompts of the other folds."""
+    model, split, universal = tiny("llama"), split_prompts(contrast, FOLDS), found[0].discovery.universal_filter
+    circuits = []
+    for fold in range(FOLDS):
+        left = measure(
+            model, tokenizer, without(contrast, split, fold), universal_filter=False, settings=SETTINGS
+        )
+        # Universal neurons are those of the model, whatever the contrast set.
+        left = replace(left, info=left.info.model_copy(update={"universal_filter": universal}))
+        circuits.append(left.circuit(top_k=SIZE, excluded_layers=(0,)))
+    return circuits
+
+
+def without(contrast: ContrastSet, split: Split, fold: int, *, only: bool = False) -> ContrastSet:
+    """The set without a fold, or the fold alone."""
+    classes = []
+    for label in (POSITIVE, NEGATIVE):
+        members = set(split.members(fold, label))
+        of_label = [at for at, group in enumerate(split.prompts) if group.label == label]
+        classes.append(tuple(contrast.prompts[at] for at in of_label if (at in members) == only))
+    return ContrastSet("part", *classes, leakage="made up")
+
+
+def places(circuit: Circuit) -> set[tuple[int, int]]:
+    return {neuron[:2] for neuron in circuit.neurons}
+
+
+def test_the_whole_circuit_is_the_one_without_folds(
+    tokenizer: Any, contrast: ContrastSet, found: tuple[Circuit, Stability]
+) -> None:
+    plain = discover(tiny("llama"), tokenizer, contrast, top_k=SIZE, excluded_layers=(0,), settings=SETTINGS)
+    assert isinstance(plain, Circuit)
+    circuit = found[0]
+    assert [n[:2] for n in circuit.neurons] == [n[:2] for n in plain.neurons] and circuit.model == plain.model
+    assert [n.delta for n in circuit.neurons] == pytest.approx([n.delta for n in plain.neurons], abs=1e-9)
+    assert circuit.discovery.model_copy(update={"created": None}) == plain.discovery.model_copy(
+        update={"created": None}
+    )
+
+
+def test_one_pass_gives_the_circuits_of_a_run_for_each_fold(
+    found: tuple[Circuit, Stability], alone: list[Circuit]
+) -> None:
+    circuit, record = found
+    assert [fold.circuit_sha256 for fold in record.folds] == [own.sha256 for own in alone]
+    assert len({own.sha256 for own in alone}) > 1, "folds that all agree would show little"
+    pairs = [(0, 1), (0, 2), (1, 2)]
+    expected = [len(places(alone[a]) & places(alone[b])) / len(places(alone[a]) | places(alone[b])) for a, b in pairs]
+    assert record.jaccard == pytest.approx(expected)
+    whole = [len(places(own) & places(circuit)) / len(places(own) | places(circuit)) for own in alone]
+    assert [fold.of_whole for fold in record.folds] == pytest.approx(whole)
+    assert record.found_in == tuple(sum(n[:2] in places(own) for own in alone) for n in circuit.neurons)
+    assert (record.circuit_sha256, record.size, record.contrast) == (circuit.sha256, SIZE, "made-up")
+    universal = circuit.discovery.universal_filter
+    assert universal is not None
+    eligible = 2 * 48 - sum(layer != 0 for layer, _ in universal.neurons)
+    assert record.jaccard_random == pytest.approx((SIZE / eligible) / (2 - SIZE / eligible))
+
+
+def test_the_contrast_on_prompts_that_were_left_out(
+    tokenizer: Any, contrast: ContrastSet, found: tuple[Circuit, Stability], alone: list[Circuit]
+) -> None:
+    model, split = tiny("llama"), split_prompts(contrast, FOLDS)
+    for number, (own, fold) in enumerate(zip(alone, found[1].folds, strict=True)):
+        part = without(contrast, split, number, only=True)
+        assert (fold.positive, fold.negative) == (len(part.positive), len(part.negative))
+        assert fold.prompts_sha256 == part.sha256
+        everything = measure(model, tokenizer, part, universal_filter=False, settings=SETTINGS).circuit(top_k=144)
+        delta = {n[:2]: n.delta for n in everything.neurons}
+        moved = [delta[n[:2]] * (1 if (n.delta or 0) > 0 else -1) for n in own.neurons]  # type: ignore[operator]
+        assert fold.delta_left_out == pytest.approx(sum(moved) / SIZE, abs=1e-5)
+        assert fold.delta_seen == pytest.approx(sum(abs(n.delta or 0) for n in own.neurons) / SIZE, abs=1e-5)
+
+
+def test_the_kl_is_that_of_the_fold_s_positive_prompts(
+    tokenizer: Any, contrast: ContrastSet, found: tuple[Circuit, Stability], alone: list[Circuit]
+) -> None:
+    model, split, circuit = tiny("llama"), split_prompts(contrast, FOLDS), found[0]
+    own, fold = alone[1], found[1].folds[1]
+    settings = [Setting(ablated, 0.0) for ablated in (own, circuit, control(model, own, seed=1))]
+    part = without(contrast, split, 1, only=True)
+    measured = harmless_kl(model, tokenizer, settings, part.positive, batch_size=1)
+    for kept, expected in zip((fold.kl, fold.kl_whole, fold.kl_random), measured, strict=True):
+        assert kept == pytest.approx(expected.values, abs=1e-6)
+    assert min(value or 0 for value in fold.kl) > 0
+
+
+def test_shuffled_labels_are_the_same_procedure_on_halves_of_each_class(
+    tokenizer: Any, contrast: ContrastSet, found: tuple[Circuit, Stability]
+) -> None:
+    """By hand: within each class the difference of its two halves, averaged over the classes."""
+    split, record, universal = split_prompts(contrast, FOLDS), found[1], found[0].discovery.universal_filter
+    measured = measure(
+        tiny("llama"), tokenizer, contrast, universal_filter=False, split=split, settings=Settings(batch_size=1)
+    )
+    assert measured.by_group is not None and measured.by_group.neurons is not None and universal is not None
+    circuits = []
+    for fold in range(FOLDS):
+        delta = torch.zeros(3, 48, dtype=torch.float64)
+        for label in (POSITIVE, NEGATIVE):
+            for half, sign in ((0, 1), (1, -1)):
+                chosen = [n for n, g in enumerate(split.groups) if g.fold != fold and (g.label, g.shuffled) == (label, half)]
+                counts = torch.tensor([measured.by_group.counts[n] for n in chosen], dtype=torch.float64)
+                delta += sign * torch.tensordot(counts / counts.sum(), measured.by_group.neurons[chosen], 1) / 2
+        delta[0] = 0
+        for layer, index in universal.neurons:
+            delta[layer, index] = 0
+        circuits.append(set(delta.abs().flatten().topk(SIZE).indices.tolist()))
+    assert record.jaccard_shuffled is not None
+    pairs = [(0, 1), (0, 2), (1, 2)]
+    expected = [len(circuits[a] & circuits[b]) / len(circuits[a] | circuits[b]) for a, b in pairs]
+    assert record.jaccard_shuffled == pytest.approx(expected)
+
+
+def test_the_contrast_set_is_run_once_however_many_folds(tokenizer: Any, contrast: ContrastSet) -> None:
+    model = tiny("llama")
+    calls: list[int] = []
+    model.model.register_forward_pre_hook(lambda *_: calls.append(1))
+    read: Any = ("neurons", "writes")
+    plain = measure(model, tokenizer, contrast, read=read, universal_filter=False, settings=SETTINGS)
+    once = len(calls)
+    split = split_prompts(contrast, 4)
+    folded = measure(model, tokenizer, contrast, read=read, universal_filter=False, split=split, settings=SETTINGS)
+    assert len(calls) == 2 * once
+    for what in ("neurons", "writes"):
+        torch.testing.assert_close(getattr(folded.means, what), getattr(plain.means, what), rtol=0, atol=1e-9)
+    assert folded.means.counts == plain.means.counts == (10, 8)
+
+
+def test_means_of_groups_merge_and_leave_out() -> None:
+    model = tiny("llama")
+    draw = random.Random(0)
+    rows = [[draw.randrange(3, 97) for _ in range(draw.randrange(1, 20))] for _ in range(7)]
+    architecture = find_architecture(model)
+    fine = mean_activations(architecture, rows, [0, 1, 2, 2, 1, 0, 2], read=("neurons", "magnitudes", "blocks"))
+    merged = fine.merged([1, None, 0])
+    direct = mean_activations(architecture, [rows[i] for i in (2, 3, 6, 0, 5)], [0, 0, 0, 1, 1], read=("neurons", "blocks"))
+    assert merged.counts == direct.counts == (3, 2) and merged.magnitudes is None and merged.writes is None
+    torch.testing.assert_close(merged.neurons, direct.neurons, rtol=0, atol=1e-6)
+    torch.testing.assert_close(merged.blocks, direct.blocks, rtol=0, atol=1e-5)
+    assert torch.equal(fine.merged([0, 0, 0]).magnitudes, fine.magnitudes)  # type: ignore[arg-type]
+
+
+def test_few_prompts_support_no_shuffled_labels(tokenizer: Any, contrast: ContrastSet) -> None:
+    few = ContrastSet("few", contrast.positive[:2], contrast.negative[:2], leakage="made up")
+    _, record = discover_over_folds(tiny("llama"), tokenizer, few, 2, top_k=5, universal_filter=False)
+    assert record.jaccard_shuffled is None and len(record.jaccard) == 1
+
+
+def test_a_record_is_read_back_and_names_its_circuit(found: tuple[Circuit, Stability], tmp_path: Path) -> None:
+    circuit, record = found
+    circuit.write(tmp_path / "c.json")
+    path = stability_path(tmp_path / "c.json")
+    record.write(path)
+    assert path.name == "c.stability.json" and read_stability(path) == record
+    assert json.loads(path.read_text("utf-8"))["circuit_sha256"] == circuit.sha256
+    assert sorted(file.name for file in tmp_path.iterdir()) == ["c.json", "c.stability.json"]
+
+
+def test_what_cannot_be_measured_says_so(tokenizer: Any, contrast: ContrastSet, tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="folds; got 9; allowed: 2 to 8"):
+        discover_over_folds(tiny("llama"), tokenizer, contrast, 9)
+    with pytest.raises(AssertionError, match="measure with a split"):
+        measured = measure(tiny("llama"), tokenizer, contrast, universal_filter=False)
+        assess(tiny("llama"), tokenizer, measured, measured.circuit(top_k=3))
+    with pytest.raises(InterventionError, match="no such stability record"):
+        read_stability(tmp_path / "none.stability.json")
