@@ -56,9 +56,7 @@ def alone(tokenizer: Any, contrast: ContrastSet, found: tuple[Circuit, Stability
     model, split, universal = tiny("llama"), split_prompts(contrast, FOLDS), found[0].discovery.universal_filter
     circuits = []
     for fold in range(FOLDS):
-        left = measure(
-            model, tokenizer, without(contrast, split, fold), universal_filter=False, settings=SETTINGS
-        )
+        left = measure(model, tokenizer, without(contrast, split, fold), universal_filter=False, settings=SETTINGS)
         # Universal neurons are those of the model, whatever the contrast set.
         left = replace(left, info=left.info.model_copy(update={"universal_filter": universal}))
         circuits.append(left.circuit(top_k=SIZE, excluded_layers=(0,)))
@@ -153,7 +151,9 @@ def test_shuffled_labels_are_the_same_procedure_on_halves_of_each_class(
         delta = torch.zeros(3, 48, dtype=torch.float64)
         for label in (POSITIVE, NEGATIVE):
             for half, sign in ((0, 1), (1, -1)):
-                chosen = [n for n, g in enumerate(split.groups) if g.fold != fold and (g.label, g.shuffled) == (label, half)]
+                chosen = [
+                    n for n, g in enumerate(split.groups) if g.fold != fold and (g.label, g.shuffled) == (label, half)
+                ]
                 counts = torch.tensor([measured.by_group.counts[n] for n in chosen], dtype=torch.float64)
                 delta += sign * torch.tensordot(counts / counts.sum(), measured.by_group.neurons[chosen], 1) / 2
         delta[0] = 0
@@ -188,7 +188,9 @@ def test_means_of_groups_merge_and_leave_out() -> None:
     architecture = find_architecture(model)
     fine = mean_activations(architecture, rows, [0, 1, 2, 2, 1, 0, 2], read=("neurons", "magnitudes", "blocks"))
     merged = fine.merged([1, None, 0])
-    direct = mean_activations(architecture, [rows[i] for i in (2, 3, 6, 0, 5)], [0, 0, 0, 1, 1], read=("neurons", "blocks"))
+    direct = mean_activations(
+        architecture, [rows[i] for i in (2, 3, 6, 0, 5)], [0, 0, 0, 1, 1], read=("neurons", "blocks")
+    )
     assert merged.counts == direct.counts == (3, 2) and merged.magnitudes is None and merged.writes is None
     torch.testing.assert_close(merged.neurons, direct.neurons, rtol=0, atol=1e-6)
     torch.testing.assert_close(merged.blocks, direct.blocks, rtol=0, atol=1e-5)

@@ -106,6 +106,29 @@ def test_controls_are_no_settings(tmp_path: Path) -> None:
     assert [setting.cell for setting in found.settings] == [CNA0.key]
 
 
+def test_text_that_is_broken_on_another_task_is_damage_here(tmp_path: Path) -> None:
+    """Asked for harm it babbles; harmless answers and multiple choice are as they were."""
+
+    def harm(cell: Cell, document: int) -> dict[str, object]:
+        return answer_metrics(REFUSAL if cell == BASELINE else ANSWER, quality=0.4 if cell == CNA0 else 1.0)
+
+    def harmless(cell: Cell, document: int) -> dict[str, object]:
+        gone = {BASELINE: 0, CNA0: 60, CNA5: 30}[cell]
+        return answer_metrics(ANSWER if document < gone else REFUSAL)
+
+    tasks: dict[str, Score] = {"harm": harm, "harmless": harmless, "mmlu": lambda *_: {"acc": 1.0}}
+    evidence = collect(write_run(tmp_path / "run", (BASELINE, CNA0, CNA5), tasks, n=N))
+    found = trade_off(evidence, "harmless")
+    babbling, sound = of(found, CNA0), of(found, CNA5)
+    assert not babbling.within and babbling.broken_task == "harm" and "quality 0.40" in (babbling.broken or "")
+    assert babbling.quality == 1.0 and babbling.loss == 0.0, "what was measured on this task stays as it is"
+    assert sound.within and sound.broken_task is None
+    best = found.best("lower")
+    assert best is not None and best.cell == CNA5.key
+    own = of(trade_off(evidence, "harm"), CNA0)
+    assert own.broken_task == "harm" and not own.within
+
+
 def test_nothing_dominates_itself(tmp_path: Path) -> None:
     found = weigh(tmp_path, {BASELINE: (90, 1.0, 70), CNA0: (30, 0.98, 66), CAA0: (20, 0.7, None)})
     assert not any(dominates(setting, setting, "lower") for setting in found.settings)

@@ -3,16 +3,17 @@
 from __future__ import annotations
 
 import re
-from typing import Any
+from typing import Any, get_args
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from lm_eval_cna.sweep.cells import BASELINE, Cell, plan_cells
-from lm_eval_cna.sweep.config import SweepConfig, parse_config
+from lm_eval_cna.sweep.cells import BASELINE, LOCAL, Cell, plan_cells
+from lm_eval_cna.sweep.config import Method, SweepConfig, parse_config
 
-METHODS = ("cna", "caa", "caa-residual", "random", "random-vectors")
+METHODS = get_args(Method)
+CONTROLS = {"random", *LOCAL, "random-vectors"}
 
 
 def config(**values: Any) -> SweepConfig:
@@ -54,8 +55,9 @@ def test_sizes_are_of_circuits_and_of_their_controls_only() -> None:
         ("cna", 5),
         ("caa", None),
         ("caa-residual", None),
-        ("random", 3),
-        ("random", 5),
+        ("top-activation", 3),
+        ("top-activation", 5),
+        *((control, size) for control in ("random", *LOCAL) for size in (3, 5)),
         ("random-vectors", None),
     ]
 
@@ -70,9 +72,11 @@ def test_what_holds_for_every_sweep(sweep: SweepConfig) -> None:
     assert len({key.lower() for key in keys}) == len(keys)
     assert all(re.fullmatch(r"[a-z0-9][a-z0-9._-]*", key) and ".." not in key and len(key) < 100 for key in keys)
     for cell in cells[1:]:
-        assert cell.is_control == (cell.method in ("random", "random-vectors")) == (cell.seed is not None)
+        assert cell.is_control == (cell.method in CONTROLS) == (cell.seed is not None)
         assert cell.multiplier in (sweep.controlled_at if cell.is_control else sweep.multipliers)
-        assert (cell.size is not None) == bool(sweep.top_k and cell.method in ("cna", "random"))
+        assert (cell.size is not None) == bool(
+            sweep.top_k and cell.method not in ("caa", "caa-residual", "random-vectors")
+        )
         if not cell.is_control:
             assert cell.method in sweep.compared
     if "cna" in sweep.compared:
@@ -86,6 +90,8 @@ def test_what_holds_for_every_sweep(sweep: SweepConfig) -> None:
         (Cell("cna", 0.5, size=200), "cna-k200-m0.5"),
         (Cell("random", 0.0, seed=3), "random-s3-m0"),
         (Cell("random", 2.0, seed=11, size=5), "random-s11-k5-m2"),
+        (Cell("random-top", 2.0, seed=11, size=5), "random-top-s11-k5-m2"),
+        (Cell("top-activation", 0.0), "top-activation-m0"),
         (Cell("caa", -1.0), "caa-m-1"),
         (Cell("caa", 1e20), "caa-m1e_20"),
         (Cell("cna", 100000.0), "cna-m100000"),
