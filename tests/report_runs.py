@@ -29,9 +29,10 @@ def write_run(
     n: int = 30,
     plan: Mapping[str, Any] | None = None,
     circuit: Sequence[tuple[int, int]] | None = ((7, 1), (7, 2), (6, 3), (5, 4), (7, 5), (2, 6)),
+    groups: Mapping[str, Sequence[str]] | None = None,
     **facts: Any,
 ) -> RunDirectory:
-    """A finished run; `plan` and `facts` replace entries of the manifest."""
+    """A finished run; `plan` and `facts` replace entries of the manifest, `groups` are lm-eval's, outermost first."""
     directory = RunDirectory(path)
     entries = [{**cell._asdict(), "key": cell.key} for cell in cells]
     seeds = {cell.seed for cell in cells if cell.seed is not None}
@@ -48,7 +49,9 @@ def write_run(
         circuit_of(circuit, name=path.name).write(path / "circuit.json")
     for cell in cells:
         # As ASCII: a file may hold a lone surrogate as an escape.
-        directory.write_text(directory.results_name(cell.key, "plain"), json.dumps(_results(cell, tasks, n)))
+        directory.write_text(
+            directory.results_name(cell.key, "plain"), json.dumps(_results(cell, tasks, n, groups or {}))
+        )
     summary = summarize(directory, list(cells), ["plain"], {})
     directory.write_text("summary.json", summary.model_dump_json(by_alias=True))
     return directory
@@ -151,7 +154,7 @@ def _capability(cell: Cell, document: int) -> dict[str, Any] | None:
     return {"acc": float(random.Random(-document - 1).random() > 0.3 + loss)}
 
 
-def _results(cell: Cell, tasks: Mapping[str, Score], n: int) -> dict[str, Any]:
+def _results(cell: Cell, tasks: Mapping[str, Score], n: int, groups: Mapping[str, Sequence[str]]) -> dict[str, Any]:
     samples: dict[str, list[dict[str, Any]]] = {}
     for task, score in tasks.items():
         for document in range(n):
@@ -171,14 +174,22 @@ def _results(cell: Cell, tasks: Mapping[str, Score], n: int) -> dict[str, Any]:
                     **metrics,
                 }
             )
-    results = {task: _aggregated(rows) for task, rows in samples.items()}
+    results = {}
+    for group in groups:
+        if rows := [row for task in _leaves(group, groups) for row in samples.get(task, ())]:
+            results[group] = _aggregated(rows)
+    results |= {task: _aggregated(rows) for task, rows in samples.items()}
     return {
         "results": results,
-        "group_subtasks": {},
+        "group_subtasks": {group: list(members) for group, members in groups.items()},
         "configs": {task: {"doc_to_text": "{{prompt}}"} for task in samples},
         "n-samples": {task: {"original": n, "effective": n} for task in samples},
         "samples": samples,
     }
+
+
+def _leaves(task: str, groups: Mapping[str, Sequence[str]]) -> list[str]:
+    return [leaf for member in groups[task] for leaf in _leaves(member, groups)] if task in groups else [task]
 
 
 def _aggregated(rows: Sequence[Mapping[str, Any]]) -> dict[str, Any]:

@@ -48,6 +48,11 @@ class Outcomes:
         """The values of one metric; empty where the cell was not asked."""
         return self.values.get((cell, task, metric), {})
 
+    def members(self, task: str) -> set[str]:
+        """The subtasks whose documents are a group's; none for a task that is no group."""
+        documents = (document for (_, of, _), values in self.values.items() if of == task for document in values)
+        return {document.rpartition("/")[0] for document in documents if isinstance(document, str)}
+
     def kind(self, task: str, metric: str) -> Kind:
         """Whether a metric is a rate: every value in every cell is 0 or 1, and it is not a mean by its nature."""
         if (task, metric) not in self._kinds:

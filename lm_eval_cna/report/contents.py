@@ -164,7 +164,9 @@ def _part(run: Run, palette: Palette) -> Part:
 def _measured_tasks(run: Run) -> list[str]:
     """Tasks with per-prompt values first, then what the summary alone has."""
     inner = {task for task in dict.fromkeys(row.task for row in run.summary.measured) if task not in run.tasks}
-    subtasks = {member for member in inner if any(member.startswith(f"{task}_") for task in run.tasks)}
+    subtasks = {member for task in run.tasks for member in run.outcomes.members(task)}
+    # A group inside a group (mmlu_stem in mmlu) has no documents of its own.
+    subtasks |= {member for member in inner if any(member.startswith(f"{task}_") for task in run.tasks)}
     return [*run.tasks, *sorted(inner - subtasks)]
 
 

@@ -155,7 +155,9 @@ class SweepConfig(_Model):
         of_vectors = {"caa", "caa-residual", "random-vectors"} & set(self.methods or ())
         if self.circuit is not None and self.vectors is None and of_vectors:
             raise ValueError(f"method {min(of_vectors)} needs vectors where a circuit is given")
-        if self.folds is not None and (self.circuit is not None or set(self.compared) <= {"caa", "caa-residual"}):
+        if self.folds is not None and (
+            self.circuit is not None or set(self.compared) <= {"caa", "caa-residual", "random-vectors"}
+        ):
             raise ValueError("folds are for a circuit that the sweep finds; for one that is given: `discover --folds`")
         return self
 

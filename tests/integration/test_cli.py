@@ -21,6 +21,7 @@ from lm_eval_cna.cli import main
 from lm_eval_cna.cli.output import typed_command
 from lm_eval_cna.intervention import Circuit, read_intervention
 from lm_eval_cna.resources import tasks_dir
+from lm_eval_cna.stability import read_stability
 from lm_eval_cna.sweep.config import SweepConfig
 from tests.checkpoints import byte_tokenizer, save_llama
 from tests.models import VOCAB, tiny
@@ -135,6 +136,22 @@ def test_discover_writes_and_shows_the_circuit(cli: Command, model: Path, tmp_pa
     assert "6 neurons in" in done.out and found.sha256 in done.out
 
 
+def test_discover_over_folds(cli: Command, model: Path, circuit: Path, tmp_path: Path) -> None:
+    path = tmp_path / "circuit.json"
+    done = cli("discover", *discovery(model, path, "--folds", "3", "--seed", "4"))
+    assert done.status == 0, done.err
+    assert read_intervention(path).sha256 == read_intervention(circuit).sha256
+    record = read_stability(tmp_path / "circuit.stability.json")
+    assert len(record.folds) == 3 and record.seed == 4 and record.size == 6
+    assert f"wrote {path} and {tmp_path / 'circuit.stability.json'}" in done.out
+    assert "stability over 3 folds of organism" in done.out and "labels shuffled" in done.out
+    assert done.out.count("fold 3") >= 2 and "On the prompts that were left out" in done.out
+    line = cli.refused("discover", *discovery(model, path, "--folds", "101"))
+    assert "folds" in line and "got 101" in line and "2 to 100" in line
+    more = ["--model", model, "--output", path, "--method", "random", "--like", circuit, "--folds", "3"]
+    assert "folds has no meaning for method random" in cli.refused("discover", *more)
+
+
 @pytest.mark.parametrize(
     ("method", "suffix"), [("caa", "safetensors"), ("random", "json"), ("caa-residual", "safetensors")]
 )
@@ -220,6 +237,28 @@ def test_sweep_then_report(cli: Command, model: Path, tmp_path: Path) -> None:
     assert cli("report", tmp_path).status == 0 and (tmp_path / "report.md").is_file()
 
 
+def test_no_samples_at_the_end_of_a_sweep_and_of_the_demo(
+    cli: Command, model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("lm_eval_cna.report.page.draw", lambda *_, **__: [])
+    run, tasks = tmp_path / "run", ["--tasks", "organism_refusal", "--limit", "1"]
+    assert cli("sweep", *sweep_flags(model, run), *tasks, "--no-samples").status == 0
+    page = (run / "report.html").read_text(encoding="utf-8")
+    assert 'id="samples"' not in page and 'id="provenance"' in page
+    assert cli("sweep", *sweep_flags(model, run), *tasks).status == 0
+    assert 'id="samples"' in (run / "report.html").read_text(encoding="utf-8")
+    asked: list[bool] = []
+
+    def demo(output: Path, *, samples: bool, **_: Any) -> Path:
+        asked.append(samples)
+        return run / "report.md"
+
+    monkeypatch.setattr("lm_eval_cna.demo.run_demo", demo)
+    assert cli("demo", "--output", tmp_path / "demo", "--no-samples").status == 0
+    assert cli("demo", "--output", tmp_path / "demo").status == 0
+    assert asked == [False, True]
+
+
 def planned(monkeypatch: pytest.MonkeyPatch, *arguments: str | Path) -> SweepConfig:
     """The configuration that a sweep would have run with."""
     caught: list[SweepConfig] = []
@@ -247,11 +286,12 @@ def test_a_config_file_says_the_same_as_flags(monkeypatch: pytest.MonkeyPatch, m
         "fraction": 0.05,
         "model_args": {"device": "cpu", "batch_size": 8},
         "top_k": [2, 4],
+        "folds": 3,
         "mode": "hook",
     }
     path.write_text(yaml.safe_dump(values), encoding="utf-8")
     by_file = planned(monkeypatch, path)
-    flags = sweep_flags(model, tmp_path / "run", "--top-k", "2,4", "--mode", "hook")
+    flags = sweep_flags(model, tmp_path / "run", "--top-k", "2,4", "--folds", "3", "--mode", "hook")
     assert by_file == planned(monkeypatch, *flags)
     both = planned(monkeypatch, path, "--limit", "7", "--model-args", "batch_size=1")
     assert both == by_file.model_copy(update={"limit": 7, "model_args": {"device": "cpu", "batch_size": 1}})

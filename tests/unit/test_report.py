@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 from collections.abc import Sequence
 from pathlib import Path
@@ -11,11 +12,13 @@ import pytest
 
 from lm_eval_cna.analysis.evidence import read_evidence
 from lm_eval_cna.analysis.verdicts import DamageBudget
-from lm_eval_cna.errors import RunError
+from lm_eval_cna.errors import InterventionError, RunError
+from lm_eval_cna.intervention import read_intervention
 from lm_eval_cna.report.page import write_report
 from lm_eval_cna.sweep.cells import BASELINE, Cell
 from lm_eval_cna.sweep.rundir import RunDirectory
-from tests.report_runs import ANSWER, REFUSAL, answer_metrics, plain_refusal, rich_run, write_run
+from tests.report_runs import ANSWER, REFUSAL, Score, answer_metrics, circuit_of, plain_refusal, rich_run, write_run
+from tests.unit.test_stability import record
 
 N = 40
 
@@ -122,6 +125,108 @@ def test_a_command_can_be_pasted_into_a_shell(tmp_path: Path) -> None:
     assert """lm-eval-cna sweep --model 'it'"'"'s a; rm -rf model' --limit 3""" in text
 
 
+# Groups
+
+MMLU = {"mmlu": ["mmlu_stem", "mmlu_other"], "mmlu_stem": ["mmlu_astronomy"], "mmlu_other": ["mmlu_nutrition"]}
+
+
+def grouped(path: Path, groups: dict[str, list[str]]) -> RunDirectory:
+    """Refusal and two subjects of 40 questions: at m = 0 ten more of one are wrong."""
+
+    def subject(cell: Cell, document: int, loss: int) -> dict[str, Any] | None:
+        return None if cell.seed is not None else {"acc": float(document < (28 - loss if cell != BASELINE else 28))}
+
+    tasks: dict[str, Score] = {
+        "harm": plain_refusal(lambda cell, document: cell == BASELINE or document > 30),
+        "mmlu_astronomy": lambda cell, document: subject(cell, document, 10),
+        "mmlu_nutrition": lambda cell, document: subject(cell, document, 0),
+    }
+    return write_run(path, (BASELINE, Cell("cna", 0.0), Cell("random", 0.0, 0)), tasks, n=N, groups=groups)
+
+
+def test_a_group_is_one_task_over_all_its_questions(tmp_path: Path) -> None:
+    text = write_report([grouped(tmp_path / "run", MMLU)], tmp_path).read_text("utf-8")
+    tables = [path.stem for path in (tmp_path / "tables").iterdir()]
+    assert "run-mmlu" in tables and not [name for name in tables if "stem" in name or "astronomy" in name]
+    assert text.count("### mmlu") == 1 and "astronomy" not in text.replace("mmlu\\_astronomy", "")
+    (baseline,) = [line for line in text.splitlines() if line.startswith("| baseline | 1 | 70.0 %")]
+    (steered,) = [line for line in text.splitlines() if line.startswith("| CNA | 0 | 57.5 %")]
+    assert "(59.2 to 78.9)" in baseline, "Wilson over 80 questions, not over 40"
+    assert "-12.5 (-21.5 to -6.9)" in steered and "0.002" in steered, "ten of 80 questions lost: McNemar 2 / 2 ** 10"
+    # The loss of the group, and not of its worst subject, is held against the budget of one point.
+    assert "No setting that lowers refusal stays within the damage budget." in text
+    assert "+12.5" in text or "12.5 (6.9 to 21.5)" in text
+
+
+def test_a_group_whose_name_is_no_prefix_of_its_subjects(tmp_path: Path) -> None:
+    groups = {"mmlu_stem": ["mmlu_astronomy", "mmlu_nutrition"]}
+    text = write_report([grouped(tmp_path / "run", groups)], tmp_path).read_text("utf-8")
+    tables = [path.stem for path in (tmp_path / "tables").iterdir()]
+    assert "run-mmlu-stem" in tables and not [name for name in tables if "astronomy" in name]
+    assert "| CNA | 0 | 57.5 %" in text
+
+
+# How special the circuit is
+
+
+def special_run(path: Path, *, sizes: tuple[int | None, ...] = (3, 6)) -> RunDirectory:
+    """CNA refuses 30 fewer with all neurons and 16 with three; the most active ones 5; random ones none or one."""
+    kinds = ("random", "random-bottom", "random-middle", "random-top")
+    cells = [BASELINE]
+    for size in sizes:
+        cells += [Cell("cna", 0.0, None, size), Cell("top-activation", 0.0, None, size)]
+        cells += [Cell(kind, 0.0, seed, size) for kind in kinds for seed in range(19)]
+
+    def refused(cell: Cell, document: int) -> bool:
+        lost = {"baseline": 0, "cna": 16 if cell.size == 3 else 30, "top-activation": 5}
+        return document >= lost.get(cell.method, (cell.seed or 0) % 2)
+
+    directory = write_run(path, cells, {"harm": plain_refusal(refused)}, n=N)
+    strongest = circuit_of(((7, 1), (0, 0), (0, 1), (0, 2), (0, 3), (0, 4)), name="strongest")
+    neurons = tuple(neuron._replace(delta=None) for neuron in strongest.neurons)
+    strongest.model_copy(update={"method": "top-activation", "neurons": neurons}).write(path / "top-activation.json")
+    return directory
+
+
+@pytest.mark.usefixtures("figures")
+def test_how_special_the_circuit_is(tmp_path: Path) -> None:
+    directory = special_run(tmp_path / "run")
+    circuit = read_intervention(directory.path / "circuit.json")
+    record(circuit_sha256=circuit.sha256).write(directory.path / "circuit.stability.json")
+    text = write_report([directory], tmp_path).read_text("utf-8")
+    section = text[text.index("### How special is the circuit?") : text.index("### Trends and power")]
+    assert "Of the circuit's 6 neurons, 1 (16.7 %) are among the 6 of largest mean" in section
+    assert "17 % in the bottom third (layers 0 to 2), 0 % in the middle third (layers 3 to 4) and 83 %" in section
+    assert "It is beyond the random neurons of every kind." in section
+    assert "As many neurons of largest activation change it by -12.5 points: the two differ by -62.5 points" in section
+    assert "half of that is reached with 3 neurons, the smallest size that was run (-40.0 points" in section
+    assert "It is beyond as many random neurons from 3 neurons on." in section
+    assert "have a mean Jaccard index of 0.800 with each other" in section
+    assert "| fold 1 | 4 + 3 |" in section and "random neurons of the top third" in section
+    html = (tmp_path / "report.html").read_text("utf-8")
+    for said in ("How special is the circuit?", "Against other neurons", "Over the circuit&#39;s size", "Over prompts"):
+        assert said in html or said.replace("&#39;", "'") in html
+    names = {path.name for folder in ("tables", "figures") for path in (tmp_path / folder).iterdir()}
+    assert {"run-special.tex", "run-stability.tex", "run-folds.tex", "run-fold-pairs.tex"} <= names
+    assert {"run-special.png", "run-special.pdf", "run-sizes.png", "run-sizes.pdf"} <= names
+    best = "Within the damage budget, CNA (6) at m = 0 lowers refusal most"
+    assert best in text.replace("\\", ""), "the most active neurons are a control"
+
+
+def test_a_record_of_another_circuit_is_not_shown(tmp_path: Path) -> None:
+    directory = special_run(tmp_path / "run")
+    record(circuit_sha256="another").write(directory.path / "circuit.stability.json")
+    assert "Jaccard index of 0.800" not in write_report([directory], tmp_path).read_text("utf-8")
+    (directory.path / "circuit.stability.json").write_text("{")
+    with pytest.raises(InterventionError, match="is no stability record"):
+        write_report([directory], tmp_path)
+
+
+def test_a_plain_sweep_has_no_such_section(tmp_path: Path) -> None:
+    assert "How special is the circuit?" not in report(tmp_path)
+    assert "How special is the circuit?" not in (tmp_path / "report.html").read_text("utf-8")
+
+
 # Several runs
 
 
@@ -207,6 +312,53 @@ def test_a_name_is_no_formula_and_no_path(tmp_path: Path) -> None:
     named = re.findall(r"!\[[^\]]*\]\(([^)]*)\)", text)
     assert named and all((tmp_path / "out" / figure).is_file() for figure in named)
     assert all(path.parent.name == "tables" for path in (tmp_path / "out").rglob("*.tex"))
+
+
+def test_a_report_with_less_in_it_leaves_nothing_of_the_earlier_one(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def quick_draw(panels: Sequence[Any], *, title: str, stem: Path) -> list[Path]:
+        stem.parent.mkdir(parents=True, exist_ok=True)
+        files = [stem.with_name(stem.name + suffix) for suffix in (".png", ".pdf")] if panels else []
+        for file in files:
+            file.write_text(title)
+        return files
+
+    monkeypatch.setattr("lm_eval_cna.report.page.draw", quick_draw)
+    out = tmp_path / "out"
+    write_report([special_run(tmp_path / "more"), run(tmp_path / "run")], out)
+    before = {path.relative_to(out).as_posix() for path in out.rglob("*") if path.is_file()}
+    assert {"tables/more-special.tex", "figures/more-sizes.pdf", "tables/overlap.tex"} <= before
+    for name in ("tables/mine.tex", "figures/mine.png", "tables/notes.txt", "more.txt"):
+        (out / name).write_text("the user's")
+    (out / "tables" / "more-harm.tex").unlink()  # gone already is no error
+    write_report([run(tmp_path / "again" / "run")], out)
+    after = {path.relative_to(out).as_posix() for path in out.rglob("*") if path.is_file()}
+    assert not [name for name in after if "more-" in name or "overlap" in name]
+    assert {"tables/mine.tex", "figures/mine.png", "tables/notes.txt", "more.txt", "tables/run-harm.tex"} <= after
+    # What a report does not list it does not remove: of another place, of another kind, or without a list at all.
+    (tmp_path / "outside.tex").write_text("the user's")
+    listed = [
+        "tables/mine.tex",
+        "../outside.tex",
+        "tables/../../outside.tex",
+        "/etc/hosts",
+        "tables/notes.txt",
+        "more.txt",
+    ]
+    document = {"schema": "lm-eval-cna/report-files/1", "files": listed}
+    (out / "report.files.json").write_text(json.dumps(document))
+    write_report([run(tmp_path / "third" / "run")], out)
+    assert (
+        (tmp_path / "outside.tex").is_file()
+        and (out / "tables" / "notes.txt").is_file()
+        and (out / "more.txt").is_file()
+    )
+    assert not (out / "tables" / "mine.tex").exists(), "a name that a report gives, listed as its own"
+    for text in ("[]", "{", "\x00", '{"files": 3}'):
+        (out / "report.files.json").write_text(text)
+        write_report([run(tmp_path / "third" / "run")], out)
+    assert (out / "figures" / "mine.png").is_file()
 
 
 def test_the_same_report_twice_is_the_same(tmp_path: Path) -> None:

@@ -149,6 +149,19 @@ def test_controls_never_stand_at_the_baseline_nor_outside_the_range(multipliers:
     assert set(config.controlled_at) <= set(config.multipliers)
 
 
+@pytest.mark.parametrize(
+    ("given_too", "said"),
+    [
+        ({"circuit": "c.json"}, "for one that is given: `discover --folds`"),
+        ({"methods": ["caa", "random-vectors"]}, "a circuit that the sweep finds"),
+        ({"folds": 1}, "folds: Input should be greater than or equal to 2"),
+    ],
+)
+def test_folds_are_of_a_circuit_that_the_sweep_finds(given_too: dict[str, Any], said: str) -> None:
+    assert said in message({**LEAST, "folds": 5, **given_too})
+    assert parse_config({**LEAST, "folds": 5}).folds == 5 and parse_config(LEAST).folds is None
+
+
 def test_a_config_is_frozen() -> None:
     with pytest.raises(ValueError, match="frozen"):
         parse_config(LEAST).random = 3
