@@ -11,7 +11,6 @@ from __future__ import annotations
 import inspect
 from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass
 from typing import Any, Literal, get_args
 
 import torch
@@ -19,6 +18,7 @@ from torch import nn
 
 from lm_eval_cna.architecture import Architecture, Layer
 from lm_eval_cna.errors import CNAError, ConfigError, ContrastError
+from lm_eval_cna.means import FINITE_ADVICE, Means, RunningSums
 from lm_eval_cna.mixture import MixtureWatch
 from lm_eval_cna.prompts import pad_left
 
@@ -26,115 +26,6 @@ Read = Literal["neurons", "magnitudes", "writes", "blocks"]
 Progress = Callable[[int, int], None]
 _Observer = Callable[[int, torch.Tensor], None]
 Rows = Sequence[Sequence[int]]
-_FINITE_ADVICE = "load the model in bfloat16 or float32, and check its weights"
-
-
-@dataclass(frozen=True)
-class Means:
-    """Means over prompts of what was read at their last token, float64 on the host.
-
-    In a mixture of experts a prompt whose last token does not visit an expert counts as zero for its neurons; nothing
-    is averaged over visits alone, since a neuron that is not reached does nothing to the prompt's answer.
-
-    Attributes:
-        counts: number of prompts in each group.
-        neurons: activations, the input of every down-projection: [groups, neurons], in the order of
-            `Architecture.layout`.
-        magnitudes: absolute activations over all prompts, groups together: [neurons].
-        writes: what every MLP adds to the residual stream: [groups, layers, hidden].
-        blocks: the residual stream behind every layer: [groups, layers, hidden].
-    """
-
-    counts: tuple[int, ...]
-    neurons: torch.Tensor | None = None
-    magnitudes: torch.Tensor | None = None
-    writes: torch.Tensor | None = None
-    blocks: torch.Tensor | None = None
-
-    def merged(self, into: Sequence[int | None]) -> Means:
-        """The means over unions of groups.
-
-        Args:
-            into: for each group the number of the new group that it belongs to, or None to leave it out. New groups are
-                numbered from 0 and none is empty. Where a group is left out there are no magnitudes, which are means
-                over all prompts.
-        """
-        weights = torch.zeros((1 + max(new for new in into if new is not None), len(into)), dtype=torch.float64)
-        for group, (new, count) in enumerate(zip(into, self.counts, strict=True)):
-            if new is not None:
-                weights[new, group] = count
-        sizes = weights.sum(dim=1)
-        assert bool((sizes > 0).all()), "every new group needs a prompt"
-        weights /= sizes.unsqueeze(1)
-
-        def merge(means: torch.Tensor | None) -> torch.Tensor | None:
-            return None if means is None else torch.tensordot(weights, means, dims=1)
-
-        return Means(
-            tuple(round(size) for size in sizes.tolist()),
-            neurons=merge(self.neurons),
-            magnitudes=None if None in into else self.magnitudes,
-            writes=merge(self.writes),
-            blocks=merge(self.blocks),
-        )
-
-
-class RunningSums:
-    """Sums over prompts, one row a group, for every layer; kept on the layer's device.
-
-    Args:
-        groups: the number of groups.
-        layers: the number of layers.
-    """
-
-    def __init__(self, groups: int, layers: int) -> None:
-        self._groups = groups
-        self._sums: list[torch.Tensor | None] = [None] * layers
-
-    def add(self, layer: int, members: torch.Tensor, values: torch.Tensor) -> None:
-        """Add `values` [batch, size] of one layer to the rows of their groups.
-
-        Args:
-            layer: the layer.
-            members: one-hot membership [groups, batch], on any device.
-            values: [batch, size].
-        """
-        # MPS has no float64; means in float32 or better is what the definition asks for.
-        dtype = torch.float32 if values.device.type == "mps" else torch.float64
-        total = self._sums[layer]
-        if total is None:
-            total = values.new_zeros((self._groups, values.shape[1]), dtype=dtype)
-            self._sums[layer] = total
-        total.addmm_(members.to(values.device, dtype), values.to(dtype))
-
-    @property
-    def nbytes(self) -> int:
-        """Memory that the sums take, in bytes."""
-        return sum(total.nbytes for total in self._sums if total is not None)
-
-    def means(self, counts: Sequence[int], what: str) -> torch.Tensor:
-        """Divide by the groups' sizes: [groups, size of all layers], float64 on the host. The sums are used up.
-
-        Raises:
-            CNAError: a sum is not finite, or a layer was never called.
-        """
-        divisor = torch.tensor(counts, dtype=torch.float64).unsqueeze(1)
-        missing = [layer for layer, total in enumerate(self._sums) if total is None]
-        if missing:
-            raise CNAError(f"layer {missing[0]} was never called in the forward pass")
-        sizes = [total.shape[1] for total in self._sums if total is not None]
-        result = torch.empty((self._groups, sum(sizes)), dtype=torch.float64)
-        for layer, part in enumerate(torch.split(result, sizes, dim=1)):
-            total, self._sums[layer] = self._sums[layer], None  # one layer at a time is in memory twice
-            assert total is not None
-            total = total.cpu().to(torch.float64)
-            if not bool(torch.isfinite(total).all()):
-                raise CNAError(
-                    f"{what} of layer {layer} are not finite (NaN or infinity)",
-                    do=_FINITE_ADVICE,
-                )
-            torch.div(total, divisor, out=part)
-        return result
 
 
 def mean_activations(
@@ -248,7 +139,7 @@ def count_in_top(
             counts = counts.to(chosen.device).scatter_add_(0, chosen, torch.ones_like(chosen, dtype=torch.int32))
     for layer, flag in finite.items():
         if not bool(flag):
-            raise CNAError(f"activations of layer {layer} are not finite (NaN or infinity)", do=_FINITE_ADVICE)
+            raise CNAError(f"activations of layer {layer} are not finite (NaN or infinity)", do=FINITE_ADVICE)
     return counts.cpu()
 
 

@@ -18,12 +18,12 @@ from typing import Any
 import torch
 
 from lm_eval_cna import discovery
-from lm_eval_cna.activations import Means
 from lm_eval_cna.architecture import find_architecture
 from lm_eval_cna.attribution import control
 from lm_eval_cna.contrast import ContrastSet, prompts_sha256
 from lm_eval_cna.divergence import harmless_kl
 from lm_eval_cna.intervention import Circuit
+from lm_eval_cna.means import Means
 from lm_eval_cna.measurement import Measurement, Settings, measure, size_of, stamp
 from lm_eval_cna.neurons import Layout, Neuron, positions
 from lm_eval_cna.splits import NEGATIVE, POSITIVE, Split, split_prompts

@@ -25,8 +25,8 @@ from lm_eval_cna.circuit_file import (
     read_circuit_fields,
 )
 from lm_eval_cna.errors import InterventionError
-from lm_eval_cna.neurons import Expert, Neuron, Place, by_projection, in_order
 from lm_eval_cna.files import write_whole
+from lm_eval_cna.neurons import Expert, Neuron, Place, by_projection, in_order
 from lm_eval_cna.provenance import DiscoveryInfo, LayerIndex, ModelInfo, Record
 
 if TYPE_CHECKING:

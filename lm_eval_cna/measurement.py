@@ -18,13 +18,14 @@ import torch
 
 import lm_eval_cna
 from lm_eval_cna import discovery
-from lm_eval_cna.activations import Means, Progress, Read, count_in_top, mean_activations
+from lm_eval_cna.activations import Progress, Read, count_in_top, mean_activations
 from lm_eval_cna.architecture import Architecture, find_architecture
 from lm_eval_cna.contrast import ContrastSet, load_universal_prompts, prompts_sha256
 from lm_eval_cna.errors import ConfigError, ContrastError
 from lm_eval_cna.fit import describe_for_vectors, describe_model
 from lm_eval_cna.intervention import Circuit, Vectors
 from lm_eval_cna.leakage import leakage_statement
+from lm_eval_cna.means import Means
 from lm_eval_cna.neurons import Neuron, Place
 from lm_eval_cna.prompts import chat_template_sha256, encode_prompts, pad_token_id, render_prompts
 from lm_eval_cna.provenance import DiscoveryInfo, ModelInfo, UniversalFilter

@@ -9,9 +9,10 @@ import pytest
 import torch
 import transformers as tf
 
-from lm_eval_cna.activations import Read, RunningSums, count_in_top, mean_activations
+from lm_eval_cna.activations import Read, count_in_top, mean_activations
 from lm_eval_cna.architecture import find_architecture
 from lm_eval_cna.errors import CNAError, ConfigError, ContrastError
+from lm_eval_cna.means import RunningSums
 from tests.models import tiny
 
 

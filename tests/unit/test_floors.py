@@ -35,6 +35,7 @@ FLOORS = {
     "stability": 1,
     "thirds": 1,
     "activations": 2,
+    "means": 2,
     "discovery": 2,
     "steering": 2,
     "mixture": 2,
