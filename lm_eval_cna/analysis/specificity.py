@@ -147,6 +147,10 @@ def _texts(row: Comparison, rivals: Sequence[Rival], strongest: Strongest | None
     shown = change_text(row.paired.effect, row.kind, unit=True)
     head = f"{done} changes {metric_name(row.metric)} on {row.task} by {shown}"
     texts = []
+    moved = row.p_holm is not None and row.p_holm <= ALPHA
+    alike = strongest is None or strongest.difference.p > ALPHA
+    if alike and not moved and not any(rival.null.beyond for rival in rivals):
+        return (f"{head}, an effect that cannot be told from chance, and so not from that of other neurons.",)
     if rivals:
         bands = "; ".join(f"{RIVALS[rival.method]} {_band(rival.null, row)}" for rival in rivals)
         texts.append(f"{head}, random neurons {bands}. {_conclusion(rivals)}")

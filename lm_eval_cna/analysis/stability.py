@@ -195,7 +195,9 @@ def _left_out_text(found: Stable, level: float) -> str:
         f"Ablation moves the first token of {count(left.prompts, 'positive prompt')} that the circuit was found "
         f"without by a KL of {_nats(left.own, level)}"
     )
-    if left.kept is not None:
+    if found.of_whole.low == 1:
+        text += ", and it is the circuit that was found on all prompts, neuron for neuron"
+    elif left.kept is not None:
         ends = left.kept_interval
         shown = f" ({100 * level:g} % interval {100 * ends.low:.0f} to {100 * ends.high:.0f} %)" if ends else ""
         text += f", {100 * left.kept:.0f} %{shown} of what the circuit found on all prompts does there"

@@ -15,7 +15,7 @@ from lm_eval_cna.report import charts
 from lm_eval_cna.report.charts import Palette, Panel, Point, Series
 from lm_eval_cna.report.interventions import FOLD_HEAD, Rows, fold_rows, pair_rows, stability_rows
 from lm_eval_cna.report.runs import Run
-from lm_eval_cna.report.tables import Entry, Table, change, label, p_value
+from lm_eval_cna.report.tables import Entry, Table, change, label, p_value, signed
 from lm_eval_cna.thirds import THIRDS, third_of_layers
 
 
@@ -94,8 +94,8 @@ def _layers(run: Run, shown: Sequence[Standing]) -> list[str]:
     for third in THIRDS:
         layers = third_of_layers(depth, third)
         inside = sum(neuron.layer in layers for neuron in circuit.neurons)
-        shares.append(f"{100 * inside / len(circuit.neurons):.0f} % in the {third} third ({_span(layers)})")
-    return [f"Of the circuit's neurons {', '.join(shares[:-1])} and {shares[-1]} of the layers lie."]
+        shares.append(f"{100 * inside / len(circuit.neurons):.0f} % lie in the {third} third ({_span(layers)})")
+    return [f"Of the circuit's neurons, {', '.join(shares[:-1])} and {shares[-1]} of the layers."]
 
 
 def _span(layers: range) -> str:
@@ -160,7 +160,7 @@ def _standings(run: Run, found: Sequence[Standing]) -> Table:
                 entries += [Entry(), Entry()]
                 continue
             factor, form = (100, "+.1f") if one.kind == "rate" else (1, "+.3f")
-            low, high = (f"{factor * end:{form}}" for end in (null.low, null.high))
+            low, high = (signed(factor * end, form) for end in (null.low, null.high))
             entries.append(Entry(f"{low} to {high}", null.mean))
             outside = f"{'outside' if null.outside(one.effect.effect) else 'inside'} {null.seeds}"
             entries.append(Entry(p_value(null.p) if null.testable else outside, null.p))

@@ -121,8 +121,8 @@ def test_the_report_answers(whole: RunDirectory, monkeypatch: pytest.MonkeyPatch
     monkeypatch.setattr("lm_eval_cna.report.page.draw", lambda *_, **__: [])
     text = write_report([whole], whole.path).read_text("utf-8")
     section = text[text.index("### How special is the circuit?") :]
-    assert "of largest mean" in section and "in the bottom third (layer 0)" in section
-    assert "of its own layers" in section and "of the top third" in section and "there is no test" in section
+    assert "of largest mean" in section and "lie in the bottom third (layer 0)" in section
+    assert "random neurons of its own layers" in section and "random neurons of the top third" in section
     assert "Found without one of 2 folds of organism, circuits of 6 neurons" in section
 
 

@@ -80,6 +80,15 @@ def test_a_circuit_that_its_own_third_matches(tmp_path: Path) -> None:
 
 def test_a_circuit_like_any_neurons(tmp_path: Path) -> None:
     (found,) = stand(tmp_path, {"cna": 2, **dict.fromkeys(KINDS, 2)})
+    assert found.beaten == ()
+    assert found.texts == (
+        "Ablation of the circuit (m = 0) changes refusal on harm by -4.0 points, an effect that cannot be told from "
+        "chance, and so not from that of other neurons.",
+    )
+
+
+def test_an_effect_that_any_neurons_have(tmp_path: Path) -> None:
+    (found,) = stand(tmp_path, {"cna": 30, **dict.fromkeys(KINDS, 30)})
     assert found.beaten == () and found.texts[0].endswith("It is not beyond random neurons of any kind.")
 
 

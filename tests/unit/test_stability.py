@@ -71,6 +71,11 @@ def test_what_is_said_of_a_stable_circuit() -> None:
     assert "80 % (95 % interval" in moved and "random neurons of its layers by 0.1 (sign-flip" in moved
 
 
+def test_a_circuit_that_is_the_same_in_every_fold_is_not_compared_with_itself() -> None:
+    text = judge(record(folds=(fold(of_whole=1.0),) * 3)).texts[2]
+    assert "it is the circuit that was found on all prompts, neuron for neuron; random neurons" in text
+
+
 def test_a_circuit_no_more_stable_than_shuffled_labels_is_called_chance() -> None:
     same = judge(record(jaccard_shuffled=(0.9, 0.9, 0.7))).texts[0]
     assert "They are no more alike than circuits that set nothing apart" in same
