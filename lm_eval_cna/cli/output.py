@@ -40,7 +40,7 @@ def print_intervention(intervention: Circuit | Vectors) -> None:
 def print_stability(record: Stability) -> None:
     """Print how stable a circuit is over the folds of its prompts."""
     from lm_eval_cna.analysis.stability import judge
-    from lm_eval_cna.report.interventions import FOLD_HEAD, fold_rows, pair_rows, stability_rows
+    from lm_eval_cna.report.stability import FOLD_HEAD, fold_rows, pair_rows, stability_rows
 
     found = judge(record)
     title = f"stability over {found.folds} folds of {record.contrast}, mean and range"

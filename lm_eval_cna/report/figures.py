@@ -77,6 +77,8 @@ def _panel(axis: Any, panel: Panel) -> None:
     axis.set_ylim(panel.y_range[0] - (0 if panel.y_range[0] == 0 and margin > 1 else margin), panel.y_range[1] + margin)
     if panel.categories:
         axis.set_xticks(range(len(panel.categories)), [plain(name) for name in panel.categories], parse_math=False)
+    elif panel.x_label == "neurons":
+        axis.xaxis.get_major_locator().set_params(integer=True)  # there is no half neuron
     if panel.percent:
         axis.yaxis.set_major_formatter(lambda value, _: f"{100 * value:.0f} %")
     # Names come from files: a dollar sign in one begins no formula.

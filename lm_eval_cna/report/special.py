@@ -13,8 +13,9 @@ from lm_eval_cna.analysis.stability import judge
 from lm_eval_cna.analysis.verdicts import count, metric_name
 from lm_eval_cna.report import charts
 from lm_eval_cna.report.charts import Palette, Panel, Point, Series
-from lm_eval_cna.report.interventions import FOLD_HEAD, Rows, fold_rows, pair_rows, stability_rows
+from lm_eval_cna.report.interventions import Rows
 from lm_eval_cna.report.runs import Run
+from lm_eval_cna.report.stability import FOLD_HEAD, fold_rows, pair_rows, stability_rows
 from lm_eval_cna.report.tables import Entry, Table, change, label, p_value, signed
 from lm_eval_cna.thirds import THIRDS, third_of_layers
 
