@@ -1,4 +1,4 @@
-"""The table of architectures in README.md, from what was run: `python -m tests.architecture_table` rewrites it.
+"""The table of architectures in docs/families.md, from what was run: `python -m tests.architecture_table` rewrites it.
 
 Columns fold, hook and rows: tiny random models of every family are steered here and compared with scaling by hand.
 Columns vLLM and quantized: results/architectures/*.json, which the tests of these engines write; what was not run there
@@ -24,6 +24,7 @@ from tests.models import DENSE, MIXTURES, prompts, tiny
 
 ROOT = Path(__file__).resolve().parents[1]
 RESULTS = ROOT / "results" / "architectures"
+PAGE = ROOT / "docs" / "families.md"
 COMMAND = "python -m tests.architecture_table"
 BEGIN, END = "<!-- architectures: begin -->\n", "<!-- architectures: end -->\n"
 NAMES = {
@@ -108,7 +109,7 @@ def _steered(model: Any, way: str, setting: Setting, ids: torch.Tensor) -> torch
 
 
 def table() -> str:
-    """What stands between the marks in README.md."""
+    """What stands between the marks in the page."""
     vllm, quantized = _kept("vllm.json"), _kept("quantized.json")
     lines = ["| family | | fold | hook | rows | vLLM | quantized |", "|---|---|---|---|---|---|---|"]
     for family in (*DENSE, *MIXTURES):
@@ -156,18 +157,17 @@ def _kept(name: str) -> dict[str, Any]:
     return found
 
 
-def split(readme: str) -> tuple[str, str, str]:
-    """README.md before the table, the table, and what follows."""
-    before, _, rest = readme.partition(BEGIN)
+def split(page: str) -> tuple[str, str, str]:
+    """The page before the table, the table, and what follows."""
+    before, _, rest = page.partition(BEGIN)
     found, mark, after = rest.partition(END)
-    assert mark, f"README.md has no {BEGIN!r} and {END!r}"
+    assert mark, f"{PAGE.name} has no {BEGIN!r} and {END!r}"
     return before, found, after
 
 
 def main() -> None:
-    path = ROOT / "README.md"
-    before, _, after = split(path.read_text(encoding="utf-8"))
-    path.write_text(f"{before}{BEGIN}{table()}{END}{after}", encoding="utf-8")
+    before, _, after = split(PAGE.read_text(encoding="utf-8"))
+    PAGE.write_text(f"{before}{BEGIN}{table()}{END}{after}", encoding="utf-8")
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""Every family is steered as README's table says, and the table says what was run."""
+"""Every family is steered as the table of families says, and the table says what was run."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import pytest
 
 from lm_eval_cna.architecture import FAMILIES
 from tests import architecture_table
-from tests.architecture_table import COMMAND, NAMES, ROOT, ran, split, table
+from tests.architecture_table import COMMAND, NAMES, PAGE, ran, split, table
 from tests.models import DENSE, MIXTURES
 
 
@@ -38,9 +38,9 @@ def test_every_family_that_is_known_is_in_the_table() -> None:
     assert set(FAMILIES) == {*DENSE, *MIXTURES} == set(NAMES)
 
 
-def test_the_readme_has_the_table() -> None:
-    _, found, _ = split((ROOT / "README.md").read_text(encoding="utf-8"))
-    assert found == table(), f"README.md says something else than was run; `{COMMAND}` rewrites it"
+def test_the_page_has_the_table() -> None:
+    _, found, _ = split(PAGE.read_text(encoding="utf-8"))
+    assert found == table(), f"{PAGE.name} says something else than was run; `{COMMAND}` rewrites it"
 
 
 def test_what_other_engines_wrote_is_shown(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
