@@ -11,11 +11,12 @@ from typing import Any
 
 import torch
 
-from lm_eval_cna.architecture import Architecture, weight_columns
+from lm_eval_cna.architecture import Architecture
 from lm_eval_cna.errors import InterventionError
 from lm_eval_cna.intervention import Circuit, Intervention, Vectors, tensor_bytes
 from lm_eval_cna.neurons import SHARED, Place, by_projection, neuron_at
 from lm_eval_cna.placement import is_packed, kind_of
+from lm_eval_cna.projection import weight_columns
 from lm_eval_cna.provenance import ExpertsInfo, ModelInfo
 
 

@@ -25,11 +25,12 @@ from weakref import WeakSet
 import torch
 from torch import nn
 
-from lm_eval_cna.architecture import Architecture, Layer, Projection, find_architecture
+from lm_eval_cna.architecture import Architecture, Layer, find_architecture
 from lm_eval_cna.errors import SteeringError
 from lm_eval_cna.fit import check_fit
 from lm_eval_cna.intervention import Circuit, Vectors
 from lm_eval_cna.placement import is_cut, is_offloaded, is_packed, is_plain, kind_of, local
+from lm_eval_cna.projection import Projection
 from lm_eval_cna.steering_experts import hook_experts, why_not_hook
 
 Mode = Literal["auto", "fold", "hook"]

@@ -15,9 +15,9 @@ from typing import Any
 import torch
 from torch import nn
 
-from lm_eval_cna.architecture import Projection
 from lm_eval_cna.errors import SteeringError
 from lm_eval_cna.mixture import visits
+from lm_eval_cna.projection import Projection
 
 SHOWN = ("batched_mm", "grouped_mm")
 

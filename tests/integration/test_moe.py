@@ -11,6 +11,7 @@ from torch import nn
 from lm_eval_cna.activations import count_in_top, mean_activations
 from lm_eval_cna.architecture import find_architecture
 from lm_eval_cna.errors import ArchitectureError, CNAError, InterventionError, SteeringError
+from lm_eval_cna.experts import routed_activations
 from lm_eval_cna.fit import describe_model, fit_warnings, named_columns, shape_of
 from lm_eval_cna.intervention import Circuit, Neuron
 from lm_eval_cna.neurons import SHARED
@@ -282,3 +283,9 @@ def test_experts_that_change_their_ways_while_hooked_are_caught() -> None:
     with pytest.raises(CNAError, match="experts of layer 0 were not called"):
         model.model.layers[0].mlp.forward = lambda hidden: hidden
         mean_activations(find_architecture(model), ids.tolist(), [0] * 3)
+
+
+def test_experts_that_are_not_in_memory_cannot_be_recorded() -> None:
+    experts = tiny("olmoe").model.layers[0].mlp.experts.to("meta")
+    with pytest.raises(CNAError, match="the experts are offloaded"):
+        routed_activations(experts, torch.zeros(1, 32), torch.tensor([[0, 1]]))

@@ -10,9 +10,10 @@ import transformers as tf
 from peft import LoraConfig, get_peft_model
 from torch import nn
 
-from lm_eval_cna.architecture import find_architecture, weight_columns
+from lm_eval_cna.architecture import find_architecture
 from lm_eval_cna.errors import ArchitectureError
 from lm_eval_cna.neurons import Layout
+from lm_eval_cna.projection import weight_columns
 from lm_eval_cna.steering import Setting, steer
 from lm_eval_cna.steering_rows import RowSteering
 from tests.interventions import circuit

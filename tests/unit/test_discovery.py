@@ -21,7 +21,7 @@ from lm_eval_cna.discovery import (
 )
 from lm_eval_cna.errors import ConfigError
 from lm_eval_cna.intervention import Neuron
-from lm_eval_cna.neurons import Layout
+from lm_eval_cna.neurons import SHARED, Layout, Part
 from lm_eval_cna.thirds import THIRDS, third_of_layers
 
 
@@ -217,3 +217,66 @@ def test_draws_from_some_layers_are_uniform() -> None:
     assert len(counts) == 19 and (0, 0) not in counts
     expected = 8000 / 19
     assert sum((n - expected) ** 2 / expected for n in counts.values()) < 42.3  # 0.1 % of 18 degrees of freedom
+
+
+# Mixtures of experts
+
+MIXED = Layout(
+    (
+        *(Part(0, expert, 6) for expert in range(3)),
+        Part(0, SHARED, 5),
+        Part(1, None, 9),
+        *(Part(2, e, 6) for e in range(3)),
+    )
+)
+OF_EXPERTS = (
+    Neuron(0, 5, 1.0, 2),
+    Neuron(0, 4, 1.0, SHARED),
+    Neuron(1, 8, 1.0),
+    Neuron(2, 0, 1.0, 0),
+    Neuron(0, 0, 1.0, 0),
+)
+
+
+def test_ranking_counts_every_expert_once() -> None:
+    values = torch.arange(MIXED.num_neurons, dtype=torch.float64)
+    assert [n.place for n in rank_neurons(values, MIXED, 2)] == [(2, 2, 5), (2, 2, 4)]
+    left_out = rank_neurons(values, MIXED, 3, excluded_layers=[2], universal=[(1, 8), (0, SHARED, 4), (9, 9, 9)])
+    assert [n.place for n in left_out] == [(1, 7), (1, 6), (1, 5)]
+    assert [n.place for n in rank_neurons(torch.ones(50), MIXED, 50)] == [MIXED.place(i) for i in range(50)]
+    assert universal_neurons((values == 20).int() * 5, MIXED, 5) == ((0, SHARED, 2),)
+    with pytest.raises(ConfigError, match="allowed: 1 to 50"):
+        rank_neurons(values, MIXED, 51)
+
+
+def test_a_control_is_of_the_layer_and_kind_and_not_of_the_expert() -> None:
+    seen = set()
+    for seed in range(200):
+        drawn = random_neurons(OF_EXPERTS, MIXED, seed=seed, universal=[(0, 1, 0)])
+        kinds = [(n.layer, "routed" if isinstance(n.expert, int) else n.expert) for n in drawn]
+        assert kinds == [(0, "routed"), (0, SHARED), (1, None), (2, "routed"), (0, "routed")]
+        places = {n.place for n in drawn}
+        assert len(places) == 5 and not places & {(0, 1, 0), *(n.place for n in OF_EXPERTS)}
+        seen.add(drawn[0].expert)
+    assert seen == {0, 1, 2}
+    with pytest.raises(ConfigError, match="the shared expert of layer 0 has 0 neurons that are neither"):
+        random_neurons(OF_EXPERTS, MIXED, seed=0, universal=[(0, SHARED, index) for index in range(4)])
+    with pytest.raises(ConfigError, match="the experts of layer 2 has 0 neurons"):
+        random_neurons(OF_EXPERTS, MIXED, seed=0, universal=[(2, e, i) for e in range(3) for i in range(6)])
+
+
+def test_matching_by_activation_stays_in_the_kind() -> None:
+    magnitudes = torch.zeros(50, dtype=torch.float64)
+    magnitudes[[MIXED.position(place) for place in ((0, 2, 5), (0, 1, 1), (0, SHARED, 1))]] = 5.0
+    drawn = {random_neurons(OF_EXPERTS[:1], MIXED, seed=seed, magnitudes=magnitudes)[0].place for seed in range(100)}
+    assert (0, 1, 1) in drawn and all(len(place) == 3 and place[1] != SHARED for place in drawn)
+
+
+def test_a_control_of_a_third_takes_neurons_of_any_kind() -> None:
+    kinds = {
+        neuron.expert
+        for seed in range(50)
+        for neuron in random_neurons_of(OF_EXPERTS, MIXED, (0, 1), seed=seed)
+        if neuron.layer < 2
+    }
+    assert kinds == {0, 1, 2, SHARED, None}

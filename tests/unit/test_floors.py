@@ -24,6 +24,7 @@ FLOORS = {
     "leakage": 1,
     "circuit_file": 1,
     "experts": 1,
+    "projection": 1,
     "intervention": 1,
     "neurons": 1,
     "fingerprint": 1,
