@@ -221,3 +221,19 @@ def test_what_cannot_be_measured_says_so(tokenizer: Any, contrast: ContrastSet, 
         assess(tiny("llama"), tokenizer, measured, measured.circuit(top_k=3))
     with pytest.raises(InterventionError, match="no such stability record"):
         read_stability(tmp_path / "none.stability.json")
+
+
+def test_folds_of_a_mixture_of_experts(tokenizer: Any, contrast: ContrastSet) -> None:
+    """A neuron of an expert is told apart from those of the same number in other experts."""
+    circuit, record = discover_over_folds(
+        tiny("mixtral"), tokenizer, contrast, FOLDS, top_k=SIZE, universal_filter=False, settings=SETTINGS
+    )
+    plain = discover(tiny("mixtral"), tokenizer, contrast, top_k=SIZE, universal_filter=False, settings=SETTINGS)
+    assert isinstance(plain, Circuit) and circuit.sha256 == plain.sha256
+    assert all(neuron.expert is not None for neuron in circuit.neurons)
+    assert record.jaccard_random == pytest.approx((SIZE / (4 * 144)) / (2 - SIZE / (4 * 144)))
+    model, split = tiny("mixtral"), split_prompts(contrast, FOLDS)
+    for number, fold in enumerate(record.folds):
+        part = without(contrast, split, number)
+        own = measure(model, tokenizer, part, universal_filter=False, settings=SETTINGS).circuit(top_k=SIZE)
+        assert fold.circuit_sha256 == own.sha256
