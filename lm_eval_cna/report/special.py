@@ -19,6 +19,9 @@ from lm_eval_cna.report.stability import FOLD_HEAD, fold_rows, pair_rows, stabil
 from lm_eval_cna.report.tables import Entry, Table, change, label, p_value, signed
 from lm_eval_cna.thirds import THIRDS, third_of_layers
 
+#: What kinds of random neurons are called along an axis, where six names have to fit.
+_SHORT = {"random": "own", "random-bottom": "bottom", "random-middle": "mid", "random-top": "top"}
+
 
 @dataclass(frozen=True)
 class Special:
@@ -114,7 +117,7 @@ def _panel(found: Standing, palette: Palette) -> Panel:
         mean, low, high = (factor * value for value in (rival.null.mean, rival.null.low, rival.null.high))
         text = f"random neurons {RIVALS[rival.method]}: {low:+.3g} to {high:+.3g}"
         bands.append(Point(len(names), mean, low, high, text))
-        names.append("own" if rival.method == "random" else rival.method.removeprefix("random-"))
+        names.append(_SHORT[rival.method])
     series = [Series("circuit", "ranges", palette.of("cna", None), (circuit,))]
     if bands:
         series.append(Series("random neurons, range over seeds", "ranges", -1, tuple(bands)))
@@ -129,7 +132,7 @@ def _panel(found: Standing, palette: Palette) -> Panel:
     unit = ", points" if found.kind == "rate" else ""
     return Panel(
         f"{found.task}: m = {found.multiplier:g}",
-        "random neurons: of its own layers, of a third",
+        "random neurons: own layers, each third",
         f"change of {metric_name(found.metric)}{unit}",
         tuple(series),
         (-0.5, len(names) - 0.5),
