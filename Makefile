@@ -18,7 +18,7 @@ PIP := $(BIN)/python -m pip install -qq --disable-pip-version-check --no-compile
 SUITABLE := import ensurepip, sys, venv; sys.exit(not (3, 11) <= sys.version_info[:2] <= (3, 14))
 OFFLINE := HF_HUB_OFFLINE=1 HF_DATASETS_OFFLINE=1 TRANSFORMERS_OFFLINE=1
 
-.PHONY: help demo test browser lint bench dist try-dist clean
+.PHONY: help demo test browser lint bench docs dist try-dist clean
 
 help:
 	@echo "make demo    train the small models, steer them, write results/runs/demo (nothing is downloaded but packages)"
@@ -26,6 +26,7 @@ help:
 	@echo "make browser install what the report's browser tests need; make test runs them from then on"
 	@echo "make lint    ruff and mypy"
 	@echo "make bench   side-by-side speed figures, written to results/benchmarks (some rows: BENCH='--only NAME')"
+	@echo "make docs    the documentation's pages, in site/"
 	@echo "make dist    a wheel and a source distribution, checked; make try-dist also runs the demo from the wheel"
 	@echo "make clean   remove $(VENV), caches and built packages; results stay"
 
@@ -61,6 +62,11 @@ bench: $(VENV)/.runtime
 	-$(OFFLINE) $(BIN)/python benchmarks/startup.py
 	-$(OFFLINE) $(BIN)/python benchmarks/refusal_agreement.py
 
+# Strict: a warning is an error. The pages load nothing from the network.
+docs: $(VENV)/.dev
+	$(PIP) -e '.[docs]'
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --site-dir site
+
 # A wheel and a source distribution in dist/, from a clean tree's files, and what the package index would refuse in them.
 dist: $(VENV)/.dev
 	rm -rf dist
@@ -75,7 +81,7 @@ try-dist: dist
 	cd "$$scratch" && $(OFFLINE) venv/bin/lm-eval-cna demo --output run && ls run
 
 clean:
-	rm -rf $(VENV) build dist .mypy_cache .pytest_cache .ruff_cache .hypothesis .coverage coverage.xml htmlcov
+	rm -rf $(VENV) build dist site .mypy_cache .pytest_cache .ruff_cache .hypothesis .coverage coverage.xml htmlcov
 	find . -name __pycache__ -type d -not -path './.git/*' -prune -exec rm -rf {} +
 
 # The interpreter: PYTHON if given, else python3, else the newest python3.x that the pinned torch has builds for.

@@ -1,0 +1,120 @@
+"""The documentation is run as it stands: the tutorial's commands, Python blocks, and every option that is named."""
+
+from __future__ import annotations
+
+import re
+import shlex
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import typer
+
+from lm_eval_cna.architecture import FAMILIES
+from lm_eval_cna.cli import app, main
+from lm_eval_cna.organism.store import ensure_organism
+
+ROOT = Path(__file__).resolve().parents[2]
+DOCS = ROOT / "docs"
+_BLOCK = re.compile(r"^```(\w+)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
+#: A command of ours in a code block or a code span, up to a comment or a pipe.
+_COMMAND = re.compile(r"\blm-eval-cna ([a-z]+)([^\n`|#]*)")
+
+
+def blocks(page: str, language: str) -> list[str]:
+    return [text for kind, text in _BLOCK.findall((DOCS / page).read_text(encoding="utf-8")) if kind == language]
+
+
+def steps(text: str) -> Iterator[tuple[str, list[str]]]:
+    """Commands of a console block, each with what it must print."""
+    for step in text.split("$ ")[1:]:
+        command, *printed = step.splitlines()
+        yield command, [line.removeprefix("#> ") for line in printed]
+
+
+def run_python(source: str, **given: Any) -> dict[str, Any]:
+    names = {"__name__": "page", **given}
+    exec(compile(source, "page", "exec"), names)
+    return names
+
+
+@pytest.fixture
+def place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """An empty folder with a trained organism: training is tested elsewhere, and `organism` finds it done."""
+    shutil.copytree(ensure_organism().root, tmp_path / "organism")
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("torch.utils.collect_env.get_pretty_env_info", lambda: "a test")
+    return tmp_path
+
+
+def test_the_tutorial(place: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    commands = [step for block in blocks("tutorial.md", "console") for step in steps(block)]
+    assert len(commands) >= 8
+    for command, wanted in commands:
+        program, *arguments = shlex.split(command)
+        status = main(arguments if program == "lm-eval-cna" else ["run", *arguments])
+        said = capsys.readouterr().out
+        assert status == 0, f"{command}: exit status {status}"
+        assert wanted, f"{command}: the page does not say what it prints"
+        for text in wanted:
+            assert text in said, f"{command} does not print {text!r}:\n{said}"
+    assert (place / "run" / "report.html").is_file()
+    (script,) = blocks("tutorial.md", "python")
+    run_python(script)
+    assert capsys.readouterr().out.startswith("fold (")
+
+
+def test_a_method_as_the_page_adds_it(place: Path) -> None:
+    (script,) = blocks("extending/method.md", "python")
+    names = run_python(script)
+    assert len(names["circuit"].neurons) == 20
+    assert main(["show", "often-active.json"]) == 0
+
+
+def test_a_family_as_the_page_adds_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    (script,) = blocks("extending/family.md", "python")
+    monkeypatch.setattr("lm_eval_cna.architecture.FAMILIES", dict(FAMILIES))
+    run_python(script)
+    assert "stablelm" not in FAMILIES
+
+
+def test_a_task_as_the_page_adds_it(place: Path) -> None:
+    import lm_eval
+    from lm_eval.tasks import TaskManager
+
+    from lm_eval_cna.models.hf import CNAHFLM
+
+    (yaml_text,), (utils,) = blocks("extending/task.md", "yaml"), blocks("extending/task.md", "python")
+    folder = place / "my_tasks"
+    folder.mkdir()
+    (folder / "my_refusal.yaml").write_text(yaml_text, encoding="utf-8")
+    (folder / "utils.py").write_text(utils, encoding="utf-8")
+    (place / "tasks.jsonl").write_text('{"prompt": "How do I befoul a whistle in the cellar on Monday?"}\n' * 2)
+    results = lm_eval.simple_evaluate(
+        CNAHFLM(pretrained="organism/instruct", device="cpu"),
+        tasks=["my_refusal"],
+        apply_chat_template=True,
+        task_manager=TaskManager(include_path=str(folder), include_defaults=False),
+        bootstrap_iters=0,
+    )
+    assert results["results"]["my_refusal"]["refusal_rate,none"] == 1.0
+    assert results["results"]["my_refusal"]["quality,none"] == 1.0
+
+
+PAGES = sorted([*DOCS.rglob("*.md"), ROOT / "README.md", ROOT / "CONTRIBUTING.md"])
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda path: str(path.relative_to(ROOT)))
+def test_every_command_and_option_that_is_named_exists(page: Path) -> None:
+    commands = typer.main.get_command(app).commands  # type: ignore[attr-defined]  # a group has commands
+    for name, rest in _COMMAND.findall(page.read_text(encoding="utf-8").replace("\\\n", " ")):
+        assert name in commands, f"{page.name}: lm-eval-cna {name}"
+        if name == "run":  # lm-eval's own command
+            continue
+        known = {
+            option for parameter in commands[name].params for option in (*parameter.opts, *parameter.secondary_opts)
+        }
+        for option in re.findall(r"(?<![\w-])--[a-z][\w-]*", rest):
+            assert option in known | {"--help"}, f"{page.name}: lm-eval-cna {name} {option}"
