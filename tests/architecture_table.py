@@ -139,9 +139,11 @@ def _cell(found: Ran, way: str) -> str:
 
 
 def _passed(kept: dict[str, Any], architecture: str) -> str:
-    """What was run of an engine and agreed; what was run and did not says so."""
+    """What was run of an engine and agreed; what was run and did not is named too."""
     checks = kept.get("families", {}).get(architecture, {})
-    return ", ".join(f"{name}" if agreed is True else f"not {name}" for name, agreed in sorted(checks.items()))
+    if checks and not any(checks.values()):
+        return "no"
+    return ", ".join(name if agreed is True else f"not {name}" for name, agreed in sorted(checks.items()))
 
 
 def _source(name: str, kept: dict[str, Any]) -> str:

@@ -52,9 +52,12 @@ def test_what_other_engines_wrote_is_shown(tmp_path: Path, monkeypatch: pytest.M
         "machine": "2 cores",
         "families": {"LlamaForCausalLM": {"tp2": True, "tp1": True}},
     }
-    quantized = {"families": {"LlamaForCausalLM": {"a-4bit": True, "b-8bit": False}}}
+    quantized = {
+        "families": {"LlamaForCausalLM": {"a-4bit": True, "b-8bit": False}, "OlmoeForCausalLM": {"a-4bit": False}}
+    }
     (tmp_path / "vllm.json").write_text(json.dumps(vllm), encoding="utf-8")
     (tmp_path / "quantized.json").write_text(json.dumps(quantized), encoding="utf-8")
     text = table()
     assert "| Llama | dense | yes | yes | yes | tp1, tp2 | a-4bit, not b-8bit |" in text
+    assert "| OLMoE | MoE | yes | `grouped_mm`, `batched_mm` | no |  | no |" in text
     assert text.endswith("\nvLLM: vllm 1.2, on 2 cores.\n")
