@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import os
+import shlex
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -27,11 +29,16 @@ DIFFERENT = 1
 _SHOWN = 20  # differences; the first ones are the largest
 
 if TYPE_CHECKING:
+    from threading import Event
+
+    from lm_eval_cna.sweep.config import SweepConfig
     from lm_eval_cna.sweep.place import Place
 
 
 def sweep(
-    config: Annotated[Path | None, typer.Argument(help="YAML file that says the same as the flags, and more.")] = None,
+    config: Annotated[
+        Path | None, typer.Argument(help="YAML file that says the same as the flags, and more; or many runs.")
+    ] = None,
     model: Annotated[str | None, typer.Option(help="Model name on the hub, or path.")] = None,
     output: Annotated[Path | None, typer.Option(help="Run directory; a rerun continues there.")] = None,
     circuit: Annotated[str | None, typer.Option(help="Circuit file; without, it is discovered.")] = None,
@@ -78,8 +85,10 @@ def sweep(
 ) -> None:
     """Compare CNA, CAA, random neurons and the baseline over multipliers, from one model load, and report."""
     from lm_eval_cna.sweep.config import parse_config, read_config
+    from lm_eval_cna.sweep.runs import holds_runs, parse_runs
 
-    values: dict[str, Any] = read_config(config) if config is not None else {}
+    if judge_model is None and judge_model_args is not None:
+        raise ConfigError("--judge-model-args without a judge", do="give --judge-model NAME too")
     flags: dict[str, Any] = {
         "model": model,
         "output": output,
@@ -96,33 +105,60 @@ def sweep(
         "limit": limit,
         "mode": mode,
     }
-    values |= {name: value for name, value in flags.items() if value is not None}
-    if model_args is not None:
-        values["model_args"] = completed(values, "model_args", arguments_of("--model-args", model_args))
-    for name, text in (
-        ("wandb_args", wandb_args),
-        ("wandb_config_args", wandb_config_args),
-        ("trackio_args", trackio_args),
-        ("hf_hub_log_args", hf_hub_log_args),
-    ):
-        if text is not None:
-            values[name] = completed(values, name, arguments_of(f"--{name}", text))
+    mappings = {
+        name: arguments_of(f"--{name.replace('model_args', 'model-args')}", text)
+        for name, text in (
+            ("model_args", model_args),
+            ("wandb_args", wandb_args),
+            ("wandb_config_args", wandb_config_args),
+            ("trackio_args", trackio_args),
+            ("hf_hub_log_args", hf_hub_log_args),
+        )
+        if text is not None
+    }
     if judge_model is not None:
-        values["judge"] = completed(values, "judge", _judge_values(judge_model, judge_model_args))
-    elif judge_model_args is not None:
-        raise ConfigError("--judge-model-args without a judge", do="give --judge-model NAME too")
-    checked = parse_config(values)
+        mappings["judge"] = _judge_values(judge_model, judge_model_args)
+
+    def with_flags(values: dict[str, Any]) -> dict[str, Any]:
+        values = values | {name: value for name, value in flags.items() if value is not None}
+        return values | {name: completed(values, name, more) for name, more in mappings.items()}
+
+    values: dict[str, Any] = read_config(config) if config is not None else {}
+    if holds_runs(values):
+        own = [f"--{name}" for name in ("model", "circuit", "vectors") if flags[name] is not None]
+        if own:
+            raise ConfigError(f"{own[0]} with a file of many runs", do="each run says its own")
+        root = {} if output is None else {"output": str(output)}
+        flags["output"] = None
+        _sweep_many(parse_runs(values | root, with_flags), ray, cpus_per_task, gpus_per_task)
+        return
+    checked = parse_config(with_flags(values))
     from lm_eval_cna.report.page import write_report
     from lm_eval_cna.sweep.runner import run_sweep
 
-    with progress(errors) as tell, _place(ray, cpus_per_task, gpus_per_task) as place:
+    with progress(errors) as tell, _places(ray, cpus_per_task, gpus_per_task) as places:
+        place = None if places is None else places(None)
         directory = run_sweep(checked, progress=tell, command=typed_command(), place=place)
     print_report(write_report([directory], directory.path, samples=samples))
 
 
+def _sweep_many(configs: list[SweepConfig], ray: str | None, cpus: float | None, gpus: float | None) -> None:
+    """Run the sweeps of a file, and say what makes one table of them."""
+    from lm_eval_cna.report.page import write_report
+    from lm_eval_cna.sweep.many import run_sweeps
+
+    with progress(errors) as tell, _places(ray, cpus, gpus) as places:
+        directories = run_sweeps(configs, progress=tell, command=typed_command(), places=places)
+    for directory in directories:
+        say(f"report: {write_report([directory], directory.path)}")
+    paths = [str(directory.path) for directory in directories]
+    board = Path(os.path.commonpath([os.path.dirname(path) for path in paths])) / "leaderboard"
+    say(f"all in one table: lm-eval-cna leaderboard {shlex.join(paths)} --output {shlex.quote(str(board))}")
+
+
 @contextmanager
-def _place(address: str | None, cpus: float | None, gpus: float | None) -> Iterator[Place | None]:
-    """Where a sweep is computed; None is this process."""
+def _places(address: str | None, cpus: float | None, gpus: float | None) -> Iterator[Callable[..., Place] | None]:
+    """What makes the place where a sweep is computed; None is this process."""
     if address is None:
         if (cpus, gpus) != (None, None):
             raise ConfigError(
@@ -132,7 +168,10 @@ def _place(address: str | None, cpus: float | None, gpus: float | None) -> Itera
         return
     from lm_eval_cna.sweep.ray import RayPlace, cluster
 
-    place = RayPlace(cpus_per_task=1 if cpus is None else cpus, gpus_per_task=gpus)
+    def place(stop: Event | None) -> Place:
+        return RayPlace(cpus_per_task=1 if cpus is None else cpus, gpus_per_task=gpus, stop=stop)
+
+    place(None)  # refuses wrong numbers
     with cluster(address):
         yield place
 

@@ -8,6 +8,7 @@ from contextlib import contextmanager
 from typing import Any
 
 import torch
+from safetensors import SafetensorError
 
 from lm_eval_cna.errors import ConfigError
 
@@ -82,7 +83,7 @@ def naming_the_model(pretrained: Any) -> Iterator[None]:
     """
     try:
         yield
-    except (OSError, ValueError) as error:  # no such model, or files that are not one
+    except (OSError, ValueError, SafetensorError) as error:  # no such model, or files that are not one
         raise ConfigError(
             f"cannot load the model: {error}",
             got=pretrained if isinstance(pretrained, str) else type(pretrained).__name__,

@@ -18,12 +18,14 @@ from lm_eval_cna.errors import ConfigError
 from lm_eval_cna.fit import shape_of
 from lm_eval_cna.judging.config import JudgeConfig
 from lm_eval_cna.judging.judge import shared_judge
+from lm_eval_cna.judging.task import LATER
 from lm_eval_cna.models.arguments import check_device, check_dtype
 from lm_eval_cna.models.hf import CNAHFLM
 from lm_eval_cna.sweep.answers import ROWS
 from lm_eval_cna.sweep.config import LOG_FIELDS, SweepConfig
 from lm_eval_cna.sweep.interventions import Interventions, prepare
 from lm_eval_cna.sweep.layout import Layout, lay_out
+from lm_eval_cna.sweep.logs import CellLogs
 from lm_eval_cna.sweep.rundir import RunDirectory
 
 _SCORED_ROWS = 32  # rows of a batch of log-likelihoods where the user does not say
@@ -56,8 +58,32 @@ class Begun:
         return template
 
 
-def check(config: SweepConfig) -> None:
-    """Find out what is wrong with the directory, the device or the precision before anything is loaded or written.
+@dataclass(frozen=True)
+class Checked:
+    """A sweep of which nothing is known to be wrong.
+
+    Attributes:
+        config: what was asked for.
+        manager: knows its tasks.
+        logs: where it is logged.
+    """
+
+    config: SweepConfig
+    manager: TaskManager
+    logs: CellLogs
+
+    @property
+    def directory(self) -> RunDirectory:
+        """Where it goes."""
+        return RunDirectory(self.config.output)
+
+
+def check(config: SweepConfig, manager: TaskManager | None = None) -> Checked:
+    """Find out what is wrong before anything is loaded or written: directory, device, precision, loggers, tasks, judge.
+
+    Args:
+        config: what to do.
+        manager: one that knows our tasks; building one takes seconds.
 
     Raises:
         CNAError: something is.
@@ -65,15 +91,11 @@ def check(config: SweepConfig) -> None:
     RunDirectory(config.output).check_plan(_asked_for(config))
     check_device(config.model_args.get("device"))
     check_dtype(config.model_args.get("dtype", "auto"))
-
-
-def check_tasks(config: SweepConfig, manager: TaskManager) -> None:
-    """Find out about a misspelt task, or a judge that does not answer, before a model is loaded.
-
-    Raises:
-        ConfigError: a task or the judge is not known.
-        JudgeError: the judge cannot be reached.
-    """
+    logs = CellLogs(config)
+    if manager is not None and config.metadata:
+        raise ConfigError("metadata and a task manager are both given", do="give the metadata to the task manager")
+    # Responses are judged when all are generated and the steered model is gone.
+    manager = manager or TaskManager(metadata={"pretrained": config.model, **config.metadata, "judge": LATER})
     for spec in config.tasks:
         if spec.task not in manager.task_index:
             near = [name for name in manager.all_tasks if spec.task.split("_")[0] in name][:5]
@@ -82,20 +104,20 @@ def check_tasks(config: SweepConfig, manager: TaskManager) -> None:
             )
     if config.judge is not None:
         _check_judge(config.judge)
+    return Checked(config, manager, logs)
 
 
-def begin(config: SweepConfig, manager: TaskManager, command: list[str] | None = None) -> Begun:
+def begin(checked: Checked, command: list[str] | None = None) -> Begun:
     """Load the model, find or draw the interventions, lay the sweep out and write its manifest.
 
     Args:
-        config: a checked one.
-        manager: loads the tasks.
+        checked: the sweep.
         command: what the user typed, for the manifest.
 
     Raises:
         CNAError: a file, the model or the run directory is not usable.
     """
-    directory = RunDirectory(config.output)
+    config, manager, directory = checked.config, checked.manager, checked.directory
     lm = load(config)
     interventions = prepare(config, lm, directory)
     layout = lay_out(config, lm, interventions, manager, directory)

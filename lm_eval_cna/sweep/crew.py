@@ -7,6 +7,7 @@ from collections import deque
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
+from threading import Event
 from typing import Any
 
 from lm_eval_cna import errors
@@ -78,13 +79,15 @@ class Crew:
         parcel: the packed sweep.
         needs: what each worker takes.
         tell: told how many workers are ready, of how many, and where.
+        stop: once it is set, no more work is done.
     """
 
-    def __init__(self, parcel: Mapping[str, Any], needs: Needs, tell: Progress) -> None:
+    def __init__(self, parcel: Mapping[str, Any], needs: Needs, tell: Progress, stop: Event | None = None) -> None:
         import ray
 
         self._ray = ray
         self._tell = tell
+        self._stop = stop or Event()
         gpus = needs.gpus if needs.gpus is not None else float(bool(ray.cluster_resources().get("GPU")))
         self._needs = {"CPU": needs.cpus, **({"GPU": gpus} if gpus else {})}
         # What came back is kept by the sweep, so Ray itself never tries again.
@@ -120,6 +123,8 @@ class Crew:
         """
         queue, left = deque(jobs), len(jobs)
         while left:
+            if self._stop.is_set():
+                raise RunError("stopped", do=_CONTINUE)
             self._hire(queue)
             self._hand_out(queue)
             self._show()

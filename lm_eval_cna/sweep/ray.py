@@ -11,6 +11,7 @@ import logging
 import os
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from threading import Event
 from typing import Any
 
 from lm_eval_cna.errors import ConfigError
@@ -70,10 +71,14 @@ class RayPlace:
     Args:
         cpus_per_task: of each worker.
         gpus_per_task: of each worker; by default 1 where the cluster has any, else none.
+        stop: ends the computing with an error soon after it is set.
     """
 
-    def __init__(self, *, cpus_per_task: float = 1, gpus_per_task: float | None = None) -> None:
+    def __init__(
+        self, *, cpus_per_task: float = 1, gpus_per_task: float | None = None, stop: Event | None = None
+    ) -> None:
         self._needs = Needs(cpus_per_task, gpus_per_task)
+        self._stop = stop
         self._measured: list[dict[str, Any]] | None = None
 
     def answers(self, begun: Begun, batches: Sequence[Batch], tell: Progress) -> Iterator[tuple[Batch, list[Response]]]:
@@ -89,7 +94,7 @@ class RayPlace:
             return
         parcel = pack_sweep(begun)
         _put_weights_away(begun)
-        with Crew(parcel, self._needs, tell) as crew:
+        with Crew(parcel, self._needs, tell, self._stop) as crew:
             for job, value in crew.work(jobs):
                 if job.batch is None:
                     self._measured = value

@@ -23,15 +23,12 @@ from lm_eval.utils import handle_non_serializable
 from torch.utils import collect_env
 
 from lm_eval_cna import entry
-from lm_eval_cna.errors import ConfigError
-from lm_eval_cna.judging.task import LATER
 from lm_eval_cna.sweep.batches import Batch
-from lm_eval_cna.sweep.begin import Begun, begin, check, check_tasks
+from lm_eval_cna.sweep.begin import Begun, Checked, begin, check
 from lm_eval_cna.sweep.config import SweepConfig
 from lm_eval_cna.sweep.interventions import file_of
 from lm_eval_cna.sweep.judged import judge_run
 from lm_eval_cna.sweep.layout import parts_of
-from lm_eval_cna.sweep.logs import CellLogs
 from lm_eval_cna.sweep.place import Place, Progress, ThisProcess
 from lm_eval_cna.sweep.replay import Replay
 from lm_eval_cna.sweep.rundir import RunDirectory
@@ -63,27 +60,25 @@ def run_sweep(
     entry.register()
     tell = progress or (lambda stage, done, total, detail: None)
     directory = RunDirectory(config.output)
-    with directory.lock(), _quiet_lm_eval(), _done_once():
-        # What can be wrong is found before anything is loaded or written.
-        check(config)
-        logs = CellLogs(config)
-        if task_manager is not None and config.metadata:
-            raise ConfigError("metadata and a task manager are both given", do="give the metadata to the task manager")
-        # Responses are judged when all are generated and the steered model is gone.
-        metadata = {"pretrained": config.model, **config.metadata, "judge": LATER}
-        manager = task_manager or TaskManager(metadata=metadata)
-        check_tasks(config, manager)
-        begun = begin(config, manager, command)
-        compute(begun, place or ThisProcess(), tell)
-        evaluate(begun, tell)
-        chat_template = begun.chat_template
-        del begun
-        if config.judge is not None:
-            gc.collect()  # the steered model's memory, for a judge on the same machine
-            torch.cuda.empty_cache()
-            judge_run(directory, config.judge, progress=functools.partial(tell, "judge"))
-        logs.publish(directory, chat_template=chat_template)
+    with directory.lock(), lm_eval_once():
+        run_checked(check(config, task_manager), tell=tell, command=command, place=place)
     return directory
+
+
+def run_checked(
+    checked: Checked, *, tell: Progress, command: list[str] | None = None, place: Place | None = None
+) -> None:
+    """Run a sweep that is known to be sound, in a locked directory and within `lm_eval_once`.
+
+    Raises:
+        CNAError: a file, the model or the run directory is not usable.
+    """
+    begun = begin(checked, command)
+    compute(begun, place or ThisProcess(), tell)
+    evaluate(begun, tell)
+    chat_template = begun.chat_template
+    del begun  # and the model's memory with it, for a judge on the same machine
+    conclude(checked, chat_template, tell)
 
 
 def compute(begun: Begun, place: Place, tell: Progress) -> None:
@@ -156,6 +151,20 @@ def evaluate(begun: Begun, tell: Progress) -> None:
     begun.directory.write_text("summary.json", summary.model_dump_json(indent=1, by_alias=True) + "\n")
 
 
+def conclude(checked: Checked, chat_template: str | None, tell: Progress) -> None:
+    """Have the judge grade what was said, and log the cells.
+
+    Raises:
+        CNAError: the judge or a logger fails; what was finished is kept.
+    """
+    config, directory = checked.config, checked.directory
+    if config.judge is not None:
+        gc.collect()
+        torch.cuda.empty_cache()
+        judge_run(directory, config.judge, progress=functools.partial(tell, "judge"))
+    checked.logs.publish(directory, chat_template=chat_template)
+
+
 def _evaluate_cells(begun: Begun, store: ResponseStore, tell: Progress) -> None:
     lm, sweep, directory = begun.lm, begun.layout, begun.directory
     todo = [
@@ -185,28 +194,23 @@ def _evaluate_cells(begun: Begun, store: ResponseStore, tell: Progress) -> None:
 
 
 @contextmanager
-def _quiet_lm_eval() -> Iterator[None]:
-    """Silence lm-eval's remarks below errors, which it repeats for every task and cell."""
+def lm_eval_once() -> Iterator[None]:
+    """Let lm-eval do and say once what it does and says anew for every cell, with the same outcome.
+
+    Its results file describes the environment (half a second of `pip list` and the like), it compiles a task's
+    templates for every document (half of the time of an evaluation whose responses are there already), and it repeats
+    its remarks below errors.
+    """
+    described = functools.cache(collect_env.get_pretty_env_info)
+    compiled = functools.lru_cache(maxsize=4096)(lm_eval.utils.env.from_string)
     logger = logging.getLogger("lm_eval")
     level = logger.level
     logger.setLevel(logging.ERROR)
     try:
-        yield
+        with (
+            mock.patch.object(collect_env, "get_pretty_env_info", described),
+            mock.patch.object(lm_eval.utils.env, "from_string", compiled),
+        ):
+            yield
     finally:
         logger.setLevel(level)
-
-
-@contextmanager
-def _done_once() -> Iterator[None]:
-    """Let lm-eval do once a sweep what it does anew for every cell, with the same outcome.
-
-    Its results file describes the environment (half a second of `pip list` and the like), and it compiles a task's
-    templates for every document (half of the time of an evaluation whose responses are there already).
-    """
-    described = functools.cache(collect_env.get_pretty_env_info)
-    compiled = functools.lru_cache(maxsize=4096)(lm_eval.utils.env.from_string)
-    with (
-        mock.patch.object(collect_env, "get_pretty_env_info", described),
-        mock.patch.object(lm_eval.utils.env, "from_string", compiled),
-    ):
-        yield

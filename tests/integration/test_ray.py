@@ -23,6 +23,7 @@ from lm_eval_cna.errors import ConfigError  # noqa: E402
 from lm_eval_cna.resources import tasks_dir  # noqa: E402
 from lm_eval_cna.sweep import crew, runner  # noqa: E402
 from lm_eval_cna.sweep.config import parse_config  # noqa: E402
+from lm_eval_cna.sweep.many import run_sweeps  # noqa: E402
 from lm_eval_cna.sweep.ray import RayPlace  # noqa: E402
 from lm_eval_cna.sweep.rundir import RunDirectory  # noqa: E402
 from tests.checkpoints import save_llama  # noqa: E402
@@ -38,9 +39,9 @@ torch.utils.collect_env.get_pretty_env_info = lambda: "a test"
 from lm_eval.tasks import TaskManager
 from lm_eval_cna.cli import main
 from lm_eval_cna.resources import tasks_dir
-from lm_eval_cna.sweep import runner
+from lm_eval_cna.sweep import begin, runner
 manager = TaskManager(include_path=str(tasks_dir()), include_defaults=False)
-runner.TaskManager = lambda **_: manager
+begin.TaskManager = lambda **_: manager
 if "INTERRUPT" in os.environ:
     def interrupted(store, responses, put=runner.ResponseStore.put):
         put(store, responses)
@@ -225,6 +226,28 @@ def test_a_users_error_on_a_worker_is_one_clear_line(
     with pytest.raises(ConfigError, match=r"^on \S+: cannot load the model: .*not-on-that-machine") as caught:
         runner.run_sweep(asked(model, tmp_path / "run"), task_manager=manager, place=RayPlace())
     assert "\n" not in str(caught.value) and "ray::" not in str(caught.value)
+
+
+def test_many_models_run_together(
+    nodes: Nodes, model: Path, manager: TaskManager, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("lm_eval_cna.sweep.begin.TaskManager", lambda **_: manager)
+    other = save_llama(tmp_path / "other", seed=1)
+    small = {"methods": ["cna"], "tasks": ["organism_refusal"]}
+    nodes.second()
+    told: list[str] = []
+    found = run_sweeps(
+        [asked(path, tmp_path / "together" / path.name, **small) for path in (model, other)],
+        places=lambda stop: RayPlace(stop=stop),
+        progress=lambda stage, *_: told.append(stage),
+    )
+    # Both begin before either is evaluated, and each is what it is alone.
+    assert max(map(told.index, ("tiny: responses", "other: responses"))) < min(
+        map(told.index, ("tiny: cells", "other: cells"))
+    )
+    for path, run in zip((model, other), found, strict=True):
+        alone = runner.run_sweep(asked(path, tmp_path / "alone" / path.name, **small), task_manager=manager)
+        assert_the_same(run, alone)
 
 
 def test_an_interrupted_command_keeps_what_is_finished_and_goes_on(

@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import sys
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +17,7 @@ from lm_eval_cna.errors import ConfigError
 from lm_eval_cna.resources import tasks_dir
 from lm_eval_cna.sweep import worker as workers
 from lm_eval_cna.sweep.answers import compute
-from lm_eval_cna.sweep.begin import Begun, begin
+from lm_eval_cna.sweep.begin import Begun, begin, check
 from lm_eval_cna.sweep.config import parse_config
 from lm_eval_cna.sweep.parcel import pack_batch, pack_sweep, unpack_batch, unpack_interventions, unpack_responses
 from lm_eval_cna.sweep.place import ThisProcess
@@ -41,7 +42,9 @@ def begun(model: Path, tmp_path_factory: pytest.TempPathFactory) -> Begun:
         "model_args": {"model": "m", "base_url": "http://h", "api_key": "sk-4711"},
     }
     asked = values(model, tmp_path_factory.mktemp("run") / "run", methods=["cna", "caa", "random", "random-vectors"])
-    return begin(parse_config({**asked, "judge": judge, "top_k": [2, 4], "scale": 0.5}), manager)
+    config = parse_config({**asked, "judge": judge, "top_k": [2, 4], "scale": 0.5})
+    without = config.model_copy(update={"judge": None})  # who is not there to be asked a trial question
+    return replace(begin(check(without, manager)), config=config)
 
 
 @pytest.fixture(scope="module")

@@ -1,0 +1,134 @@
+"""Many sweeps as one job, such as the models of a leaderboard: one file, every run checked before the first begins."""
+
+from __future__ import annotations
+
+import gc
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor, as_completed
+from contextlib import ExitStack, contextmanager
+from threading import Event
+
+import torch
+from transformers import AutoConfig
+
+from lm_eval_cna import entry
+from lm_eval_cna.contrast import load_contrast
+from lm_eval_cna.errors import CNAError, ConfigError, RunError
+from lm_eval_cna.intervention import read_intervention
+from lm_eval_cna.models.arguments import naming_the_model
+from lm_eval_cna.sweep.begin import Begun, Checked, begin, check
+from lm_eval_cna.sweep.config import SweepConfig
+from lm_eval_cna.sweep.place import Place, Progress
+from lm_eval_cna.sweep.rundir import RunDirectory
+from lm_eval_cna.sweep.runner import compute, conclude, evaluate, lm_eval_once, run_checked
+
+#: Makes the place for one run; a place gives up soon after the event is set.
+Places = Callable[[Event], Place]
+
+
+def run_sweeps(
+    configs: Sequence[SweepConfig],
+    *,
+    progress: Progress | None = None,
+    command: list[str] | None = None,
+    places: Places | None = None,
+) -> list[RunDirectory]:
+    """Run many sweeps: one after another here, or all at the same time where `places` computes them.
+
+    What goes wrong in one run leaves the others alone and is said at the end.
+
+    Args:
+        configs: the sweeps, each with an output of its own.
+        progress: as for `run_sweep`; stages begin with the name of the run directory.
+        command: what the user typed, for the manifests.
+        places: for runs that are computed elsewhere; their answers are awaited together.
+
+    Raises:
+        CNAError: a run is not usable, before the first has begun; or some runs have failed.
+    """
+    entry.register()
+    tell = progress or (lambda stage, done, total, detail: None)
+    checked = [_check_run(config, number, len(configs), tell) for number, config in enumerate(configs)]
+    tell("checks", len(configs), len(configs), "")
+    failed: dict[str, str] = {}
+    with lm_eval_once():
+        if places is None:
+            for one in checked:
+                with _set_aside(one, failed), one.directory.lock():
+                    run_checked(one, tell=_named(one, tell), command=command)
+        else:
+            _run_together(checked, places, tell, command, failed)
+    if failed:
+        raise RunError(
+            f"{len(failed)} of {len(configs)} runs failed: "
+            + "; ".join(f"{name}: {why}" for name, why in failed.items()),
+            do="the others are finished, and the same command goes on with these",
+        )
+    return [one.directory for one in checked]
+
+
+def _run_together(
+    checked: Sequence[Checked], places: Places, tell: Progress, command: list[str] | None, failed: dict[str, str]
+) -> None:
+    """Begin all runs; while their answers come in, each in a thread that writes them, evaluate those that have all.
+
+    The threads call neither lm-eval nor a model: those keep what they know in globals.
+    """
+    stop = Event()
+    waiting: dict[Future[None], tuple[Checked, Begun]] = {}
+    with ThreadPoolExecutor(len(checked)) as threads, ExitStack() as locks:
+        try:
+            for one in checked:
+                with _set_aside(one, failed):
+                    locks.enter_context(one.directory.lock())
+                    begun = begin(one, command)
+                    waiting[threads.submit(compute, begun, places(stop), _named(one, tell))] = one, begun
+            for finished in as_completed(waiting):
+                one, begun = waiting[finished]
+                with _set_aside(one, failed):
+                    finished.result()
+                    evaluate(begun, _named(one, tell))
+                    conclude(one, begun.chat_template, _named(one, tell))
+        except BaseException:
+            stop.set()  # the threads are waited for, so that what they have is written
+            raise
+
+
+@contextmanager
+def _set_aside(one: Checked, failed: dict[str, str]) -> Iterator[None]:
+    """Remember what went wrong in a run, and free its model's memory."""
+    try:
+        yield
+    except CNAError as error:
+        failed[one.directory.path.name] = str(error)
+    finally:
+        gc.collect()
+        torch.cuda.empty_cache()
+
+
+def _named(one: Checked, tell: Progress) -> Progress:
+    return lambda stage, done, total, detail: tell(f"{one.directory.path.name}: {stage}", done, total, detail)
+
+
+def _check_run(config: SweepConfig, number: int, total: int, tell: Progress) -> Checked:
+    """Find out what is wrong with a run without loading its model.
+
+    Raises:
+        ConfigError: something is, named by the run.
+    """
+    tell("checks", number, total, config.output.name)
+    try:
+        if "gguf_file" not in config.model_args:
+            known = {
+                name: config.model_args[name] for name in ("revision", "trust_remote_code") if name in config.model_args
+            }
+            with naming_the_model(config.model):
+                AutoConfig.from_pretrained(config.model, **known)
+        for given in (config.circuit, config.vectors):
+            if given is not None:
+                read_intervention(given)
+        if config.circuit is None and not RunDirectory(config.output).begun:
+            load_contrast(config.contrast)
+        return check(config)
+    except CNAError as error:
+        raise ConfigError(f"run {config.output.name}: {error}") from error
