@@ -20,7 +20,7 @@ from lm_eval_cna.sweep.begin import Begun, Checked, begin, check
 from lm_eval_cna.sweep.config import SweepConfig
 from lm_eval_cna.sweep.place import Place, Progress
 from lm_eval_cna.sweep.rundir import RunDirectory
-from lm_eval_cna.sweep.runner import compute, conclude, evaluate, lm_eval_once, run_checked
+from lm_eval_cna.sweep.runner import compute, conclude, evaluate, lm_eval_once, run_checked, self_check
 
 #: Makes the place for one run; a place gives up soon after the event is set.
 Places = Callable[[Event], Place]
@@ -82,9 +82,10 @@ def _run_together(
                 with _set_aside(one, failed):
                     locks.enter_context(one.directory.lock())
                     begun = begin(one, command)
+                    self_check(begun, _named(one, tell))
                     waiting[threads.submit(compute, begun, places(stop), _named(one, tell))] = one, begun
             for finished in as_completed(waiting):
-                one, begun = waiting[finished]
+                one, begun = waiting.pop(finished)
                 with _set_aside(one, failed):
                     finished.result()
                     evaluate(begun, _named(one, tell))

@@ -32,6 +32,7 @@ def pack_sweep(begun: Begun) -> dict[str, Any]:
         "config": begun.config.model_dump(mode="json", exclude={"judge", *LOG_FIELDS}),
         "mode": begun.layout.mode,
         "cells": [cell._asdict() for cell in begun.layout.cells],
+        "modes": list(begun.layout.modes),
         "contexts": list(begun.layout.contexts),
         "interventions": _pack_interventions(begun.interventions),
         "versions": versions(),

@@ -113,7 +113,7 @@ class RayPlace:
 
 def _put_weights_away(begun: Begun) -> None:
     """Free the memory of the model, which from here on only renders prompts and is described in results files."""
-    for setting in begun.layout.settings:
-        begun.lm.steering_info(setting, begun.layout.mode)  # looks at weights, once
+    for setting, mode in zip(begun.layout.settings, begun.layout.modes, strict=True):
+        begun.lm.steering_info(setting, mode)  # looks at weights, once
     if getattr(begun.lm.model, "hf_device_map", None) is None:
         begun.lm.model.to("meta")

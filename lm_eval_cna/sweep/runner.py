@@ -74,11 +74,26 @@ def run_checked(
         CNAError: a file, the model or the run directory is not usable.
     """
     begun = begin(checked, command)
+    self_check(begun, tell)
     compute(begun, place or ThisProcess(), tell)
     evaluate(begun, tell)
     chat_template = begun.chat_template
     del begun  # and the model's memory with it, for a judge on the same machine
     conclude(checked, chat_template, tell)
+
+
+def self_check(begun: Begun, tell: Progress) -> None:
+    """Prove the steering on the model that is there, if an answer is missing.
+
+    Raises:
+        SteeringError: it does not do what it says.
+    """
+    with ResponseStore(begun.directory.path) as store:
+        todo = _missing(begun, store)
+    if todo:
+        tell("self-check", 0, 1, "m = 1 is the identity, m = 0 is not, undo restores")
+        prove_sweep(begun)
+        tell("self-check", 1, 1, "")
 
 
 def compute(begun: Begun, place: Place, tell: Progress) -> None:
@@ -91,13 +106,8 @@ def compute(begun: Begun, place: Place, tell: Progress) -> None:
     with ResponseStore(directory.path) as store:
         todo = _missing(begun, store)
         total, left = sum(len(batch.rows) for batch in sweep.plan), sum(len(batch.rows) for batch in todo)
-        done, tokens = total - left, 0
-        if todo:
-            tell("self-check", 0, 1, "m = 1 is the identity, m = 0 is not, undo restores")
-            prove_sweep(begun)
-            tell("self-check", 1, 1, "")
+        done, tokens, started = total - left, 0, time.monotonic()
         tell("responses", done, total, "")
-        started = time.monotonic()
         for batch, responses in place.answers(begun, todo, tell):
             store.put(
                 {

@@ -60,8 +60,8 @@ class Worker:
         interventions = unpack_interventions(parcel)
         self._lm = load(self._config)
         self._settings = [interventions.setting(Cell(**cell)) for cell in parcel["cells"]]
-        for setting, context in zip(self._settings, parcel["contexts"], strict=True):
-            if self._lm.fingerprint_of(setting, self._mode) != context:
+        for setting, mode, context in zip(self._settings, parcel["modes"], parcel["contexts"], strict=True):
+            if self._lm.fingerprint_of(setting, mode) != context:
                 raise RunError(
                     f"{self._config.model} is another model here than where the sweep was begun",
                     do="give all machines the same files: weights, precision, tokenizer and generation_config count",
