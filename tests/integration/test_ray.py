@@ -54,7 +54,9 @@ _OBJECTS = 80 * 2**20  # bytes; Ray's least is 75 MiB
 _NODE = {"num_cpus": 1, "num_gpus": 0, "object_store_memory": _OBJECTS}
 # A node whose processes are gone is known to be dead after three seconds instead of fifteen.
 _HEALTH = {"health_check_initial_delay_ms": 1000, "health_check_period_ms": 1000, "health_check_failure_threshold": 3}
+SMALL: dict[str, Any] = {"methods": ["cna"], "tasks": ["organism_refusal"]}
 BATCH = 2
+BATCHES = 18 + 1  # four prompts of nine cells by two, and what is scored
 
 
 class Nodes(NamedTuple):
@@ -188,23 +190,28 @@ def test_a_killed_node_changes_nothing(
 ) -> None:
     nodes.second()
     told: list[tuple[str, int, int, str]] = []
-    killed_at = 0
+    kept_when_killed = 0
 
     def tell(*step: Any) -> None:
-        nonlocal killed_at
+        nonlocal kept_when_killed
         told.append(step)
         stage, done, total, _ = step
-        if stage == "workers" and done == total == 2 and not killed_at:
+        if stage == "workers" and done == total == 2 and not kept_when_killed:
             for pid in nodes.workers():  # it holds batches now, and will not answer any more
                 os.kill(pid, signal.SIGSTOP)
-        if stage == "responses" and done >= total // 2 and not killed_at:
-            killed_at = done
+        kept = sum(event == "kept" for event, _ in ledger.events)
+        if stage == "responses" and kept == BATCHES // 2:
+            kept_when_killed = kept
             nodes.kill_second()
 
     directory = runner.run_sweep(asked(model, tmp_path / "run"), task_manager=manager, progress=tell, place=RayPlace())
-    again = [batch for batch, times in ledger.handed_out().items() if times > 1]
-    print(f"killed at {killed_at} responses; {len(ledger.handed_out())} batches, {len(again)} of them handed out again")
-    assert killed_at > 0 and 1 <= len(again) <= 2
+    handed_out = ledger.handed_out()
+    again = [batch for batch, times in handed_out.items() if times > 1]
+    print(
+        f"node killed when {kept_when_killed} of {len(handed_out)} batches were committed; {len(again)} were "
+        f"lost with it and handed out again, {sum(event == 'kept' for event, _ in ledger.events)} commits in all"
+    )
+    assert kept_when_killed and len(handed_out) == BATCHES and 1 <= len(again) <= 2
     ledger.check(contexts(directory))
     assert_the_same(directory, plain)
     workers = [step for step in told if step[0] == "workers"]
@@ -233,11 +240,10 @@ def test_many_models_run_together(
 ) -> None:
     monkeypatch.setattr("lm_eval_cna.sweep.begin.TaskManager", lambda **_: manager)
     other = save_llama(tmp_path / "other", seed=1)
-    small = {"methods": ["cna"], "tasks": ["organism_refusal"]}
     nodes.second()
     told: list[str] = []
     found = run_sweeps(
-        [asked(path, tmp_path / "together" / path.name, **small) for path in (model, other)],
+        [asked(path, tmp_path / "together" / path.name, **SMALL) for path in (model, other)],
         places=lambda stop: RayPlace(stop=stop),
         progress=lambda stage, *_: told.append(stage),
     )
@@ -246,16 +252,17 @@ def test_many_models_run_together(
         map(told.index, ("tiny: cells", "other: cells"))
     )
     for path, run in zip((model, other), found, strict=True):
-        alone = runner.run_sweep(asked(path, tmp_path / "alone" / path.name, **small), task_manager=manager)
+        alone = runner.run_sweep(asked(path, tmp_path / "alone" / path.name, **SMALL), task_manager=manager)
         assert_the_same(run, alone)
 
 
 def test_an_interrupted_command_keeps_what_is_finished_and_goes_on(
-    model: Path, plain: RunDirectory, tmp_path: Path
+    model: Path, manager: TaskManager, tmp_path: Path
 ) -> None:
+    plain = runner.run_sweep(asked(model, tmp_path / "plain", **SMALL), task_manager=manager)
     run = RunDirectory(tmp_path / "run")
     settings = tmp_path / "sweep.yaml"
-    settings.write_text(asked(model, run.path).model_dump_json(exclude_none=True), encoding="utf-8")
+    settings.write_text(asked(model, run.path, **SMALL).model_dump_json(exclude_none=True), encoding="utf-8")
     one_worker = ["--cpus-per-task", str(os.cpu_count() or 1)]
     command = [sys.executable, "-c", COMMAND, "sweep", str(settings), "--ray", "local", *one_worker]
     first = process(command, INTERRUPT="1")
