@@ -7,6 +7,7 @@ the single-layer residual vector is Panickssery et al., arXiv 2312.06681.
 from __future__ import annotations
 
 import random
+from collections import Counter
 from collections.abc import Collection, Iterable, Mapping, Sequence
 
 import torch
@@ -157,8 +158,9 @@ def random_neurons(
     taken = _positions((neuron.place for neuron in like), layout) | _positions(universal, layout)
     peers = [layout.peers(neuron) for neuron in like]
     left = {span: [position for position in span if position not in taken] for span in peers}
+    wanted_of = Counter(peers)
     for neuron, span in zip(like, peers, strict=True):
-        free, wanted = left[span], peers.count(span)
+        free, wanted = left[span], wanted_of[span]
         if wanted > len(free):
             raise ConfigError(
                 f"{_owner(neuron)} has {len(free)} neurons that are neither in the circuit nor universal",

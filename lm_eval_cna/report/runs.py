@@ -136,7 +136,9 @@ class Run:
         at = ", ".join(f"{multiplier:g}" for multiplier in self.controlled)
         controls = f"{plan.random} control seeds, matched by {plan.match}, asked at m = {at}" if at else "no controls"
         model = f"{architecture.name} of {architecture.shape}, {architecture.dtype}"
-        return f"{model}; contrast set {plan.contrast}; {controls}."
+        # A circuit that was given need not come from the contrast set that the sweep would have discovered from.
+        contrast = plan.contrast if self.circuit is None else self.circuit.discovery.contrast or "not stated"
+        return f"{model}; contrast set {contrast}; {controls}."
 
     def trade_offs(self) -> Iterator[TradeOff]:
         """The trade-off of refusal in every task that measures it, if anything was steered."""

@@ -247,6 +247,15 @@ def test_two_runs_of_one_name_have_files_of_their_own(tmp_path: Path) -> None:
     assert {"run-harm.tex", "run-2-harm.tex"} <= names
 
 
+def test_a_given_circuit_names_the_contrast_set_that_it_was_found_on(tmp_path: Path) -> None:
+    """And not the one that the sweep would have discovered from, had it been asked to."""
+    directory = run(tmp_path / "run", plan={"contrast": "refusal"})
+    found = directory.read_json("circuit.json")
+    directory.write_json("circuit.json", {**found, "discovery": {"contrast": "capitals"}})
+    written = write_report([directory], tmp_path / "report").read_text(encoding="utf-8")
+    assert "contrast set capitals;" in written
+
+
 def test_a_run_without_a_circuit_file(tmp_path: Path) -> None:
     assert "Where the circuits sit" not in report(tmp_path, circuit=None)
 
