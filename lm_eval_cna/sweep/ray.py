@@ -7,12 +7,17 @@ retries are off, since they know nothing of what is committed. Ray is imported w
 
 from __future__ import annotations
 
+import gc
 import logging
 import os
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from threading import Event
 from typing import Any
+
+import torch
+from accelerate.hooks import remove_hook_from_submodules
+from torch import nn
 
 from lm_eval_cna.errors import ConfigError
 from lm_eval_cna.sweep.batches import Batch
@@ -93,7 +98,7 @@ class RayPlace:
         if not jobs:
             return
         parcel = pack_sweep(begun)
-        _put_weights_away(begun)
+        put_weights_away(begun)
         with Crew(parcel, self._needs, tell, self._stop) as crew:
             for job, value in crew.work(jobs):
                 if job.batch is None:
@@ -111,9 +116,21 @@ class RayPlace:
         return self._measured
 
 
-def _put_weights_away(begun: Begun) -> None:
-    """Free the memory of the model, which from here on only renders prompts and is described in results files."""
+def put_weights_away(begun: Begun) -> None:
+    """Free the memory of the model, which from here on only renders prompts and is described in results files.
+
+    Quantized weights stay: what describes such a model looks at them.
+    """
     for setting, mode in zip(begun.layout.settings, begun.layout.modes, strict=True):
         begun.lm.steering_info(setting, mode)  # looks at weights, once
-    if getattr(begun.lm.model, "hf_device_map", None) is None:
-        begun.lm.model.to("meta")
+    model = begun.lm.model
+    if getattr(model, "hf_quantizer", None) is not None:
+        return
+    remove_hook_from_submodules(model)  # of a model that is cut over devices
+    shapes: dict[int, nn.Parameter] = {}  # tied weights stay one parameter
+    for module in model.modules():
+        for name, parameter in module.named_parameters(recurse=False):
+            shape = nn.Parameter(torch.empty_like(parameter, device="meta"), requires_grad=False)
+            setattr(module, name, shapes.setdefault(id(parameter), shape))
+    gc.collect()
+    torch.cuda.empty_cache()

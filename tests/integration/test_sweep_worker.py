@@ -11,6 +11,7 @@ from typing import Any
 
 import pytest
 import torch
+import transformers
 from lm_eval.tasks import TaskManager
 
 from lm_eval_cna.errors import ConfigError
@@ -21,7 +22,7 @@ from lm_eval_cna.sweep.begin import Begun, begin, check
 from lm_eval_cna.sweep.config import parse_config
 from lm_eval_cna.sweep.parcel import pack_batch, pack_sweep, unpack_batch, unpack_interventions, unpack_responses
 from lm_eval_cna.sweep.place import ThisProcess
-from lm_eval_cna.sweep.ray import cluster
+from lm_eval_cna.sweep.ray import cluster, put_weights_away
 from lm_eval_cna.sweep.worker import Worker
 from tests.checkpoints import save_llama
 from tests.integration.test_sweep import values
@@ -145,6 +146,30 @@ def test_a_bug_is_raised(opened: Worker) -> None:
     with pytest.raises(KeyError):
         opened.compute({})
     assert workers._reply(lambda: 1) == {"value": 1}
+
+
+def test_a_model_without_its_weights_is_described_as_before(model: Path, tmp_path: Path) -> None:
+    tied = tmp_path / "tied"
+    config = transformers.AutoConfig.from_pretrained(model, tie_word_embeddings=True)
+    transformers.LlamaForCausalLM(config).save_pretrained(tied)
+    transformers.AutoTokenizer.from_pretrained(model).save_pretrained(tied)
+    manager = TaskManager(include_path=str(tasks_dir()), include_defaults=False)
+    begun = begin(check(parse_config(values(tied, tmp_path / "run", methods=["cna", "caa"])), manager))
+
+    def described() -> list[Any]:
+        layout, lm = begun.layout, begun.lm
+        settings = list(zip(layout.settings, layout.modes, strict=True))
+        return [
+            lm.get_model_info(),
+            [lm.steering_info(setting, mode) for setting, mode in settings],
+            [lm.fingerprint_of(setting, mode) for setting, mode in settings],
+            lm.apply_chat_template([{"role": "user", "content": "cake"}]),
+        ]
+
+    before = described()
+    put_weights_away(begun)
+    assert described() == before and before[2] == begun.layout.contexts
+    assert {parameter.device.type for parameter in begun.lm.model.parameters()} == {"meta"}
 
 
 def test_a_missing_ray_is_one_clear_line(monkeypatch: pytest.MonkeyPatch) -> None:
