@@ -15,6 +15,7 @@ import typer
 from lm_eval_cna.architecture import FAMILIES
 from lm_eval_cna.cli import app, main
 from lm_eval_cna.organism.store import ensure_organism
+from lm_eval_cna.scoring.refusal import is_refusal
 
 ROOT = Path(__file__).resolve().parents[2]
 DOCS = ROOT / "docs"
@@ -70,7 +71,8 @@ def test_a_method_as_the_page_adds_it(place: Path) -> None:
     (script,) = blocks("extending/method.md", "python")
     names = run_python(script)
     assert len(names["circuit"].neurons) == 20
-    assert main(["show", "often-active.json"]) == 0
+    assert is_refusal(names["answers"][1.0]) and not is_refusal(names["answers"][0.0])
+    assert main(["show", "scaled.json"]) == 0
 
 
 def test_a_family_as_the_page_adds_it(monkeypatch: pytest.MonkeyPatch) -> None:
