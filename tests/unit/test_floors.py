@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import re
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -165,3 +166,11 @@ def test_light_packages_load_without_heavy_libraries(package: str) -> None:
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=PACKAGE.parent, check=False)
     assert done.returncode == 0, done.stderr
     assert done.stdout.strip() == ""
+
+
+def test_every_module_is_on_a_page_of_the_documentation() -> None:
+    pages = [page.read_text(encoding="utf-8") for page in (PACKAGE.parent / "docs" / "api").glob("*.md")]
+    shown = re.findall(r"^::: lm_eval_cna\.(\w+)$", "".join(pages), re.MULTILINE)
+    # A sub-package is shown with everything in it.
+    there = {name.split(".")[0] for name in modules()} - {"__init__", "__main__"}
+    assert sorted(shown) == sorted(there), "a new module takes a line `::: lm_eval_cna.NAME` on a page of docs/api"
