@@ -20,7 +20,7 @@ from lm_eval_cna.errors import CNAError
 from lm_eval_cna.resources import tasks_dir
 
 #: Name for ``--model`` -> "module:class", as the entry points of group ``lm_eval.models`` say it too.
-MODELS = {"cna-hf": "lm_eval_cna.models.hf:CNAHFLM"}
+MODELS = {"cna-hf": "lm_eval_cna.models.hf:CNAHFLM", "cna-vllm": "lm_eval_cna.models.vllm:CNAVLLM"}
 
 _lock = threading.Lock()
 

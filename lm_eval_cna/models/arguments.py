@@ -1,9 +1,9 @@
-"""What can be wrong in the arguments of cna-hf, found before a model is loaded. Floor 3."""
+"""What can be wrong in the arguments of cna-hf and cna-vllm, found before a model is loaded. Floor 3."""
 
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
@@ -72,6 +72,26 @@ def check_batch_size(batch_size: Any) -> None:
     """
     if not _BATCH_SIZE.fullmatch(str(batch_size)):
         raise ConfigError("batch_size", got=batch_size, allowed="a whole number from 1, auto, or auto:N")
+
+
+def check_engine_arguments(given: Mapping[str, Any]) -> None:
+    """Refuse arguments of vLLM under which something would answer that is not steered.
+
+    Raises:
+        ConfigError: for data parallelism, another worker extension, or a key-value cache outside the engine.
+    """
+    if str(given.get("data_parallel_size", 1)) != "1":
+        raise ConfigError(
+            "data_parallel_size: lm-eval would start engines that no steering reaches",
+            got=given["data_parallel_size"],
+            allowed="1",
+            do="spread a model with tensor_parallel_size, and a sweep's cells over GPUs with `sweep --ray`",
+        )
+    for name in ("worker_extension_cls", "worker_cls"):
+        if given.get(name):
+            raise ConfigError(f"{name}: the workers are ours to extend", got=given[name])
+    if given.get("kv_transfer_config"):
+        raise ConfigError("kv_transfer_config: keys and values kept elsewhere would be another multiplier's")
 
 
 @contextmanager

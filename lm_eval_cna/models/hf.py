@@ -166,10 +166,10 @@ class CNAHFLM(Steered, HFLM):  # type: ignore[misc]  # lm-eval carries no type i
         )
         return scores
 
-    def get_model_info(self) -> dict[str, Any]:
-        """lm-eval's model information with the intervention, multiplier and fingerprint; goes into the results file."""
-        info: dict[str, Any] = super().get_model_info()
-        return info | {"cna": self.steering_info(self.setting, self.mode_in_use)}
+    def engine_info(self) -> dict[str, Any]:
+        """lm-eval's model information."""
+        info: dict[str, Any] = HFLM.get_model_info(self)
+        return info
 
     def _create_model(self, *args: Any, quantization_config: Any = None, **kwargs: Any) -> None:
         """As in HFLM; a quantization that is asked for takes the place of the checkpoint's, of which there is none."""

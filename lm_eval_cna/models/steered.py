@@ -134,6 +134,14 @@ class Steered:
             guard_cache(cache_hook.dbdict.filename, self.fingerprint, words)
         super().set_cache_hook(cache_hook)  # type: ignore[misc]
 
+    def engine_info(self) -> dict[str, Any]:
+        """What a results file says of the model, steering aside."""
+        raise NotImplementedError
+
+    def get_model_info(self) -> dict[str, Any]:
+        """The model, the intervention, multiplier and fingerprint; goes into the results file."""
+        return self.engine_info() | {"cna": self.steering_info(self.setting, self.mode_in_use)}
+
     def steering_info(self, setting: Setting, mode: str) -> dict[str, Any]:
         """What a results file says of a setting: intervention, multiplier, mode, warnings, fingerprint."""
         intervention = setting.intervention

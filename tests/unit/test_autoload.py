@@ -64,7 +64,8 @@ def run(stand_in: Path, repo_root: Path, code: str, *, autoload: bool = True) ->
 REGISTERED = """
 import lm_eval.models
 from lm_eval.api.registry import model_registry
-assert model_registry == {"hf": "somewhere:HFLM", "cna-hf": "lm_eval_cna.models.hf:CNAHFLM"}, model_registry
+ours = {"cna-hf": "lm_eval_cna.models.hf:CNAHFLM", "cna-vllm": "lm_eval_cna.models.vllm:CNAVLLM"}
+assert model_registry == {"hf": "somewhere:HFLM", **ours}, model_registry
 """
 
 
@@ -158,7 +159,7 @@ import lm_eval_cna
 lm_eval_cna.register()
 from lm_eval.api.registry import model_registry
 from lm_eval.tasks import TaskManager
-assert list(model_registry) == ["hf", "cna-hf"]
+assert list(model_registry) == ["hf", "cna-hf", "cna-vllm"]
 assert len(TaskManager().indexed) == 2
 """
     run(stand_in, repo_root, code, autoload=False)
@@ -231,7 +232,7 @@ threads = [threading.Thread(target=work, args=(number,)) for number in range(8)]
 for thread in threads: thread.start()
 for thread in threads: thread.join(20)
 assert not errors, errors
-assert found == [(["cna-hf", "hf"], 2)] * 8, found
+assert found == [(["cna-hf", "cna-vllm", "hf"], 2)] * 8, found
 """
     run(stand_in, repo_root, code)
 

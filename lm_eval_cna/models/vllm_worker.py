@@ -1,0 +1,247 @@
+"""The worker's side of cna-vllm: what vLLM adds to each of its workers and `collective_rpc` calls there.
+
+Floor 3. Imported in the engine's processes, so it imports neither lm-eval nor vLLM. All arguments and answers are plain
+numbers, strings, lists and dictionaries. A worker owns a contiguous slice of each row-parallel down-projection's input,
+and under pipeline parallelism some of the layers; it steers what it owns and says what that is. Whether the workers
+together own the whole model is the caller's to check (`vllm_plan`), so an error is an answer here and not an exception,
+which would leave the other workers steered.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import nn
+
+from lm_eval_cna.architecture import FAMILIES, Family
+from lm_eval_cna.errors import ArchitectureError, CNAError, SteeringError
+from lm_eval_cna.steering import adder, fold_columns, scaler
+
+
+@dataclass(frozen=True)
+class Part:
+    """What a worker owns of one decoder layer.
+
+    Attributes:
+        index: the layer, from 0.
+        block: the decoder layer; its output is (hidden states, residual) or their sum.
+        write: the module whose output is added to the residual stream.
+        down: the down-projection as the model calls it, a LoRA wrapper included.
+        writes_share: `write` gives this worker's share of a sum over workers, which is made later.
+    """
+
+    index: int
+    block: nn.Module
+    write: nn.Module
+    down: nn.Module
+    writes_share: bool = False
+
+    @property
+    def projection(self) -> nn.Module:
+        """The down-projection without a LoRA wrapper."""
+        inner = getattr(self.down, "base_layer", None)
+        return inner if isinstance(inner, nn.Module) else self.down
+
+    @property
+    def owned(self) -> range:
+        """The neurons of the layer that this worker computes."""
+        module: Any = self.projection
+        start = module.tp_rank * module.input_size_per_partition
+        return range(start, start + module.input_size_per_partition)
+
+    @property
+    def adds(self) -> bool:
+        """Whether this worker adds vectors to what the MLP writes.
+
+        Every worker does where all of them have the sum; one of them does where they have shares (Falcon's).
+        """
+        module: Any = self.projection
+        return not self.writes_share or module.tp_rank == 0
+
+    @property
+    def why_not_fold(self) -> str | None:
+        """The reason why the weight cannot be edited in place, or None."""
+        module: Any = self.projection
+        weight = getattr(module, "weight", None)
+        method = type(getattr(module, "quant_method", None)).__name__
+        if module is not self.down:
+            return "the down-projections carry a LoRA adapter"
+        if method != "UnquantizedLinearMethod":
+            return f"the down-projections are quantized ({method})"
+        if hasattr(module, "cpu_linear"):
+            return "on a CPU, vLLM computes with packed copies of the weights"
+        if not isinstance(weight, torch.Tensor) or list(weight.shape) != [module.output_size, len(self.owned)]:
+            return "vLLM keeps a down-projection in a form of its own"
+        return None
+
+    def fold(self, indices: torch.Tensor, multiplier: float) -> Callable[[], Any]:
+        """Scale the weight's columns in place; returns what puts them back.
+
+        Args:
+            indices: of neurons, from the start of this worker's slice.
+            multiplier: what the columns are multiplied with.
+
+        Raises:
+            SteeringError: the weight cannot be edited, or the layer does not compute with what was edited.
+        """
+        if self.why_not_fold is not None:
+            raise SteeringError(f"cannot fold: {self.why_not_fold}")
+        module: Any = self.projection
+        undo = fold_columns(module.weight.data, 1, indices, multiplier)
+        probe = module.weight.new_zeros(1, len(self.owned))
+        probe[0, indices[0]] = 1
+        if not torch.equal(module.quant_method.apply(module, probe, None)[0], module.weight[:, indices[0]]):
+            undo()
+            raise SteeringError("cannot fold: vLLM computes with another copy of the weights")
+        return undo
+
+
+class SteeringWorker:
+    """What a worker can do more: its methods are called by name through `collective_rpc`.
+
+    vLLM puts this class under its own worker class, whose attributes these are.
+    """
+
+    model_runner: Any
+    vllm_config: Any
+
+    def cna_describe(self) -> dict[str, Any]:
+        """What this worker owns, and how it can be steered; the caller compares it with the model."""
+        try:
+            name, depth, parts = find_parts(self.model_runner.get_model())
+        except CNAError as error:
+            return {"error": str(error)}
+        eager = bool(self.vllm_config.model_config.enforce_eager)
+        return {
+            "error": None,
+            "name": name,
+            "num_layers": depth,
+            "owned": [[part.index, part.owned.start, part.owned.stop] for part in parts],
+            "why_not_fold": next(filter(None, (part.why_not_fold for part in parts)), None),
+            "why_not_hook": None if eager else "compiled models and CUDA graphs skip hooks; give enforce_eager=True",
+        }
+
+    def cna_steer(self, plan: dict[str, Any]) -> dict[str, Any]:
+        """Steer what this worker owns, until `cna_unsteer`.
+
+        Args:
+            plan: as `vllm_plan.plan_for` makes it: {"kind": "circuit", "mode", "multiplier", "layers": [[layer,
+                indices]]} or {"kind": "vectors", "place", "strength", "layers": [[layer, numbers]]}.
+
+        Returns:
+            {"error": words or None, "touched": [[layer, first neuron, end, neurons steered]]}
+        """
+        self.cna_unsteer()
+        calls: dict[int, int] = {}
+        undo: list[Callable[[], Any]] = []
+        self.__dict__["cna_calls"], self.__dict__["cna_undo"] = calls, undo
+        try:
+            _, _, parts = find_parts(self.model_runner.get_model())
+            touched = []
+            for part in parts:
+                for layer, numbers in plan["layers"]:
+                    if layer == part.index:
+                        count = _touch(part, plan, numbers, undo, calls)
+                        touched.append([layer, part.owned.start, part.owned.stop, count])
+        except CNAError as error:
+            self.cna_unsteer()
+            return {"error": str(error), "touched": []}
+        return {"error": None, "touched": touched}
+
+    def cna_unsteer(self) -> None:
+        """Put everything back, bit for bit."""
+        undo: list[Callable[[], Any]] = self.__dict__.get("cna_undo", [])
+        while undo:
+            undo.pop()()
+        self.__dict__.get("cna_calls", {}).clear()
+
+    def cna_uncalled(self) -> list[int]:
+        """The layers whose hooks nobody has called since `cna_steer`."""
+        return sorted(layer for layer, count in self.__dict__.get("cna_calls", {}).items() if not count)
+
+
+def find_parts(model: nn.Module) -> tuple[str, int, list[Part]]:
+    """Find what this process owns of a vLLM model: its class name, its number of layers, and the parts here.
+
+    Raises:
+        ArchitectureError: the model is of no known family, or a layer does not look like its family.
+    """
+    stacks = [
+        (module, family, layers)
+        for module in model.modules()
+        if (family := FAMILIES.get(str(getattr(getattr(module, "config", None), "model_type", ""))))
+        and isinstance(layers := getattr(module, family.layers, None), nn.ModuleList)
+    ]
+    name = type(model).__name__
+    if len(stacks) != 1:
+        raise ArchitectureError(
+            f"{len(stacks)} decoder stacks of a known family in vLLM's {name}",
+            allowed="one, of the model types " + ", ".join(sorted(FAMILIES)),
+        )
+    _, family, layers = stacks[0]
+    parts = [
+        _part(index, block, family, name)
+        for index, block in enumerate(layers)
+        if type(block).__name__ != "PPMissingLayer"  # another pipeline stage has it
+    ]
+    return name, len(layers), parts
+
+
+def _part(index: int, block: nn.Module, family: Family, name: str) -> Part:
+    mlp = getattr(block, family.mlp, None)
+    down = getattr(mlp, family.down, None)
+    if not isinstance(mlp, nn.Module) or not isinstance(down, nn.Module):
+        raise ArchitectureError(
+            f"layer {index} of vLLM's {name} is not a dense MLP layer: found {type(mlp).__name__}",
+            allowed=f"{family.mlp}.{family.down} in every layer",
+        )
+    write = mlp if family.post_norm is None else getattr(block, family.post_norm)
+    base = getattr(down, "base_layer", down)
+    wanted = ("tp_rank", "input_size_per_partition", "output_size", "reduce_results")
+    if not all(hasattr(base, attribute) for attribute in wanted) or not getattr(base, "input_is_parallel", False):
+        raise ArchitectureError(
+            f"the down-projection of layer {index} of vLLM's {name} is a {type(base).__name__}",
+            allowed="a row-parallel linear layer that takes its share of the input",
+        )
+    return Part(index, block, write, down, writes_share=write is mlp and not base.reduce_results)
+
+
+def _touch(
+    part: Part, plan: dict[str, Any], numbers: list[Any], undo: list[Callable[[], Any]], calls: dict[int, int]
+) -> int:
+    """Steer one layer; returns how many neurons of it are steered here, 0 for a vector."""
+    if plan["kind"] == "vectors":
+        module = part.block if plan["place"] == "block" else part.write
+        if module is part.block or part.adds:
+            vector = torch.tensor(numbers, dtype=torch.float32) * plan["strength"]
+            undo.append(module.register_forward_hook(_counted(adder(vector), calls, part.index)).remove)
+        return 0
+    here = local_indices(numbers, part.owned)
+    if not here:
+        return 0
+    indices, multiplier = torch.tensor(here), plan["multiplier"]
+    if plan["mode"] == "fold":
+        undo.append(part.fold(indices, multiplier))
+    else:
+        scale = _counted(scaler(indices, multiplier), calls, part.index)
+        undo.append(part.down.register_forward_pre_hook(scale, with_kwargs=True).remove)
+    return len(here)
+
+
+def local_indices(indices: list[int], owned: range) -> list[int]:
+    """The neurons among `indices` that a worker owns, numbered from the start of its slice."""
+    return [index - owned.start for index in indices if index in owned]
+
+
+def _counted(hook: Callable[..., Any], calls: dict[int, int], layer: int) -> Callable[..., Any]:
+    """The hook, with its calls counted: what no one calls steers nothing."""
+    calls[layer] = 0
+
+    def call(*given: Any) -> Any:
+        calls[layer] += 1
+        return hook(*given)
+
+    return call
