@@ -57,8 +57,9 @@ def sweep(
     folds: Annotated[int | None, typer.Option(help="Folds of the prompts that a found circuit is tried over.")] = None,
     tasks: Annotated[str | None, typer.Option(help="lm-eval tasks, a,b.")] = None,
     limit: Annotated[int | None, typer.Option(help="Documents a task, to try things out.")] = None,
-    model_args: Annotated[str | None, typer.Option(help="Arguments of cna-hf, dtype=bfloat16,batch_size=32.")] = None,
+    model_args: Annotated[str | None, typer.Option(help="Arguments of cna-hf or cna-vllm, dtype=bfloat16.")] = None,
     mode: Annotated[str | None, typer.Option(help="auto, rows, fold or hook.")] = None,
+    engine: Annotated[str | None, typer.Option(help="hf (transformers) or vllm.")] = None,
     judge_model: JudgeModelOption = None,
     judge_model_args: JudgeArgsOption = None,
     wandb_args: Annotated[
@@ -104,6 +105,7 @@ def sweep(
         "tasks": tasks,
         "limit": limit,
         "mode": mode,
+        "engine": engine,
     }
     mappings = {
         name: arguments_of(f"--{name.replace('model_args', 'model-args')}", text)

@@ -16,6 +16,7 @@ from typing import Any
 import torch
 from lm_eval.api.registry import register_model
 from lm_eval.models.huggingface import HFLM
+from torch import nn
 
 from lm_eval_cna.architecture import Architecture, find_architecture
 from lm_eval_cna.fingerprint import weights_sha256
@@ -79,6 +80,14 @@ class CNAHFLM(Steered, HFLM):  # type: ignore[misc]  # lm-eval carries no type i
         self.weights_sha256 = weights_sha256(self.model)
         if asked.setting.intervention is not None:
             self.steer(asked.setting)
+
+    engine = "hf"
+
+    @property
+    def module(self) -> nn.Module:
+        """The transformers model."""
+        model: nn.Module = self.model
+        return model
 
     @cached_property
     def architecture(self) -> Architecture:
@@ -165,6 +174,10 @@ class CNAHFLM(Steered, HFLM):  # type: ignore[misc]  # lm-eval carries no type i
             self, requests, disable_tqdm=disable_tqdm or self.quiet, override_bs=override_bs
         )
         return scores
+
+    def seed_sampling(self, seed: int) -> None:
+        """Make sampled answers a function of the seed and of what is asked next."""
+        torch.manual_seed(seed)
 
     def engine_info(self) -> dict[str, Any]:
         """lm-eval's model information."""

@@ -7,6 +7,8 @@ from __future__ import annotations
 
 from typing import Any, NamedTuple
 
+from torch import nn
+
 from lm_eval_cna.architecture import Architecture
 from lm_eval_cna.errors import ConfigError
 from lm_eval_cna.fit import fit_warnings
@@ -59,6 +61,7 @@ class Steered:
     """Mixin of an lm-eval model that steers.
 
     Attributes:
+        engine: what computes, "hf" or "vllm".
         setting: what the model is steered with now.
         mode: how it may be steered.
         weights_sha256: identity of the untouched weights.
@@ -67,12 +70,18 @@ class Steered:
         revision: of the model; "main" says nothing about it.
     """
 
+    engine: str
     setting: Setting = Setting()
     mode: Mode = "auto"
     weights_sha256: str
     quiet: bool = False
     tokenizer: Any
     revision: str
+
+    @property
+    def module(self) -> nn.Module:
+        """The transformers model, or what stands for it where another engine holds the weights: to look at."""
+        raise NotImplementedError
 
     @property
     def architecture(self) -> Architecture:
@@ -92,6 +101,13 @@ class Steered:
     def steer(self, setting: Setting) -> None:
         """Put the model back and steer it anew; the baseline setting leaves it untouched."""
         raise NotImplementedError
+
+    def seed_sampling(self, seed: int) -> None:
+        """Make sampled answers a function of the seed and of what is asked next."""
+        raise NotImplementedError
+
+    def close(self) -> None:
+        """Give back what the engine holds; nothing can be asked afterwards."""
 
     def fingerprint_of(self, setting: Setting, mode: str) -> str:
         """Identity of everything but the request that decides a response."""

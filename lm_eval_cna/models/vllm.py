@@ -11,6 +11,7 @@ the model's own repetition penalty holds, and a text is decoded from its tokens 
 from __future__ import annotations
 
 import logging
+import random
 from functools import cached_property
 from typing import Any
 
@@ -107,8 +108,26 @@ class CNAVLLM(Steered, VLLM):  # type: ignore[misc]  # lm-eval carries no type i
         self._folder = find_checkpoint(self.pretrained, asked.revision, kwargs.get("download_dir"))
         self._mode_in_use = "none"
         self._uncalled = False
+        self._seeds: random.Random | None = None
         if asked.setting.intervention is not None:
             self.steer(asked.setting)
+
+    engine = "vllm"
+
+    @property
+    def module(self) -> nn.Module:
+        """The transformers model of this checkpoint, to look at: `skeleton`."""
+        return self.skeleton
+
+    @property
+    def config(self) -> Any:
+        """The model's transformers configuration, as HFLM calls it."""
+        return self._config
+
+    @property
+    def batch_sizes(self) -> dict[int, int]:
+        """What HFLM tells of the batch sizes that it found; the engine makes its own."""
+        return {}
 
     @cached_property
     def skeleton(self) -> nn.Module:
@@ -235,8 +254,14 @@ class CNAVLLM(Steered, VLLM):  # type: ignore[misc]  # lm-eval carries no type i
         sampled = bool(normalize_gen_kwargs(gen_kwargs, default_max_gen_toks)["do_sample"])
         if not sampled:
             words["temperature"] = 0.0
+        elif self._seeds is not None:
+            words.setdefault("seed", self._seeds.getrandbits(31))
         names = _ALWAYS + (_SAMPLED if sampled else ())
         return {name: self._defaults[name] for name in names if name in self._defaults} | words, until, new
+
+    def seed_sampling(self, seed: int) -> None:
+        """Make sampled answers a function of the seed and of what is asked next, in the order of its prompts."""
+        self._seeds = random.Random(seed)
 
     def engine_info(self) -> dict[str, Any]:
         """What a results file says of the model, steering aside."""

@@ -23,6 +23,7 @@ from lm_eval_cna.models.packed import Completion, Job, PackedGenerator, can_pack
 from lm_eval_cna.prompts import encode_prompts
 from lm_eval_cna.steering import Mode, Setting
 from lm_eval_cna.sweep.batches import GENERATED, Batch, Request
+from lm_eval_cna.sweep.engines import HANDED_OVER
 from lm_eval_cna.sweep.store import Response
 
 ROWS = "rows"
@@ -62,6 +63,8 @@ class Prompts:
 
     def rows(self, lm: CNAHFLM) -> int:
         """How many of these prompts with their answers fit into one batch; without any, how many scored rows."""
+        if lm.engine == "vllm":
+            return HANDED_OVER
         longest = max((len(ids) for ids, _, _ in self._jobs.values()), default=1)
         return rows_that_fit(lm, longest, max((new for _, new, _ in self._jobs.values()), default=1))
 
@@ -86,6 +89,10 @@ def compute(
     Yields:
         Each batch with its responses, in the order of its rows.
     """
+    if lm.engine == "vllm":
+        yield from ((batch, _cell_by_cell(lm, settings, batch)) for batch in plan)
+        lm.unsteer()
+        return
     # Rows are hooks with several settings; what runs one cell at a time in such a sweep is a hook too.
     lm.mode = "hook" if mode == ROWS else cast(Mode, mode)
     packed = [batch for batch in plan if _packs(lm, batch)]
@@ -99,7 +106,9 @@ def compute(
         if batch.kind == _SCORED:
             yield batch, _score(lm, settings, batch, mode)
         elif id(batch) not in taken:
-            yield batch, _cell_by_cell(lm, settings, batch)
+            answered = _cell_by_cell(lm, settings, batch)
+            lm.unsteer()
+            yield batch, answered
     lm.unsteer()
 
 
@@ -135,13 +144,13 @@ def _cell_by_cell(lm: CNAHFLM, settings: Sequence[Setting], batch: Batch) -> lis
     found: dict[tuple[int, str], Response] = {}
     for cell in batch.cells:
         requests = [request for position, request in batch.rows if position == cell]
-        lm.steer(settings[cell])
+        if lm.setting is not settings[cell]:
+            lm.steer(settings[cell])
         # Sampled answers are a function of the batch and the cell, like everything else in the store.
-        torch.manual_seed(int(json_sha256([cell, [request.key for request in requests]])[:15], 16))
+        lm.seed_sampling(int(json_sha256([cell, [request.key for request in requests]])[:15], 16))
         instances = [Instance(batch.kind, {}, request.arguments, 0) for request in requests]
         answers: list[Any] = _with_less_memory(lm, functools.partial(getattr(lm, batch.kind), instances))
         found.update({(cell, r.key): Response(answer) for r, answer in zip(requests, answers, strict=True)})
-    lm.unsteer()
     return [found[cell, request.key] for cell, request in batch.rows]
 
 

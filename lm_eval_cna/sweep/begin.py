@@ -23,7 +23,8 @@ from lm_eval_cna.models.arguments import check_device, check_dtype
 from lm_eval_cna.models.hf import CNAHFLM
 from lm_eval_cna.sweep.answers import ROWS
 from lm_eval_cna.sweep.config import LOG_FIELDS, SweepConfig
-from lm_eval_cna.sweep.interventions import Interventions, prepare
+from lm_eval_cna.sweep.engines import discovery_config, free_memory, load_vllm
+from lm_eval_cna.sweep.interventions import Interventions, measures, prepare
 from lm_eval_cna.sweep.layout import Layout, lay_out
 from lm_eval_cna.sweep.logs import CellLogs
 from lm_eval_cna.sweep.rundir import RunDirectory
@@ -118,8 +119,7 @@ def begin(checked: Checked, command: list[str] | None = None) -> Begun:
         CNAError: a file, the model or the run directory is not usable.
     """
     config, manager, directory = checked.config, checked.manager, checked.directory
-    lm = load(config)
-    interventions = prepare(config, lm, directory)
+    lm, interventions = _model_and_interventions(config, directory)
     layout = lay_out(config, lm, interventions, manager, directory)
     interventions.keep(directory)
     directory.adopt(
@@ -140,7 +140,7 @@ def begin(checked: Checked, command: list[str] | None = None) -> Begun:
             "architecture": {
                 "name": lm.architecture.name,
                 **shape_of(lm.architecture).model_dump(include={"num_layers", "mlp_width", "experts", "hidden_size"}),
-                "dtype": str(lm.model.dtype).removeprefix("torch."),
+                "dtype": str(lm.module.dtype).removeprefix("torch."),
             },
             "command": sys.argv if command is None else command,
             "machine": _machine(),
@@ -156,6 +156,8 @@ def load(config: SweepConfig) -> CNAHFLM:
     Raises:
         ConfigError: it cannot be loaded with these arguments.
     """
+    if config.engine == "vllm":
+        return load_vllm(config)
     arguments = {name: value for name, value in config.model_args.items() if name != "batch_size"}
     # Rows are hooks with several settings; what runs one cell at a time in such a sweep is a hook too.
     mode = "hook" if config.mode in ("auto", ROWS) else config.mode
@@ -164,6 +166,17 @@ def load(config: SweepConfig) -> CNAHFLM:
     given = config.model_args.get("batch_size", "auto")
     lm.batch_size_per_gpu = _SCORED_ROWS if given == "auto" else int(given)
     return lm
+
+
+def _model_and_interventions(config: SweepConfig, directory: RunDirectory) -> tuple[CNAHFLM, Interventions]:
+    if config.engine == "vllm" and measures(config, directory):
+        reader = load(discovery_config(config))
+        interventions = prepare(config, reader, directory)
+        del reader
+        free_memory()
+        return load(config), interventions
+    lm = load(config)
+    return lm, prepare(config, lm, directory)
 
 
 def _asked_for(config: SweepConfig) -> dict[str, Any]:

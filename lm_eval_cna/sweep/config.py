@@ -59,7 +59,7 @@ class SweepConfig(_Model):
 
     model: Annotated[str, Field(min_length=1, description="model name on the hub, or path")]
     output: Annotated[Path, Field(description="run directory; a rerun continues there")]
-    model_args: dict[str, Any] = Field(default_factory=dict, description="arguments of cna-hf: dtype, batch_size, ...")
+    model_args: dict[str, Any] = Field(default_factory=dict, description="arguments of cna-hf or cna-vllm: dtype, ...")
     contrast: str = Field(default="refusal", description="contrast set to discover from: a name or a file")
     circuit: str | None = Field(default=None, description="circuit file, instead of discovery")
     vectors: str | None = Field(default=None, description="vectors file for caa, instead of discovery")
@@ -90,6 +90,9 @@ class SweepConfig(_Model):
     scale: float = Field(default=1.0, description="factor of vectors")
     tasks: tuple[TaskSpec, ...] = Field(default=tuple(TaskSpec(task=name) for name in DEFAULT_TASKS), min_length=1)
     limit: Annotated[int | None, Field(ge=1, description="documents a task; for trying things out")] = None
+    engine: Annotated[
+        Literal["hf", "vllm"], Field(description="what computes: transformers (cna-hf), or vLLM (cna-vllm)")
+    ] = "hf"
     mode: Annotated[
         Literal["auto", "rows", "fold", "hook"],
         Field(
@@ -152,6 +155,8 @@ class SweepConfig(_Model):
             raise ValueError("model_args: batch_size is a whole number from 1, or auto")
         if self.methods is not None and not self.methods:
             raise ValueError("methods must not be empty")
+        if self.engine == "vllm" and self.mode == "rows":
+            raise ValueError("mode: vLLM takes no rows of several settings; auto, fold or hook")
         of_vectors = {"caa", "caa-residual", "random-vectors"} & set(self.methods or ())
         if self.circuit is not None and self.vectors is None and of_vectors:
             raise ValueError(f"method {min(of_vectors)} needs vectors where a circuit is given")
@@ -173,6 +178,11 @@ class SweepConfig(_Model):
     def control_seeds(self) -> range:
         """The seeds of the controls."""
         return range(self.first_seed, self.first_seed + self.random)
+
+    @property
+    def measures_kl(self) -> bool:
+        """Whether first-token distributions are compared; vLLM gives none out."""
+        return self.harmless_kl and self.engine == "hf"
 
     @property
     def controlled_at(self) -> tuple[float, ...]:

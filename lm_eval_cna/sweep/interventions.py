@@ -104,16 +104,13 @@ def prepare(config: SweepConfig, lm: CNAHFLM, directory: RunDirectory) -> Interv
     Raises:
         CNAError: a file cannot be read or does not fit the model or the sizes, or discovery fails.
     """
-    methods = _needed(config)
-    given = {"cna": config.circuit, "caa": config.vectors}
+    sources = _sources(config, directory)
     found: dict[str, Circuit | Vectors] = {}
-    for method in methods:
-        kept = directory.path / _FILES[method]
-        source = given.get(method) or (kept if directory.begun and kept.is_file() else None)
+    for method, source in sources.items():
         if source is not None:
             found[method] = _of_method(method, read_intervention(source))
             check_fit(found[method], lm.architecture)
-    missing = [method for method in methods if method not in found]
+    missing = [method for method in sources if method not in found]
     magnitudes, stability = None, _known_stability(config.circuit, found.get("cna"))
     if missing or config.match == "activation":
         measurement = _measure(config, lm, missing)
@@ -136,6 +133,21 @@ def prepare(config: SweepConfig, lm: CNAHFLM, directory: RunDirectory) -> Interv
         if isinstance(intervention, Circuit) and config.top_k:
             intervention.prefix(max(config.top_k))  # refuses a size above the circuit's, before anything is asked
     return Interventions(found, _draw(config, lm, found, magnitudes, directory), config.scale, stability)
+
+
+def measures(config: SweepConfig, directory: RunDirectory) -> bool:
+    """Whether `prepare` runs the model: for what is neither given nor kept in the directory, or for magnitudes."""
+    return config.match == "activation" or None in _sources(config, directory).values()
+
+
+def _sources(config: SweepConfig, directory: RunDirectory) -> dict[str, str | Path | None]:
+    """Method -> the file that holds its intervention; None where it must be discovered."""
+    given = {"cna": config.circuit, "caa": config.vectors}
+    sources: dict[str, str | Path | None] = {}
+    for method in _needed(config):
+        kept = directory.path / _FILES[method]
+        sources[method] = given.get(method) or (kept if directory.begun and kept.is_file() else None)
+    return sources
 
 
 def _needed(config: SweepConfig) -> list[str]:
@@ -205,10 +217,10 @@ def _draw(
             elif isinstance(matched, Circuit):
                 match = cast("Match", LOCAL.get(method, config.match))
                 drawn[method, seed] = control(
-                    lm.model, matched, seed=seed, match=match, magnitudes=magnitudes, **identity
+                    lm.module, matched, seed=seed, match=match, magnitudes=magnitudes, **identity
                 )
             else:
-                drawn[method, seed] = control(lm.model, matched, seed=seed, **identity)
+                drawn[method, seed] = control(lm.module, matched, seed=seed, **identity)
     return drawn
 
 

@@ -94,7 +94,7 @@ def mode_of(config: SweepConfig, lm: CNAHFLM, settings: Sequence[Setting]) -> st
     Raises:
         SteeringError: rows are asked for where they cannot be steered.
     """
-    if config.mode not in ("auto", ROWS):
+    if config.mode not in ("auto", ROWS) or lm.engine == "vllm":
         return config.mode
     reason = next((reason for setting in settings if (reason := why_not_rows(setting, lm.architecture))), None)
     if reason is None:
@@ -107,6 +107,8 @@ def mode_of(config: SweepConfig, lm: CNAHFLM, settings: Sequence[Setting]) -> st
 def _resolved(mode: str, lm: CNAHFLM, setting: Setting) -> str:
     if mode != "auto" or setting.intervention is None:
         return mode
+    if lm.engine == "vllm":
+        return str(lm.resolve_mode(setting.intervention))
     return resolve_mode(setting.intervention, lm.architecture, lm.model, "auto")
 
 

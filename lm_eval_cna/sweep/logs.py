@@ -121,7 +121,7 @@ class CellLogs:
                 raise AssertionError("`_tracker` gives it one")
             tracker.general_config_tracker = GeneralConfigTracker()  # its clock starts when it is made
             tracker.general_config_tracker.log_experiment_args(
-                model_source="cna-hf",
+                model_source=f"cna-{self._config.engine}",
                 # The name of the folder: two cells of one model must not share it.
                 model_args={"pretrained": f"{self._config.model}__{key}"},
                 system_instruction=None,

@@ -17,6 +17,7 @@ from lm_eval_cna.errors import CNAError, ConfigError, RunError
 from lm_eval_cna.intervention import read_intervention
 from lm_eval_cna.models.arguments import naming_the_model
 from lm_eval_cna.sweep.begin import Begun, Checked, begin, check
+from lm_eval_cna.sweep.engines import check_elsewhere
 from lm_eval_cna.sweep.config import SweepConfig
 from lm_eval_cna.sweep.place import Place, Progress
 from lm_eval_cna.sweep.rundir import RunDirectory
@@ -80,6 +81,7 @@ def _run_together(
         try:
             for one in checked:
                 with _set_aside(one, failed):
+                    check_elsewhere(one.config)
                     locks.enter_context(one.directory.lock())
                     begun = begin(one, command)
                     self_check(begun, _named(one, tell))

@@ -17,7 +17,6 @@ from unittest import mock
 import lm_eval.utils
 import torch
 from lm_eval import simple_evaluate
-from lm_eval.models.huggingface import HFLM
 from lm_eval.tasks import TaskManager
 from lm_eval.utils import handle_non_serializable
 from torch.utils import collect_env
@@ -26,6 +25,7 @@ from lm_eval_cna import entry
 from lm_eval_cna.sweep.batches import Batch
 from lm_eval_cna.sweep.begin import Begun, Checked, begin, check
 from lm_eval_cna.sweep.config import SweepConfig
+from lm_eval_cna.sweep.engines import check_elsewhere
 from lm_eval_cna.sweep.interventions import file_of
 from lm_eval_cna.sweep.judged import judge_run
 from lm_eval_cna.sweep.layout import parts_of
@@ -73,11 +73,14 @@ def run_checked(
     Raises:
         CNAError: a file, the model or the run directory is not usable.
     """
+    if place is not None:
+        check_elsewhere(checked.config)
     begun = begin(checked, command)
     self_check(begun, tell)
     compute(begun, place or ThisProcess(), tell)
     evaluate(begun, tell)
     chat_template = begun.chat_template
+    begun.lm.close()
     del begun  # and the model's memory with it, for a judge on the same machine
     conclude(checked, chat_template, tell)
 
@@ -90,7 +93,7 @@ def self_check(begun: Begun, tell: Progress) -> None:
     """
     with ResponseStore(begun.directory.path) as store:
         todo = _missing(begun, store)
-    if todo:
+    if todo and begun.lm.engine == "hf":  # cna-vllm checks what its workers did, whenever it steers
         tell("self-check", 0, 1, "m = 1 is the identity, m = 0 is not, undo restores")
         prove_sweep(begun)
         tell("self-check", 1, 1, "")
@@ -119,7 +122,7 @@ def compute(begun: Begun, place: Place, tell: Progress) -> None:
             tokens += sum(response.tokens for response in responses)
             speed = tokens / max(time.monotonic() - started, 1e-9)
             tell("responses", done, total, f"{speed:.0f} tokens/s" if tokens else "")
-    if begun.config.harmless_kl and not directory.has(HARMLESS_KL):
+    if begun.config.measures_kl and not directory.has(HARMLESS_KL):
         measured = place.divergence(begun)
         kept = {cell.key: divergence for cell, divergence in zip(sweep.cells, measured, strict=True)}
         directory.write_json(HARMLESS_KL, kept)
@@ -182,7 +185,7 @@ def _evaluate_cells(begun: Begun, store: ResponseStore, tell: Progress) -> None:
         for cell, setting, mode, context in zip(sweep.cells, sweep.settings, sweep.modes, sweep.contexts, strict=True)
         for part in parts_of(cell, sweep.parts)
     ]
-    about = HFLM.get_model_info(lm)  # asks the hub, so once
+    about = lm.engine_info()  # asks the hub, so once
     for done, (cell, setting, mode, context, part) in enumerate(todo):
         name = directory.results_name(cell.key, part.name)
         tell("cells", done, len(todo), cell.key)

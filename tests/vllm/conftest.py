@@ -10,15 +10,15 @@ import gc
 import json
 import os
 import platform
+import re
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import pytest
 
-if "VLLM_CPU_KVCACHE_SPACE" not in os.environ:
-    os.environ["VLLM_CPU_KVCACHE_SPACE"] = "1"  # GiB; the default takes half of the machine's memory
-os.environ.setdefault("VLLM_WORKER_MULTIPROCESSING_METHOD", "spawn")  # torch's threads do not survive a fork
+os.environ.setdefault("VLLM_CPU_KVCACHE_SPACE", "1")  # GiB; the default takes half of the machine's memory
+os.environ.setdefault("VLLM_CPU_OMP_THREADS_BIND", "nobind")  # two workers do not find a memory node each
 os.environ.setdefault("VLLM_LOGGING_LEVEL", "WARNING")
 
 ENGINE = {"dtype": "float32", "max_model_len": 256, "max_num_seqs": 16, "seed": 0}
@@ -73,11 +73,10 @@ def engines(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFac
 
 def pytest_runtest_logreport(report: pytest.TestReport) -> None:
     """Note, for each engine, whether every test of it passed."""
-    name = report.nodeid.rpartition("[")[2].removesuffix("]")
-    family, _, size = name.rpartition("-tp")
-    if size.isdecimal() and (report.when == "call" or report.failed):
-        passed = _outcomes.setdefault(family, {})
-        passed[f"tp{size}"] = passed.get(f"tp{size}", True) and report.passed
+    engine = re.search(r"\[(\w+)-(tp\d+)\b", report.nodeid)
+    if engine is not None and (report.when == "call" or report.failed):
+        passed = _outcomes.setdefault(engine[1], {})
+        passed[engine[2]] = passed.get(engine[2], True) and report.passed
 
 
 def pytest_sessionfinish(session: pytest.Session) -> None:
