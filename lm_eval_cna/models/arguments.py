@@ -85,7 +85,7 @@ def check_engine_arguments(given: Mapping[str, Any]) -> None:
             "data_parallel_size: lm-eval would start engines that no steering reaches",
             got=given["data_parallel_size"],
             allowed="1",
-            do="spread a model with tensor_parallel_size, and a sweep's cells over GPUs with `sweep --ray`",
+            do="give the GPUs to one engine with tensor_parallel_size, or start one run for each of them",
         )
     for name in ("worker_extension_cls", "worker_cls"):
         if given.get(name):
