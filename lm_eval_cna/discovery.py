@@ -157,8 +157,8 @@ def random_neurons(
     """
     taken = _positions((neuron.place for neuron in like), layout) | _positions(universal, layout)
     peers = [layout.peers(neuron) for neuron in like]
-    left = {span: [position for position in span if position not in taken] for span in peers}
     wanted_of = Counter(peers)
+    left = {span: [position for position in span if position not in taken] for span in wanted_of}
     for neuron, span in zip(like, peers, strict=True):
         free, wanted = left[span], wanted_of[span]
         if wanted > len(free):
@@ -168,17 +168,28 @@ def random_neurons(
                 do="match a smaller circuit",
             )
     generator = random.Random(f"lm-eval-cna random {seed}")
+    # Lists are slow to index by, and an expert layer may have 100,000 neurons: sizes go along as a tensor.
+    sizes = {} if magnitudes is None else {span: magnitudes[free] for span, free in left.items()}
     drawn = []
     for neuron, span in zip(like, peers, strict=True):
         free = left[span]
         if magnitudes is None:
             at = int(generator.random() * len(free))
         else:
-            wanted_size = magnitudes[layout.position(neuron.place)]
-            near = (magnitudes[free] - wanted_size).abs().sort(stable=True).indices[:MATCH_POOL]
+            near = _nearest(sizes[span], magnitudes[layout.position(neuron.place)])
             at = int(near[int(generator.random() * len(near))])
+            sizes[span] = torch.cat((sizes[span][:at], sizes[span][at + 1 :]))
         drawn.append(neuron_at(layout.place(free.pop(at))))
     return tuple(drawn)
+
+
+def _nearest(values: torch.Tensor, to: torch.Tensor) -> torch.Tensor:
+    """Where the `MATCH_POOL` values stand that are nearest to a number, nearest first, the earlier of equals first."""
+    away = (values - to).abs()
+    if len(away) > MATCH_POOL:
+        among = (away <= away.kthvalue(MATCH_POOL).values).nonzero().squeeze(1)
+        return among[away[among].sort(stable=True).indices[:MATCH_POOL]]
+    return away.sort(stable=True).indices
 
 
 def _owner(neuron: Neuron) -> str:

@@ -9,6 +9,7 @@ import pytest
 import torch
 
 from lm_eval_cna.discovery import (
+    _nearest,
     caa_vectors,
     circuit_size,
     random_neurons,
@@ -280,3 +281,11 @@ def test_a_control_of_a_third_takes_neurons_of_any_kind() -> None:
         if neuron.layer < 2
     }
     assert kinds == {0, 1, 2, SHARED, None}
+
+
+@pytest.mark.parametrize("size", [1, 19, 20, 21, 300])
+def test_the_nearest_are_those_of_a_whole_sort(size: int) -> None:
+    for seed in range(20):
+        values = torch.randint(0, 7, (size,), generator=torch.Generator().manual_seed(seed)).double()
+        expected = (values - 3.4).abs().sort(stable=True).indices[:20]
+        assert torch.equal(_nearest(values, torch.tensor(3.4, dtype=torch.float64)), expected)
