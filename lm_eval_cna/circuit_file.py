@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from lm_eval_cna.errors import InterventionError
+from lm_eval_cna.files import read_whole
 from lm_eval_cna.neurons import Neuron
 
 CIRCUIT_SCHEMA: Literal["lm-eval-cna/circuit/1"] = "lm-eval-cna/circuit/1"
@@ -44,10 +45,8 @@ def read_circuit_fields(path: Path) -> dict[str, Any]:
         InterventionError: the file is no JSON document of a known schema.
         OSError: it cannot be read.
     """
-    if path.stat().st_size > _MAX_BYTES:
-        raise InterventionError(f"{path} is too large for a circuit", allowed=f"up to {_MAX_BYTES >> 20} MiB")
     try:
-        document = json.loads(path.read_bytes())
+        document = json.loads(read_whole(path, limit=_MAX_BYTES))
     except (ValueError, RecursionError) as error:
         raise InterventionError(
             f"{path} is not JSON: {error or 'nested too deeply'}", do="was it cut short?"

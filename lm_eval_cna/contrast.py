@@ -17,8 +17,10 @@ from typing import Annotated, Literal
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from lm_eval_cna.errors import ContrastError
+from lm_eval_cna.files import read_whole
 from lm_eval_cna.resources import contrasts_dir
 
+_MAX_BYTES = 64 * 2**20
 _SUFFIXES = (".jsonl", ".yaml", ".yml")
 
 
@@ -149,7 +151,7 @@ def _packaged() -> str:
 def _read_lines(path: Path) -> tuple[_Header | None, list[_Line]]:
     """The header, if the first line is one (it has no prompt), and the other lines."""
     try:
-        text = path.read_text(encoding="utf-8")
+        text = read_whole(path, limit=_MAX_BYTES).decode("utf-8")
     except (OSError, UnicodeDecodeError) as error:
         raise ContrastError(f"cannot read {path}: {error}") from error
     header, lines = None, []

@@ -13,12 +13,14 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Any, NamedTuple, Self
 
-import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from lm_eval_cna.errors import ContrastError
+from lm_eval_cna.files import read_whole
 from lm_eval_cna.leakage import find_leaks, normalise
+from lm_eval_cna.plain_yaml import load_yaml
 
+_MAX_BYTES = 2**20
 _COMMIT = re.compile(r"\b[0-9a-f]{40}\b")
 
 
@@ -104,7 +106,7 @@ def fetch(path: Path) -> Fetched:
         ContrastError: the file is not a valid specification, a source cannot be fetched or has changed, or has too few
             prompts left.
     """
-    spec = _read_spec(path)
+    spec = read_spec(path)
     evaluation = [prompt for source in spec.exclude for prompt in rows(source)]
     chosen: dict[str, tuple[str, ...]] = {}
     left_out = 0
@@ -120,15 +122,20 @@ def fetch(path: Path) -> Fetched:
     return Fetched(spec.name, chosen["positive"], chosen["negative"], leakage)
 
 
-def _read_spec(path: Path) -> ContrastSpec:
+def read_spec(path: Path) -> ContrastSpec:
+    """What a YAML file names; nothing is fetched.
+
+    Raises:
+        ContrastError: it cannot be read, or names no contrast set.
+    """
     try:
-        return ContrastSpec.model_validate(yaml.safe_load(path.read_text(encoding="utf-8")))
+        return ContrastSpec.model_validate(load_yaml(read_whole(path, limit=_MAX_BYTES)))
     except ValidationError as error:
         first = error.errors(include_url=False)[0]
         where = ".".join(str(part) for part in first["loc"])
         message = first["msg"].removeprefix("Value error, ")
         raise ContrastError(f"{path}: {where or 'the file'}: {message}", got=first["input"]) from error
-    except (yaml.YAMLError, OSError, UnicodeDecodeError, RecursionError) as error:
+    except (OSError, ValueError) as error:
         raise ContrastError(f"cannot read {path} as YAML: {error}") from error
 
 

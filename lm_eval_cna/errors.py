@@ -6,6 +6,13 @@ bug of ours and keeps its traceback.
 
 from __future__ import annotations
 
+from reprlib import Repr
+
+_MOST = 200  # characters of a value that a message shows
+_SHORT = Repr()
+_SHORT.maxlevel, _SHORT.maxlist, _SHORT.maxtuple, _SHORT.maxdict, _SHORT.maxset = 4, 12, 12, 12, 12
+_SHORT.maxstring = _SHORT.maxother = _SHORT.maxlong = 2 * _MOST
+
 
 class CNAError(Exception):
     """Something the user can put right.
@@ -20,8 +27,9 @@ class CNAError(Exception):
     def __init__(self, what: str, *, got: object = None, allowed: str | None = None, do: str | None = None) -> None:
         parts = [what]
         if got is not None:
-            shown = repr(got)
-            parts.append(f"got {shown if len(shown) <= 200 else shown[:200] + '...'}")
+            # Not `repr`: what a hostile file means can be far larger than the file.
+            shown = repr(got) if isinstance(got, str) and len(got) <= _MOST else _SHORT.repr(got)
+            parts.append(f"got {shown if len(shown) <= _MOST else shown[:_MOST] + '...'}")
         if allowed is not None:
             parts.append(f"allowed: {allowed}")
         if do is not None:

@@ -1,8 +1,10 @@
-"""Files that are whole or not there. Floor 0; standard library only."""
+"""Files that are whole or not there, and files from elsewhere that may be anything. Floor 0; standard library only."""
 
 from __future__ import annotations
 
+import errno
 import os
+import stat
 from contextlib import suppress
 from pathlib import Path
 
@@ -21,3 +23,23 @@ def write_whole(path: Path, data: bytes) -> None:
     finally:
         with suppress(OSError):  # it is gone where all went well, and its folder may be missing where not
             temporary.unlink()
+
+
+def read_whole(path: Path, *, limit: int) -> bytes:
+    """Read a regular file; a pipe or a device, which may never end, is not opened for long.
+
+    Args:
+        path: the file, or a link to one.
+        limit: the most bytes that are read.
+
+    Raises:
+        OSError: it cannot be read, is no regular file, or is larger than the limit.
+    """
+    handle = os.open(path, os.O_RDONLY | getattr(os, "O_NONBLOCK", 0))
+    with open(handle, "rb") as file:
+        about = os.fstat(handle)
+        if not stat.S_ISREG(about.st_mode):
+            raise OSError(errno.EINVAL, "it is no regular file")
+        if about.st_size > limit:
+            raise OSError(errno.EFBIG, f"it is too large; allowed: up to {limit >> 20} MiB")
+        return file.read()

@@ -22,7 +22,7 @@ from typing import Annotated, Literal, Self
 from pydantic import Field, ValidationError, model_validator
 
 from lm_eval_cna.errors import InterventionError
-from lm_eval_cna.files import write_whole
+from lm_eval_cna.files import read_whole, write_whole
 from lm_eval_cna.provenance import ModelInfo, Record
 
 STABILITY_SCHEMA: Literal["lm-eval-cna/stability/1"] = "lm-eval-cna/stability/1"
@@ -130,9 +130,7 @@ def read_stability(path: Path) -> Stability:
         InterventionError: it is missing, damaged or of another schema.
     """
     try:
-        if path.stat().st_size > _MAX_BYTES:
-            raise InterventionError(f"{path} is too large for a stability record", allowed="up to 64 MiB")
-        return Stability.model_validate_json(path.read_bytes())
+        return Stability.model_validate_json(read_whole(path, limit=_MAX_BYTES))
     except FileNotFoundError as error:
         raise InterventionError(
             "no such stability record", got=str(path), do="make it with `lm-eval-cna discover --folds`"

@@ -24,6 +24,7 @@ from lm_eval_cna.analysis.protocol import Protocol, read_protocol
 from lm_eval_cna.analysis.rates import Record
 from lm_eval_cna.analysis.tradeoff import CAPABILITY
 from lm_eval_cna.errors import ConfigError, RunError
+from lm_eval_cna.files import read_whole
 from lm_eval_cna.sweep.cells import BASELINE, Cell
 from lm_eval_cna.sweep.rundir import RunDirectory
 
@@ -239,9 +240,7 @@ def read_baseline(path: Path) -> Baseline:
         ConfigError: there is none, or it is damaged; the message says where.
     """
     try:
-        if path.stat().st_size > _MAX_BYTES:
-            raise ConfigError(f"{path} is too large for a baseline", allowed="up to 256 MiB")
-        text = path.read_bytes()
+        text = read_whole(path, limit=_MAX_BYTES)
     except FileNotFoundError as error:
         raise ConfigError(
             "no such baseline", got=str(path), do="make it with `lm-eval-cna check DIR --update`"

@@ -14,6 +14,7 @@ from typing import Any
 import yaml
 
 from lm_eval_cna.errors import ConfigError
+from lm_eval_cna.files import read_whole
 from lm_eval_cna.judging.config import JudgeConfig
 from lm_eval_cna.paper.presets import (
     ORGANISM_FRACTION,
@@ -30,6 +31,8 @@ from lm_eval_cna.resources import tasks_dir
 from lm_eval_cna.sweep.rundir import RunDirectory
 
 _MMLU_SUBTASKS = 57
+
+_MAX_BYTES = 64 * 2**20  # of a file of prompts
 
 
 @dataclass(frozen=True)
@@ -168,7 +171,8 @@ def read_prompts(path: Path) -> list[str]:
         ConfigError: the file cannot be read, or holds no prompt, or a line that is none.
     """
     try:
-        lines = [line for line in path.read_text(encoding="utf-8").splitlines() if line.strip()]
+        text = read_whole(path, limit=_MAX_BYTES).decode("utf-8")
+        lines = [line for line in text.splitlines() if line.strip()]
     except (OSError, UnicodeDecodeError) as error:
         raise ConfigError(f"--prompts: cannot read {path}: {error}") from error
     if not lines:

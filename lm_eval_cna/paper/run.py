@@ -6,18 +6,17 @@ Floor 6.
 from __future__ import annotations
 
 import gc
-import json
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, Literal
 
-import yaml
 from pydantic import Field
 
 from lm_eval_cna.analysis.outcomes import read_outcomes
 from lm_eval_cna.analysis.rates import Record
 from lm_eval_cna.contrast import load_contrast, load_universal_prompts
+from lm_eval_cna.contrast_sources import read_spec
 from lm_eval_cna.errors import CNAError, ConfigError, ContrastError, RunError
 from lm_eval_cna.paper.estimate import Estimate, Machine, bytes_of, estimate, this_machine
 from lm_eval_cna.paper.plan import Request, read_prompts, write_prompt_tasks
@@ -306,8 +305,8 @@ def _contrast_prompts(name: str) -> int:
     )
     if path is None:
         return 0
-    text = path.read_text(encoding="utf-8")
     if path.suffix == ".jsonl":
-        return sum("prompt" in json.loads(line) for line in text.splitlines() if line.strip())
-    document: Mapping[str, Any] = yaml.safe_load(text)
-    return sum(int(document[side].get("choose", 0)) for side in ("positive", "negative"))
+        found = load_contrast(path)
+        return len(found.positive) + len(found.negative)
+    spec = read_spec(path)
+    return sum(source.choose or 0 for source in (spec.positive, spec.negative))

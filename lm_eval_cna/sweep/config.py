@@ -9,11 +9,12 @@ import math
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 
-import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
 from lm_eval_cna.errors import ConfigError
+from lm_eval_cna.files import read_whole
 from lm_eval_cna.judging.config import JudgeConfig
+from lm_eval_cna.plain_yaml import load_yaml
 
 Method = Literal[
     "cna",
@@ -226,15 +227,12 @@ def read_config(path: Path) -> dict[str, Any]:
     """
     if not path.is_file():
         raise ConfigError("no such configuration file", got=str(path))
-    if path.stat().st_size > _MAX_BYTES:
-        raise ConfigError(f"{path} is too large for a configuration", allowed="up to 1 MiB")
     try:
-        values = yaml.safe_load(path.read_text(encoding="utf-8"))
+        values = load_yaml(read_whole(path, limit=_MAX_BYTES))
     except OSError as error:
         raise ConfigError(f"cannot read {path}: {error.strerror or error}") from error
-    except (yaml.YAMLError, ValueError, LookupError, AttributeError, RecursionError) as error:
-        # PyYAML lets the errors of its scalar constructors through: 2020-13-45, !!int "", !!timestamp x.
-        raise ConfigError(f"{path} is not YAML: {error or 'nested too deeply'}") from error
+    except ValueError as error:
+        raise ConfigError(f"{path} is not YAML: {error}") from error
     if not isinstance(values, dict) or not all(isinstance(key, str) for key in values):
         raise ConfigError(f"{path} does not hold a mapping of field names to values")
     return values

@@ -13,10 +13,11 @@ from pathlib import Path
 from typing import Any
 
 from lm_eval_cna.errors import RunError
-from lm_eval_cna.files import write_whole
+from lm_eval_cna.files import read_whole, write_whole
 
 #: What was proven of the steering before anything was computed (`lm_eval_cna.proof`).
 SELF_CHECK = "self_check.json"
+_MAX_BYTES = 2**31  # results of whole MMLU with samples take some hundred MiB
 MANIFEST_SCHEMA = "lm-eval-cna/manifest/1"
 
 
@@ -121,7 +122,7 @@ class RunDirectory:
         """
         path = self.path / name
         try:
-            document = json.loads(path.read_bytes())
+            document = json.loads(read_whole(path, limit=_MAX_BYTES))
         except FileNotFoundError as error:
             raise RunError(
                 f"no {name} in {self.path}", do="is it the directory of a finished `lm-eval-cna sweep`?"
