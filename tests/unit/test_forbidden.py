@@ -1,4 +1,4 @@
-"""What the package must never call: whatever runs or builds what a file says. Read from the code, so words do not count."""
+"""What the package must never call: whatever runs or builds what a file says. Words in comments do not count."""
 
 from __future__ import annotations
 
