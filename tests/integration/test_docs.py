@@ -31,7 +31,7 @@ def blocks(page: str, language: str) -> list[str]:
 def steps(text: str) -> Iterator[tuple[str, list[str]]]:
     """Commands of a console block, each with what it must print."""
     for step in text.split("$ ")[1:]:
-        command, *printed = step.splitlines()
+        command, *printed = step.replace("\\\n", "").splitlines()
         yield command, [line.removeprefix("#> ") for line in printed]
 
 
