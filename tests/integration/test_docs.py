@@ -105,6 +105,18 @@ def test_a_task_as_the_page_adds_it(place: Path) -> None:
     assert results["results"]["my_refusal"]["quality,none"] == 1.0
 
 
+def test_every_page_is_in_the_navigation() -> None:
+    settings = (ROOT / "mkdocs.yml").read_text(encoding="utf-8")
+    there = {str(page.relative_to(DOCS)) for page in DOCS.rglob("*.md")}
+    assert there == set(re.findall(r": ([\w/-]+\.md)$", settings, re.MULTILINE))
+
+
+@pytest.mark.parametrize("name", ["README.md", "CONTRIBUTING.md"])
+def test_links_of_the_repository_lead_somewhere(name: str) -> None:
+    links = re.findall(r"\]\(([^)#]+)[^)]*\)", (ROOT / name).read_text(encoding="utf-8"))
+    assert not [link for link in links if "://" not in link and not (ROOT / link).exists()]
+
+
 PAGES = sorted([*DOCS.rglob("*.md"), ROOT / "README.md", ROOT / "CONTRIBUTING.md"])
 
 
