@@ -49,7 +49,10 @@ def run_sweeps(
     """
     entry.register()
     tell = progress or (lambda stage, done, total, detail: None)
-    checked = [_check_run(config, number, len(configs), tell) for number, config in enumerate(configs)]
+    checked = []
+    for number, config in enumerate(configs):
+        tell("checks", number, len(configs), config.output.name)
+        checked.append(_check_run(config, elsewhere=places is not None))
     tell("checks", len(configs), len(configs), "")
     failed: dict[str, str] = {}
     with lm_eval_once():
@@ -81,7 +84,6 @@ def _run_together(
         try:
             for one in checked:
                 with _set_aside(one, failed):
-                    check_elsewhere(one.config)
                     locks.enter_context(one.directory.lock())
                     begun = begin(one, command)
                     self_check(begun, _named(one, tell))
@@ -91,6 +93,7 @@ def _run_together(
                 with _set_aside(one, failed):
                     finished.result()
                     evaluate(begun, _named(one, tell))
+                    begun.lm.close()
                     conclude(one, begun.chat_template, _named(one, tell))
         except BaseException:
             stop.set()  # the threads are waited for, so that what they have is written
@@ -113,14 +116,15 @@ def _named(one: Checked, tell: Progress) -> Progress:
     return lambda stage, done, total, detail: tell(f"{one.directory.path.name}: {stage}", done, total, detail)
 
 
-def _check_run(config: SweepConfig, number: int, total: int, tell: Progress) -> Checked:
+def _check_run(config: SweepConfig, *, elsewhere: bool) -> Checked:
     """Find out what is wrong with a run without loading its model.
 
     Raises:
         ConfigError: something is, named by the run.
     """
-    tell("checks", number, total, config.output.name)
     try:
+        if elsewhere:
+            check_elsewhere(config)
         if "gguf_file" not in config.model_args:
             known = {
                 name: config.model_args[name] for name in ("revision", "trust_remote_code") if name in config.model_args

@@ -12,8 +12,10 @@ import yaml
 from lm_eval.tasks import TaskManager
 
 from lm_eval_cna.cli import main
+from lm_eval_cna.errors import ConfigError
 from lm_eval_cna.resources import tasks_dir
 from lm_eval_cna.sweep.config import parse_config
+from lm_eval_cna.sweep.many import run_sweeps
 from lm_eval_cna.sweep.rundir import RunDirectory
 from lm_eval_cna.sweep.runner import run_sweep
 from tests.checkpoints import save_llama
@@ -107,3 +109,9 @@ def test_a_model_of_the_command_line_is_refused(
     path = write(tmp_path / "board.yaml", [{"model": str(models[0])}])
     assert main(["sweep", str(path), "--model", "m"]) == 2
     assert "--model with a file of many runs; each run says its own" in capsys.readouterr().err
+
+
+def test_vllm_is_not_computed_elsewhere(models: list[Path], tmp_path: Path) -> None:
+    asked = parse_config({"model": str(models[0]), "output": str(tmp_path / "run"), "engine": "vllm"})
+    with pytest.raises(ConfigError, match=r"run run: .*vllm"):
+        run_sweeps([asked], places=lambda stop: pytest.fail("began"))
