@@ -13,13 +13,14 @@ from typing import Annotated
 import typer
 from pydantic import ValidationError
 
+from lm_eval_cna import launch
 from lm_eval_cna.cli.interventions import compare, discover, show, try_
 from lm_eval_cna.cli.judgement import check, leaderboard
 from lm_eval_cna.cli.organisms import demo, organism
 from lm_eval_cna.cli.output import errors, say
 from lm_eval_cna.cli.paper import paper
 from lm_eval_cna.cli.runs import judge, repeat, report, sweep
-from lm_eval_cna.errors import CNAError
+from lm_eval_cna.errors import CNAError, ConfigError
 
 PROGRAM = "lm-eval-cna"
 INTERRUPTED = 130  # 128 + SIGINT, as shells have it; typer returns it too
@@ -71,6 +72,7 @@ def main(argv: list[str] | None = None) -> int:
     os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
     debug = len(arguments) < len(given)
     try:
+        _refuse_company(arguments)
         status = int(app(arguments or ["--help"], prog_name=PROGRAM, standalone_mode=False) or 0)
     except CNAError as error:
         if debug:
@@ -93,6 +95,17 @@ def main(argv: list[str] | None = None) -> int:
     return status if arguments else 2
 
 
+def _refuse_company(arguments: list[str]) -> None:
+    """Only a sweep knows what to do in several processes; all others would do everything several times over."""
+    if launch.processes() > 1 and arguments[:1] not in (["sweep"], ["--help"]):
+        raise ConfigError(
+            f"{launch.processes()} processes were started together",
+            got=" ".join(arguments[:1]) or None,
+            allowed="sweep and run share their work",
+            do="start this command alone",
+        )
+
+
 def _usage(error: Exception, message: str) -> str:
     """Words of typer for a wrong command line, with the value where typer leaves it out."""
     message = message.replace("Value error, ", "").rstrip(".")
@@ -104,5 +117,6 @@ def _usage(error: Exception, message: str) -> str:
 
 
 def _fail(message: str, *, status: int = 2) -> int:
-    say(f"error: {' '.join(message.split())}", console=errors)
+    who = f"process {launch.rank()}: " if launch.rank() else ""
+    say(f"{who}error: {' '.join(message.split())}", console=errors)
     return status

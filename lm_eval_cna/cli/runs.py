@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from lm_eval_cna import launch
 from lm_eval_cna.cli.options import (
     JudgeArgsOption,
     JudgeModelOption,
@@ -130,11 +131,19 @@ def sweep(
         own = [f"--{name}" for name in ("model", "circuit", "vectors") if flags[name] is not None]
         if own:
             raise ConfigError(f"{own[0]} with a file of many runs", do="each run says its own")
+        if launch.processes() > 1:
+            raise ConfigError("a file of many runs in several processes", do="use --ray, or start each run by itself")
         root = {} if output is None else {"output": str(output)}
         flags["output"] = None
         _sweep_many(parse_runs(values | root, with_flags), ray, cpus_per_task, gpus_per_task)
         return
     checked = parse_config(with_flags(values))
+    if launch.rank() > 0:
+        from lm_eval_cna.sweep.processes import Processes, follow
+
+        with Processes() as processes:
+            follow(processes, checked)
+        return
     from lm_eval_cna.report.page import write_report
     from lm_eval_cna.sweep.runner import run_sweep
 
@@ -166,8 +175,16 @@ def _places(address: str | None, cpus: float | None, gpus: float | None) -> Iter
             raise ConfigError(
                 "--cpus-per-task and --gpus-per-task without a cluster", do="give --ray ADDRESS|local too"
             )
-        yield None
+        if launch.processes() > 1:
+            from lm_eval_cna.sweep.processes import Processes, Together
+
+            with Processes() as processes:
+                yield lambda stop: Together(processes)
+        else:
+            yield None
         return
+    if launch.processes() > 1:
+        raise ConfigError("--ray in several processes", do="start the command alone; Ray starts its workers itself")
     from lm_eval_cna.sweep.ray import RayPlace, cluster
 
     def place(stop: Event | None) -> Place:

@@ -68,7 +68,6 @@ class CNAHFLM(Steered, HFLM):  # type: ignore[misc]  # lm-eval carries no type i
         check_dtype(kwargs.get("dtype", "auto"))
         check_batch_size(kwargs.get("batch_size", 1))
         asked = read_arguments(pretrained, revision, circuit, multiplier, scale, mode)
-        #: Whether the weights are cut over processes, all of which then must run the same, in the same order.
         self.lockstep = kwargs.get("tp_plan") is not None
         self._quantization = quantization_asked_for(kwargs)
         with naming_the_model(asked.pretrained), _processes_on_cpu(device, kwargs):

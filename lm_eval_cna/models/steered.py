@@ -66,6 +66,7 @@ class Steered:
         mode: how it may be steered.
         weights_sha256: identity of the untouched weights.
         quiet: draw no progress bars; a sweep shows one of its own.
+        lockstep: whether the weights are cut over processes, all of which then must run the same, in the same order.
         tokenizer: as lm-eval's models call it.
         revision: of the model; "main" says nothing about it.
     """
@@ -75,6 +76,7 @@ class Steered:
     mode: Mode = "auto"
     weights_sha256: str
     quiet: bool = False
+    lockstep: bool = False
     tokenizer: Any
     revision: str
 

@@ -99,7 +99,7 @@ def compute(
     if packed:
         with PackedGenerator(lm, settings, mode=mode) as generator:  # type: ignore[arg-type]  # config checks it
             for batch in packed:
-                found = _generate(generator, [prompts.job(request, cell) for cell, request in batch.rows])
+                found = _generate(generator, [prompts.job(request, cell) for cell, request in batch.rows], lm.lockstep)
                 yield batch, [Response(one.text, one.tokens, one.near_ties) for one in found]
     taken = set(map(id, packed))
     for batch in plan:
@@ -116,16 +116,16 @@ def _packs(lm: CNAHFLM, batch: Batch) -> bool:
     return batch.kind == GENERATED and not lm.truncation and can_pack(lm, batch.rows[0][1].arguments[1]) is None
 
 
-def _generate(generator: PackedGenerator, jobs: list[Job]) -> list[Completion]:
-    """Generate a batch; where the accelerator has not enough memory, in halves."""
+def _generate(generator: PackedGenerator, jobs: list[Job], lockstep: bool) -> list[Completion]:
+    """Generate a batch; where the accelerator has not enough memory, in halves, unless others would have to as well."""
     try:
         return generator.generate(jobs)
     except torch.OutOfMemoryError:
-        if len(jobs) == 1:
+        if len(jobs) == 1 or lockstep:
             raise
     torch.cuda.empty_cache()
     half = len(jobs) // 2
-    return _generate(generator, jobs[:half]) + _generate(generator, jobs[half:])
+    return _generate(generator, jobs[:half], lockstep) + _generate(generator, jobs[half:], lockstep)
 
 
 def _score(lm: CNAHFLM, settings: Sequence[Setting], batch: Batch, mode: str) -> list[Response]:
@@ -159,7 +159,7 @@ def _with_less_memory(lm: CNAHFLM, ask: Callable[[], list[Any]]) -> list[Any]:
     try:
         return ask()
     except torch.OutOfMemoryError:
-        if not isinstance(lm.batch_size, int) or lm.batch_size == 1:
+        if not isinstance(lm.batch_size, int) or lm.batch_size == 1 or lm.lockstep:
             raise
     torch.cuda.empty_cache()
     lm.batch_size_per_gpu = lm.batch_size // 2

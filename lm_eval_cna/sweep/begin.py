@@ -163,6 +163,7 @@ def load(config: SweepConfig) -> CNAHFLM:
     mode = "hook" if config.mode in ("auto", ROWS) else config.mode
     lm = CNAHFLM(pretrained=config.model, **arguments, mode=mode)
     lm.quiet = True
+    lm._rank, lm._world_size = 0, 1  # of several processes too: a sweep shares its batches out itself
     given = config.model_args.get("batch_size", "auto")
     lm.batch_size_per_gpu = _SCORED_ROWS if given == "auto" else int(given)
     return lm

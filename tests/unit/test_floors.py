@@ -16,6 +16,7 @@ FLOORS = {
     "errors": 0,
     "files": 0,
     "hashing": 0,
+    "launch": 0,
     "plain_yaml": 0,
     "resources": 0,
     "entry": 0,
