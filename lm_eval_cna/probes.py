@@ -115,7 +115,7 @@ def probes_of(architecture: Architecture, setting: Setting, mode: str, rows: sli
         if mode == "fold":
             check = _folded(projection, chosen, setting.multiplier)
         else:
-            check = _reached if projection.is_routed else _scaled(chosen, setting.multiplier, rows)
+            check = _reached if projection.is_routed else _scaled(projection, neurons, setting.multiplier, rows)
         found.append(Probe(projection.layer, projection.down, "input", check))
     return found
 
@@ -128,9 +128,10 @@ def _added(vector: torch.Tensor, rows: slice) -> Check:
     return check
 
 
-def _scaled(neurons: torch.Tensor, multiplier: float, rows: slice) -> Check:
+def _scaled(projection: Projection, neurons: list[int], multiplier: float, rows: slice) -> Check:
     def check(before: torch.Tensor, behind: torch.Tensor) -> bool:
-        before[rows, ..., neurons.to(before.device)] *= multiplier
+        held = projection.channels(before)
+        before[rows, ..., [neuron - held.start for neuron in neurons if neuron in held]] *= multiplier
         return torch.equal(before, behind)
 
     return check

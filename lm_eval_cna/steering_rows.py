@@ -18,7 +18,7 @@ from typing import Any, Literal
 import torch
 from torch import nn
 
-from lm_eval_cna.architecture import Architecture, find_architecture
+from lm_eval_cna.architecture import Architecture, Projection, find_architecture
 from lm_eval_cna.errors import SteeringError
 from lm_eval_cna.fit import check_fit
 from lm_eval_cna.intervention import Circuit
@@ -29,12 +29,21 @@ Kind = Literal["factors", "vectors"]
 
 def why_not_rows(setting: Setting, architecture: Architecture) -> str | None:
     """The reason why a row of a batch cannot follow a setting, or None."""
-    if setting.is_baseline or not isinstance(setting.intervention, Circuit):
+    if setting.is_baseline:
+        return None
+    if any(_rounds_rows_together(projection) for projection in architecture.projections.values()):
+        return "LLM.int8 keeps channels in 16 bits by what any row of the batch holds (llm_int8_threshold above 0)"
+    if not isinstance(setting.intervention, Circuit):
         return None
     mixed = next((index for index in setting.intervention.layers if architecture.layers[index].has_experts), None)
     if mixed is None:
         return None
     return f"layer {mixed} is a mixture of experts, which mixes the tokens of all rows before its down-projections"
+
+
+def _rounds_rows_together(projection: Projection) -> bool:
+    state = getattr(projection.base, "state", None)  # bitsandbytes' 8-bit layers have one
+    return type(projection.weight).__name__ == "Int8Params" and getattr(state, "threshold", 0.0) > 0.0
 
 
 @dataclass

@@ -24,6 +24,9 @@ Progress = Callable[[str, int, int, str], None]
 class Place(Protocol):
     """Computes what a sweep asks."""
 
+    def prepare(self, begun: Begun) -> None:
+        """Called before the model is first run to compute anything, the self-check included."""
+
     def answers(self, begun: Begun, batches: Sequence[Batch], tell: Progress) -> Iterator[tuple[Batch, list[Response]]]:
         """Compute batches, each once and in any order; each comes with its responses in the order of its rows."""
 
@@ -33,6 +36,9 @@ class Place(Protocol):
 
 class ThisProcess:
     """Computes on the model that the sweep has begun with."""
+
+    def prepare(self, begun: Begun) -> None:
+        """There is nothing to prepare."""
 
     def answers(self, begun: Begun, batches: Sequence[Batch], tell: Progress) -> Iterator[tuple[Batch, list[Response]]]:
         """One batch after another."""

@@ -26,13 +26,14 @@ from lm_eval_cna.steering import Setting
 from lm_eval_cna.sweep.batches import Batch
 from lm_eval_cna.sweep.begin import Begun, load
 from lm_eval_cna.sweep.config import SweepConfig
-from lm_eval_cna.sweep.interventions import prepare
+from lm_eval_cna.sweep.interventions import Interventions, prepare
 from lm_eval_cna.sweep.parcel import pack_batch, pack_sweep, unpack_responses
 from lm_eval_cna.sweep.place import Progress, ThisProcess
 from lm_eval_cna.sweep.rundir import RunDirectory
+from lm_eval_cna.sweep.self_check import proof_of
 from lm_eval_cna.sweep.store import Response
 from lm_eval_cna.sweep.summary import HARMLESS_KL
-from lm_eval_cna.sweep.worker import Worker
+from lm_eval_cna.sweep.worker import Worker, reply_of
 
 _PATIENCE = timedelta(weeks=52)  # a process may compute one batch for as long as it takes
 Message = dict[str, Any]
@@ -47,7 +48,7 @@ class Processes:
 
     def __init__(self) -> None:
         self.rank, self.count = int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"])
-        self._listened_to = True
+        self._listened_to, self._owed = True, False
         backend = "gloo"
         if torch.cuda.is_available():
             torch.cuda.set_device(int(os.environ.get("LOCAL_RANK", "0")))
@@ -69,6 +70,7 @@ class Processes:
     def tell(self, message: Message) -> None:
         """Say something to all others, who `hear` it. The leader's."""
         if self._listened_to:
+            self._owed = message["do"] != "end"
             data = _encoded(message)
             distributed.broadcast(torch.tensor([len(data)]), src=0)
             distributed.broadcast(data, src=0)
@@ -106,11 +108,15 @@ class Processes:
                     f"process {rank} of the sweep is gone", do="run the same command again: what is there is kept"
                 ) from error
             found.append(_decoded(data))
+        self._owed = False
         return found
 
     def release(self) -> None:
-        """Let the others end. Safe to call twice, and by those that follow."""
-        if self.leads:
+        """Let the others end. Safe to call twice, and by those that follow.
+
+        Who still owes an answer does not hear this, and is left to torchrun, which ends all when one of them fails.
+        """
+        if self.leads and not self._owed:
             self.tell({"do": "end"})
         self._listened_to = False
 
@@ -129,12 +135,26 @@ class Together:
     def __init__(self, processes: Processes) -> None:
         self._processes = processes
         self._here = ThisProcess()
+        self._opened = self._proving = False
+
+    def prepare(self, begun: Begun) -> None:
+        """Send the sweep to the others; where weights are cut, have them make the self-check too, in step with ours."""
+        self._open(begun)
+        if begun.lm.lockstep:
+            self._processes.tell({"do": "prove"})
+            self._proving = True
 
     def answers(self, begun: Begun, batches: Sequence[Batch], tell: Progress) -> Iterator[tuple[Batch, list[Response]]]:
-        """In rounds of one batch for each process; neighbours in the plan are of one size, so nobody waits for long."""
+        """In rounds of one batch for each process; neighbours in the plan are of one size, so nobody waits for long.
+
+        Raises:
+            CNAError: a process cannot go on; what the others found is there.
+        """
         processes, lockstep = self._processes, begun.lm.lockstep
-        parcel = _as_text(pack_sweep(begun))
-        self._all({"do": "open", "parcel": parcel}, lambda: _look(begun.lm, begun.layout.settings), lockstep)
+        if not self._opened:  # nothing is left to compute but the KL
+            self._open(begun)
+        if self._proving:
+            _values(processes.collect())
         width = 1 if lockstep else processes.count
         for start in range(0, len(batches), width):
             mine, *theirs = batches[start : start + width]
@@ -155,6 +175,12 @@ class Together:
         self._processes.release()
         return found
 
+    def _open(self, begun: Begun) -> None:
+        parcel = _as_text(pack_sweep(begun))
+        look = functools.partial(_look, begun.lm, begun.layout.settings)
+        self._all({"do": "open", "parcel": parcel}, look, begun.lm.lockstep)
+        self._opened = True
+
     def _compute(self, begun: Begun, batch: Batch, tell: Progress) -> list[Response]:
         ((_, responses),) = self._here.answers(begun, [batch], tell)
         return responses
@@ -170,7 +196,7 @@ class Together:
             else:
                 self._processes.collect()
             raise
-        return found, [_value(rank, reply) for rank, reply in enumerate(self._processes.collect(), start=1)]
+        return found, _values(self._processes.collect())
 
 
 def follow(processes: Processes, config: SweepConfig) -> None:
@@ -188,12 +214,14 @@ def follow(processes: Processes, config: SweepConfig) -> None:
     if lm.lockstep:
         # Discovery is in step too, and what the leader found counts.
         prepare(config, lm, RunDirectory(config.output))
-    worker = Worker(lm)
+    worker, mode = Worker(lm), ""
     while (order := processes.hear())["do"] != "end":
         if order["do"] == "open":
-            reply = worker.open(_as_bytes(order["parcel"]))
+            reply, mode = worker.open(_as_bytes(order["parcel"])), order["parcel"]["mode"]
             if "value" in reply:
                 _look(lm, worker.settings)
+        elif order["do"] == "prove":
+            reply = reply_of(functools.partial(_prove, lm, config, worker.interventions, mode))
         elif order["do"] == "divergence":
             reply = worker.divergence()
         else:
@@ -202,6 +230,10 @@ def follow(processes: Processes, config: SweepConfig) -> None:
             if lm.lockstep and "value" in reply:
                 reply = {"value": None}  # the leader has it
         processes.answer(reply)
+
+
+def _prove(lm: CNAHFLM, config: SweepConfig, interventions: Interventions, mode: str) -> None:
+    proof_of(lm, config, interventions, mode)  # the leader writes it down
 
 
 def _look(lm: CNAHFLM, settings: Sequence[Setting]) -> None:
@@ -215,11 +247,16 @@ def _look(lm: CNAHFLM, settings: Sequence[Setting]) -> None:
                 lm.warnings_about(setting.intervention)
 
 
-def _value(rank: int, reply: Message) -> Any:
-    if "error" in reply:
-        kind = getattr(errors, reply["error"], RunError)
-        raise kind(f"process {rank}: {reply['message']}")
-    return reply["value"]
+def _values(replies: Sequence[Message]) -> list[Any]:
+    """What the others answered, by rank.
+
+    Raises:
+        CNAError: one of them could not; of the kind that it says.
+    """
+    for rank, reply in enumerate(replies, start=1):
+        if "error" in reply:
+            raise getattr(errors, reply["error"], RunError)(f"process {rank}: {reply['message']}")
+    return [reply["value"] for reply in replies]
 
 
 def _as_text(parcel: Message) -> Message:

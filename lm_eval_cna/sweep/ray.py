@@ -86,6 +86,9 @@ class RayPlace:
         self._stop = stop
         self._measured: list[dict[str, Any]] | None = None
 
+    def prepare(self, begun: Begun) -> None:
+        """There is nothing to prepare: the self-check is made here, before any worker is there."""
+
     def answers(self, begun: Begun, batches: Sequence[Batch], tell: Progress) -> Iterator[tuple[Batch, list[Response]]]:
         """Hand the batches to workers, and the KL with them, so that each loads the model once.
 

@@ -75,9 +75,9 @@ def run_checked(
     """
     if place is not None:
         check_elsewhere(checked.config)
-    begun = begin(checked, command)
-    self_check(begun, tell)
-    compute(begun, place or ThisProcess(), tell)
+    begun, place = begin(checked, command), place or ThisProcess()
+    self_check(begun, tell, place)
+    compute(begun, place, tell)
     evaluate(begun, tell)
     chat_template = begun.chat_template
     begun.lm.close()
@@ -85,7 +85,7 @@ def run_checked(
     conclude(checked, chat_template, tell)
 
 
-def self_check(begun: Begun, tell: Progress) -> None:
+def self_check(begun: Begun, tell: Progress, place: Place | None = None) -> None:
     """Prove the steering on the model that is there, if an answer is missing.
 
     Raises:
@@ -95,6 +95,8 @@ def self_check(begun: Begun, tell: Progress) -> None:
         todo = _missing(begun, store)
     if todo and begun.lm.engine == "hf":  # cna-vllm checks what its workers did, whenever it steers
         tell("self-check", 0, 1, "m = 1 is the identity, m = 0 is not, undo restores")
+        if place is not None:
+            place.prepare(begun)
         prove_sweep(begun)
         tell("self-check", 1, 1, "")
 

@@ -5,9 +5,11 @@ from __future__ import annotations
 from typing import Any, Literal, cast
 
 from lm_eval_cna.errors import RunError
+from lm_eval_cna.models.hf import CNAHFLM
 from lm_eval_cna.proof import Proof, prove
 from lm_eval_cna.sweep.begin import Begun
-from lm_eval_cna.sweep.interventions import in_chat
+from lm_eval_cna.sweep.config import SweepConfig
+from lm_eval_cna.sweep.interventions import Interventions, in_chat
 from lm_eval_cna.sweep.rundir import SELF_CHECK, RunDirectory
 
 
@@ -19,19 +21,27 @@ def prove_sweep(begun: Begun) -> None:
     Raises:
         SteeringError: something is not as it should be; no answer has been computed since.
     """
-    lm, config = begun.lm, begun.config
-    proof = prove(
+    proof = proof_of(begun.lm, begun.config, begun.interventions, begun.layout.mode)
+    begun.directory.write_json(SELF_CHECK, proof.model_dump(mode="json"))
+
+
+def proof_of(lm: CNAHFLM, config: SweepConfig, interventions: Interventions, mode: str) -> Proof:
+    """Prove the interventions on a model, in the mode of the sweep.
+
+    Raises:
+        SteeringError: something is not as it should be.
+    """
+    return prove(
         lm.model,
         lm.tokenizer,
-        begun.interventions.files,
-        mode=cast(Literal["rows", "auto", "fold", "hook"], begun.layout.mode),
+        interventions.files,
+        mode=cast(Literal["rows", "auto", "fold", "hook"], mode),
         scale=config.scale,
         chat_template=in_chat(config.tasks),
         chat_template_args=lm.chat_template_args,
         add_bos_token=lm.add_bos_token,
         architecture=lm.architecture,
     )
-    begun.directory.write_json(SELF_CHECK, proof.model_dump(mode="json"))
 
 
 def proven_of(directory: RunDirectory, file: str | None) -> dict[str, Any] | None:

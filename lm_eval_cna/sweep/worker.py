@@ -17,7 +17,17 @@ class Worker:
     """One loaded model. Heavy libraries are imported when it is opened, on the machine where that happens.
 
     Every method gives {"value": ...}, or {"error": class of `lm_eval_cna.errors`, "message": text, "node": machine}.
+
+    Args:
+        lm: the model, where it is loaded already.
+
+    Attributes:
+        interventions: of the sweep, once it is open.
+        settings: of its cells.
     """
+
+    def __init__(self, lm: Any = None) -> None:
+        self._lm = lm
 
     def open(self, parcel: Mapping[str, Any]) -> Reply:
         """Load the model and the interventions of a packed sweep, and make sure that they are the sweep's.
@@ -25,7 +35,7 @@ class Worker:
         Returns:
             The machine's name.
         """
-        return _reply(lambda: self._open(parcel))
+        return reply_of(lambda: self._open(parcel))
 
     def compute(self, packed: Mapping[str, Any]) -> Reply:
         """Compute one batch.
@@ -33,7 +43,7 @@ class Worker:
         Returns:
             Packed responses.
         """
-        return _reply(lambda: self._compute(packed))
+        return reply_of(lambda: self._compute(packed))
 
     def divergence(self) -> Reply:
         """First-token KL on harmless prompts of every cell.
@@ -41,7 +51,7 @@ class Worker:
         Returns:
             What `measure_divergence` gives.
         """
-        return _reply(self._divergence)
+        return reply_of(self._divergence)
 
     def _open(self, parcel: Mapping[str, Any]) -> str:
         from lm_eval_cna.errors import RunError
@@ -57,10 +67,10 @@ class Worker:
                 )
         self._mode = parcel["mode"]
         self._config = parse_config(parcel["config"])
-        interventions = unpack_interventions(parcel)
-        self._lm = load(self._config)
-        self._settings = [interventions.setting(Cell(**cell)) for cell in parcel["cells"]]
-        for setting, mode, context in zip(self._settings, parcel["modes"], parcel["contexts"], strict=True):
+        self.interventions = unpack_interventions(parcel)
+        self._lm = self._lm or load(self._config)
+        self.settings = [self.interventions.setting(Cell(**cell)) for cell in parcel["cells"]]
+        for setting, mode, context in zip(self.settings, parcel["modes"], parcel["contexts"], strict=True):
             if self._lm.fingerprint_of(setting, mode) != context:
                 raise RunError(
                     f"{self._config.model} is another model here than where the sweep was begun",
@@ -74,16 +84,17 @@ class Worker:
 
         batch = unpack_batch(packed)
         prompts = Prompts(self._lm, batch.requests)
-        ((_, responses),) = compute(self._lm, self._settings, [batch], prompts, mode=self._mode)
+        ((_, responses),) = compute(self._lm, self.settings, [batch], prompts, mode=self._mode)
         return pack_responses(responses)
 
     def _divergence(self) -> list[dict[str, Any]]:
         from lm_eval_cna.sweep.place import measure_divergence
 
-        return measure_divergence(self._lm, self._config, self._settings)
+        return measure_divergence(self._lm, self._config, self.settings)
 
 
-def _reply(work: Callable[[], Any]) -> Reply:
+def reply_of(work: Callable[[], Any]) -> Reply:
+    """What the work gives, or the error that a user can put right, as plain values."""
     import torch
 
     from lm_eval_cna.errors import CNAError
