@@ -53,6 +53,21 @@ class Estimate:
     seconds: float
 
 
+@dataclass(frozen=True)
+class Memory:
+    """Bytes: of the weights, the cache of keys and values, the logits of a step, and all that is not counted."""
+
+    weights: int
+    cache: int
+    logits: int
+    reserve: int
+
+    @property
+    def total(self) -> int:
+        """All of it."""
+        return self.weights + self.cache + self.logits + self.reserve
+
+
 def bytes_of(dtype: str) -> int:
     """Bytes of a parameter; an unknown precision counts as 2."""
     return _BYTES.get(dtype, 2)
@@ -71,17 +86,33 @@ def estimate(
         width: bytes of a parameter.
         machine: where it would run.
     """
-    weights = width * size.parameters
-    longest = max((task.prompt_tokens + task.new_tokens for task, _ in asked), default=64)
-    cache = 2 * width * size.layers * size.kv_width * longest * ROWS
-    memory = weights + cache + 4 * size.vocabulary * ROWS + _RESERVE
-    tokens = read + cells * sum(task.prompt_tokens * documents for task, documents in asked)
-    generated = cells * sum(task.new_tokens * documents for task, documents in asked)
+    parts = memory_of(size, asked, width=width)
+    tokens, generated = tokens_of(asked, cells=cells)
     speed = _SHARE * machine.flops
     steps = generated / ROWS
-    seconds = 2 * size.parameters * tokens / speed
-    seconds += max(2 * size.parameters * generated / speed, steps * weights / machine.bandwidth)
-    return Estimate(memory, seconds)
+    seconds = 2 * size.parameters * (read + tokens) / speed
+    seconds += max(2 * size.parameters * generated / speed, steps * parts.weights / machine.bandwidth)
+    return Estimate(parts.total, seconds)
+
+
+def memory_of(size: Size, asked: Sequence[tuple[Asked, int]], *, width: int, rows: int = ROWS) -> Memory:
+    """What a model needs to be in memory and answer, in bytes.
+
+    Args:
+        size: the model.
+        asked: tasks, each with its number of documents.
+        width: bytes of a parameter, and of a number of the cache.
+        rows: answers in a batch.
+    """
+    longest = max((task.prompt_tokens + task.new_tokens for task, _ in asked), default=64)
+    cache = 2 * width * size.layers * size.kv_width * longest * rows
+    return Memory(width * size.parameters, cache, 4 * size.vocabulary * rows, _RESERVE)
+
+
+def tokens_of(asked: Sequence[tuple[Asked, int]], *, cells: int) -> tuple[int, int]:
+    """How many tokens are read and how many are generated, if every answer is as long as it may be."""
+    read = cells * sum(task.prompt_tokens * documents for task, documents in asked)
+    return read, cells * sum(task.new_tokens * documents for task, documents in asked)
 
 
 def this_machine(*, device: str | None, dtype: str, parallel: bool) -> Machine:
