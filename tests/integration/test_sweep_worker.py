@@ -145,7 +145,7 @@ def test_a_lack_of_memory_says_what_to_do(opened: Worker, begun: Begun, monkeypa
 def test_a_bug_is_raised(opened: Worker) -> None:
     with pytest.raises(KeyError):
         opened.compute({})
-    assert workers._reply(lambda: 1) == {"value": 1}
+    assert workers.reply_of(lambda: 1) == {"value": 1}
 
 
 def test_a_model_without_its_weights_is_described_as_before(model: Path, tmp_path: Path) -> None:
