@@ -1,4 +1,4 @@
-"""The table of architectures in docs/families.md, from what was run: `python -m tests.architecture_table` rewrites it.
+"""The table of architectures in README and docs/families.md, from what was run: `python -m tests.architecture_table` rewrites it.
 
 Columns fold, hook and rows: tiny random models of every family are steered here and compared with scaling by hand.
 Columns vLLM and quantized: results/architectures/*.json, which the tests of these engines write; what was not run there
@@ -24,7 +24,7 @@ from tests.models import DENSE, MIXTURES, prompts, tiny
 
 ROOT = Path(__file__).resolve().parents[1]
 RESULTS = ROOT / "results" / "architectures"
-PAGE = ROOT / "docs" / "families.md"
+PAGES = (ROOT / "docs" / "families.md", ROOT / "README.md")
 COMMAND = "python -m tests.architecture_table"
 BEGIN, END = "<!-- architectures: begin -->\n", "<!-- architectures: end -->\n"
 NAMES = {
@@ -163,13 +163,15 @@ def split(page: str) -> tuple[str, str, str]:
     """The page before the table, the table, and what follows."""
     before, _, rest = page.partition(BEGIN)
     found, mark, after = rest.partition(END)
-    assert mark, f"{PAGE.name} has no {BEGIN!r} and {END!r}"
+    assert mark, f"the page has no {BEGIN!r} and {END!r}"
     return before, found, after
 
 
 def main() -> None:
-    before, _, after = split(PAGE.read_text(encoding="utf-8"))
-    PAGE.write_text(f"{before}{BEGIN}{table()}{END}{after}", encoding="utf-8")
+    written = table()
+    for page in PAGES:
+        before, _, after = split(page.read_text(encoding="utf-8"))
+        page.write_text(f"{before}{BEGIN}{written}{END}{after}", encoding="utf-8")
 
 
 if __name__ == "__main__":
