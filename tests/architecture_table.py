@@ -1,4 +1,6 @@
-"""The table of architectures in README and docs/families.md, from what was run: `python -m tests.architecture_table` rewrites it.
+"""The table of architectures in README and docs/families.md, from what was run.
+
+`python -m tests.architecture_table` rewrites it.
 
 Columns fold, hook and rows: tiny random models of every family are steered here and compared with scaling by hand.
 Columns vLLM and quantized: results/architectures/*.json, which the tests of these engines write; what was not run there
