@@ -49,8 +49,10 @@ test-vllm: $(VENV_VLLM)/.vllm
 		CNA_TEST_VLLM_FAMILIES=$(or $(FAMILIES),llama$(COMMA)qwen2) CNA_RECORD_VLLM=$(RECORD) \
 		$(VENV_VLLM)/bin/python -m pytest tests/vllm --durations 5
 
-# What ran, and how far its logits were from the dequantized model's; 35 s of one core.
+# What ran, and how far its logits were from the dequantized model's; 35 s of one core. torchao is installed here and not
+# with what `make test` needs: where it is, transformers imports it, and it writes to standard error of commands in tests.
 test-quantized: $(VENV)/.dev
+	$(PIP) -e '.[quantized]'
 	$(OFFLINE) OMP_NUM_THREADS=1 TOKENIZERS_PARALLELISM=false LM_EVAL_CNA_AUTOLOAD=0 \
 		RECORD_QUANTIZED=results/architectures/quantized.json $(BIN)/python -m pytest tests/quantized
 

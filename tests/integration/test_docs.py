@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import re
 import shlex
 import shutil
@@ -11,10 +12,12 @@ from typing import Any
 
 import pytest
 import typer
+from lm_eval.tasks import TaskManager
 
 from lm_eval_cna.architecture import FAMILIES
 from lm_eval_cna.cli import app, main
 from lm_eval_cna.organism.store import ensure_organism
+from lm_eval_cna.resources import tasks_dir
 from lm_eval_cna.scoring.refusal import is_refusal
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -47,6 +50,9 @@ def place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     shutil.copytree(ensure_organism().root, tmp_path / "organism")
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr("torch.utils.collect_env.get_pretty_env_info", lambda: "a test")
+    # A sweep looks through all of lm-eval's own tasks, which takes longer than the sweeps here.
+    ours = functools.partial(TaskManager, include_path=str(tasks_dir()), include_defaults=False)
+    monkeypatch.setattr("lm_eval_cna.sweep.begin.TaskManager", ours)
     return tmp_path
 
 
@@ -84,7 +90,6 @@ def test_a_family_as_the_page_adds_it(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_a_task_as_the_page_adds_it(place: Path) -> None:
     import lm_eval
-    from lm_eval.tasks import TaskManager
 
     from lm_eval_cna.models.hf import CNAHFLM
 
