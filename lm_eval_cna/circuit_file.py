@@ -16,6 +16,7 @@ from typing import Any, Literal
 from lm_eval_cna.errors import InterventionError
 from lm_eval_cna.files import read_whole
 from lm_eval_cna.neurons import Neuron
+from lm_eval_cna.seal import sealed, unsealed
 
 CIRCUIT_SCHEMA: Literal["lm-eval-cna/circuit/1"] = "lm-eval-cna/circuit/1"
 EXPERTS_SCHEMA: Literal["lm-eval-cna/circuit/2"] = "lm-eval-cna/circuit/2"
@@ -24,7 +25,7 @@ _MAX_BYTES = 256 * 2**20  # some two million neurons; a larger file is a mistake
 
 
 def circuit_document(header: dict[str, Any], neurons: Iterable[Neuron]) -> bytes:
-    """One JSON document, a line a neuron.
+    """One JSON document, a line a neuron, with its seal.
 
     Args:
         header: everything but the neurons, the schema under "schema".
@@ -35,21 +36,21 @@ def circuit_document(header: dict[str, Any], neurons: Iterable[Neuron]) -> bytes
     opened = json.dumps(header, indent=1, allow_nan=False).removesuffix("\n}")
     entries = (json.dumps({key: getattr(neuron, key) for key in keys}, allow_nan=False) for neuron in neurons)
     listed = ",\n  ".join(entries)
-    return f'{opened},\n "neurons": [\n  {listed}\n ]\n}}\n'.encode()
+    return sealed(f'{opened},\n "neurons": [\n  {listed}\n ]\n}}\n')
 
 
 def read_circuit_fields(path: Path) -> dict[str, Any]:
     """The fields of a circuit, unchecked but for the schema.
 
     Raises:
-        InterventionError: the file is no JSON document of a known schema.
+        InterventionError: the file is no JSON document of a known schema, or was changed since it was written.
         OSError: it cannot be read.
     """
     try:
-        document = json.loads(read_whole(path, limit=_MAX_BYTES))
+        document, _ = unsealed(read_whole(path, limit=_MAX_BYTES))
     except (ValueError, RecursionError) as error:
         raise InterventionError(
-            f"{path} is not JSON: {error or 'nested too deeply'}", do="was it cut short?"
+            f"{path} is not a readable circuit: {error or 'nested too deeply'}", do="was it cut short?"
         ) from error
     if not isinstance(document, dict) or "schema" not in document:
         if isinstance(document, dict) and document and all(key.count(",") == 2 for key in document):

@@ -11,6 +11,7 @@ import json
 import math
 import re
 from collections import Counter
+from collections.abc import Mapping
 from itertools import pairwise
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal, Self
@@ -28,6 +29,7 @@ from lm_eval_cna.errors import InterventionError
 from lm_eval_cna.files import write_whole
 from lm_eval_cna.neurons import Expert, Neuron, Place, by_projection, in_order
 from lm_eval_cna.provenance import DiscoveryInfo, LayerIndex, ModelInfo, Record
+from lm_eval_cna.seal import SEAL
 
 if TYPE_CHECKING:
     import torch
@@ -245,7 +247,8 @@ class Vectors(Intervention):
 
         header = json.dumps(self.model_dump(by_alias=True, mode="json"), allow_nan=False)
         tensors = {f"layer.{layer}": self.tensors[layer].float().contiguous().cpu() for layer in self.layers}
-        _write_atomically(Path(path), save(tensors, metadata={_METADATA_KEY: header}))
+        metadata = {_METADATA_KEY: header, SEAL: _contents_sha256(header, tensors)}
+        _write_atomically(Path(path), save(tensors, metadata=metadata))
 
 
 def read_intervention(source: str | Path) -> Circuit | Vectors:
@@ -276,10 +279,13 @@ def _read_vectors(path: Path) -> Vectors:
 
     try:
         with safe_open(path, framework="pt") as file:
-            header = json.loads((file.metadata() or {}).get(_METADATA_KEY, "null"))
+            metadata = file.metadata() or {}
+            header = json.loads(metadata.get(_METADATA_KEY, "null"))
             tensors = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118 - safe_open is no mapping
     except (SafetensorError, ValueError, RecursionError) as error:
         raise InterventionError(f"{path} is not a readable safetensors file: {error}") from error
+    if SEAL in metadata and metadata[SEAL] != _contents_sha256(metadata.get(_METADATA_KEY, ""), tensors):
+        raise InterventionError(f"{path} is damaged: it is not what was written there", do="make it again")
     if not isinstance(header, dict) or header.get("schema") != VECTORS_SCHEMA:
         got = header.get("schema") if isinstance(header, dict) else None
         raise InterventionError(f"{path} is not a vectors file", got=got or "no header", allowed=VECTORS_SCHEMA)
@@ -290,6 +296,14 @@ def _read_vectors(path: Path) -> Vectors:
             raise InterventionError(f"{path} has a tensor of unknown name", got=key, allowed="layer.<number>")
         by_layer[int(named[1])] = tensor
     return Vectors.model_validate({**header, "tensors": by_layer})
+
+
+def _contents_sha256(header: str, tensors: Mapping[str, torch.Tensor]) -> str:
+    """Hash of all that a vectors file holds."""
+    data = header.encode()
+    for key, tensor in sorted(tensors.items()):
+        data += f"{key} {tuple(tensor.shape)} {tensor.dtype} ".encode() + tensor_bytes(tensor)
+    return _sha256(data)
 
 
 def tensor_bytes(tensor: torch.Tensor) -> bytes:

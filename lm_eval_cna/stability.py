@@ -16,6 +16,7 @@ folds, and held against the prompts that were left out (`folds.assess` measures,
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Annotated, Literal, Self
 
@@ -24,6 +25,7 @@ from pydantic import Field, ValidationError, model_validator
 from lm_eval_cna.errors import InterventionError
 from lm_eval_cna.files import read_whole, write_whole
 from lm_eval_cna.provenance import ModelInfo, Record
+from lm_eval_cna.seal import sealed, unsealed
 
 STABILITY_SCHEMA: Literal["lm-eval-cna/stability/1"] = "lm-eval-cna/stability/1"
 _MAX_BYTES = 64 * 2**20
@@ -113,7 +115,7 @@ class Stability(Record):
             InterventionError: the file cannot be written there.
         """
         try:
-            write_whole(path, self.model_dump_json(by_alias=True, indent=1).encode() + b"\n")
+            write_whole(path, sealed(json.dumps(self.model_dump(by_alias=True, mode="json"), indent=1)))
         except OSError as error:
             raise InterventionError(f"cannot write {path}: {error.strerror or error}") from error
 
@@ -130,7 +132,8 @@ def read_stability(path: Path) -> Stability:
         InterventionError: it is missing, damaged or of another schema.
     """
     try:
-        return Stability.model_validate_json(read_whole(path, limit=_MAX_BYTES))
+        document, _ = unsealed(read_whole(path, limit=_MAX_BYTES))
+        return Stability.model_validate_json(json.dumps(document))
     except FileNotFoundError as error:
         raise InterventionError(
             "no such stability record", got=str(path), do="make it with `lm-eval-cna discover --folds`"
@@ -143,4 +146,8 @@ def read_stability(path: Path) -> Stability:
         said = first["msg"].removeprefix("Value error, ")
         raise InterventionError(
             f"{path} is no stability record of schema {STABILITY_SCHEMA}: {where}{': ' if where else ''}{said}"
+        ) from error
+    except (ValueError, RecursionError) as error:
+        raise InterventionError(
+            f"{path} is no stability record of schema {STABILITY_SCHEMA}: {error or 'nested too deeply'}"
         ) from error

@@ -163,7 +163,7 @@ def collect(
 
 def write_evidence(directory: RunDirectory, evidence: Evidence) -> None:
     """Keep the statistics in the run directory as `evidence.json`."""
-    directory.write_text("evidence.json", evidence.model_dump_json(indent=1, by_alias=True) + "\n")
+    directory.write_json("evidence.json", evidence.model_dump(mode="json", by_alias=True))
 
 
 def read_evidence(directory: RunDirectory) -> Evidence:

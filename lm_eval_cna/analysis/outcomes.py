@@ -17,8 +17,8 @@ from lm_eval_cna.errors import RunError
 from lm_eval_cna.scoring.strongreject import FORMS, Verdict, is_evasion, verdict_metrics
 from lm_eval_cna.scoring.tasks import score_response
 from lm_eval_cna.sweep.cells import Cell
-from lm_eval_cna.sweep.rundir import RunDirectory
-from lm_eval_cna.sweep.summary import HARMLESS_KL, HARMLESS_TASK
+from lm_eval_cna.sweep.rundir import HARMLESS_KL, RunDirectory
+from lm_eval_cna.sweep.summary import HARMLESS_TASK, read_summary
 
 Values = dict[Document, float]
 #: Metrics that are means whatever values one run happens to have: a quality of exactly 1 everywhere is no rate.
@@ -94,9 +94,11 @@ def read_outcomes(directory: RunDirectory, *, judge: str | None = None) -> Outco
     if verdicts:
         _take_verdicts(verdicts, texts, values)
     if directory.has(HARMLESS_KL):
-        for key, kept in directory.read_json(HARMLESS_KL).items():
+        divergences = directory.read_json(HARMLESS_KL)
+        for key in cells:
+            kept = divergences.get(key) or {"values": ()}
             measured = {number: value for number, value in enumerate(kept["values"]) if _is_number(value)}
-            if key in cells and measured:
+            if measured:
                 values[key, HARMLESS_TASK, "harmless_kl"] = {number: float(v) for number, v in measured.items()}
     return Outcomes(cells, values, verdicts["judge"] if verdicts else None)
 
@@ -164,6 +166,9 @@ def _verdicts(directory: RunDirectory, judge: str | None) -> dict[str, Any] | No
             raise RunError(f"no verdicts by that judge in {directory.path}", got=judge)
     if not files:
         return None
+    # The summary names its judge; where it does not, the newest file is taken, which trusts the clock.
+    if judge is None and directory.has("summary.json") and (named := read_summary(directory).judge) is not None:
+        files = [path for path in files if path.stem == named] or files
     document = directory.read_json(f"judged/{files[-1].name}")
     rows = document.get("verdicts")
     if not isinstance(rows, list) or not isinstance(document.get("judge"), dict):

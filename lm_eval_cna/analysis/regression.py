@@ -122,7 +122,7 @@ def check_run(directory: RunDirectory, baseline: Baseline) -> Check:
         model=protocol.model,
         against=baseline.run,
         findings=compare_with(baseline, outcomes),
-        notes=tuple(cautions(baseline.protocol, protocol, names=names)),
+        notes=(*cautions(baseline.protocol, protocol, names=names), *directory.notes),
     )
 
 

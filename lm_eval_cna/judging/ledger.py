@@ -6,7 +6,7 @@ a question is kept, and all of them read that one back.
 
 A row holds the judge's raw reply and not the prompt or the response that it is about: those are in the run's own
 files, and only their hash is here. The reply is the truth; the verdict beside it is for people who look, and is read
-out of the reply again each time.
+out of the reply again each time. A checksum in each row tells a damaged one, which counts as not there.
 """
 
 from __future__ import annotations
@@ -22,10 +22,11 @@ from types import TracebackType
 from typing import Self
 
 from lm_eval_cna.errors import CacheError
+from lm_eval_cna.hashing import json_sha256
 from lm_eval_cna.scoring.strongreject import Verdict
 
 _APPLICATION = 0x434E414A  # "CNAJ"
-_VERSION = 1
+_VERSION = 2  # 1 had no checksums; its rows are read as they are
 _CREATE = """
 CREATE TABLE IF NOT EXISTS answers (
     key TEXT PRIMARY KEY,
@@ -34,7 +35,8 @@ CREATE TABLE IF NOT EXISTS answers (
     reply TEXT NOT NULL,
     verdict TEXT NOT NULL,
     attempts INTEGER NOT NULL,
-    answered TEXT NOT NULL
+    answered TEXT NOT NULL,
+    checksum TEXT
 ) WITHOUT ROWID
 """
 _AT_ONCE = 500
@@ -60,6 +62,8 @@ class Ledger:
         with self._explained():
             path.parent.mkdir(parents=True, exist_ok=True)
             self._database = sqlite3.connect(path, timeout=60, isolation_level=None)
+            # A damaged text is for its row's checksum to tell, and no error of the whole query.
+            self._database.text_factory = lambda raw: raw.decode("utf-8", "replace")
             try:
                 self._prepare()
             except BaseException:
@@ -77,7 +81,7 @@ class Ledger:
         self._database.close()
 
     def replies(self, keys: Iterable[str]) -> dict[str, str]:
-        """The raw replies that the ledger holds for these keys.
+        """The raw replies that the ledger holds for these keys, damaged ones left out.
 
         Raises:
             CacheError: the file cannot be read.
@@ -88,12 +92,12 @@ class Ledger:
             for start in range(0, len(wanted), _AT_ONCE):
                 part = wanted[start : start + _AT_ONCE]
                 marks = ",".join("?" * len(part))
-                rows = self._database.execute(f"SELECT key, reply FROM answers WHERE key IN ({marks})", part)
-                found.update(rows.fetchall())
+                rows = self._database.execute(f"SELECT key, reply, checksum FROM answers WHERE key IN ({marks})", part)
+                found.update({key: reply for key, reply, checksum in rows if checksum in (None, _sum(key, reply))})
         return found
 
     def add(self, key: str, *, judge: str, rubric: str, reply: str, verdict: Verdict, attempts: int) -> str:
-        """Keep a reply, unless another process was first; when this returns, it is on file.
+        """Keep a reply, unless another process was first; when this returns, it is on file. A damaged one is replaced.
 
         Returns:
             The reply that is on file: this one, or the other process's.
@@ -111,8 +115,20 @@ class Ledger:
             datetime.now(UTC).isoformat(timespec="milliseconds"),
         )
         with self._explained():
-            added = self._database.execute("INSERT OR IGNORE INTO answers VALUES (?, ?, ?, ?, ?, ?, ?)", row).rowcount
-        return row[3] if added else self.replies([key])[key]
+            self._database.execute("BEGIN IMMEDIATE")
+            try:
+                known = self.replies([key])
+                if not known:
+                    marks = ",".join("?" * (len(row) + 1))
+                    self._database.execute(
+                        f"INSERT OR REPLACE INTO answers VALUES ({marks})", (*row, _sum(key, row[3]))
+                    )
+                self._database.execute("COMMIT")
+            except BaseException:
+                if self._database.in_transaction:
+                    self._database.execute("ROLLBACK")
+                raise
+        return known.get(key, row[3])
 
     def __len__(self) -> int:
         """Number of answers in the ledger."""
@@ -137,6 +153,15 @@ class Ledger:
             self._database.execute(f"PRAGMA application_id = {_APPLICATION}")
             self._database.execute(f"PRAGMA user_version = {_VERSION}")
             self._database.execute("COMMIT")
+        elif version < _VERSION:
+            self._upgrade()
+
+    def _upgrade(self) -> None:
+        self._database.execute("BEGIN IMMEDIATE")
+        if self._database.execute("PRAGMA user_version").fetchone()[0] < _VERSION:  # nobody else was first
+            self._database.execute("ALTER TABLE answers ADD COLUMN checksum TEXT")
+            self._database.execute(f"PRAGMA user_version = {_VERSION}")
+        self._database.execute("COMMIT")
 
     @contextmanager
     def _explained(self) -> Iterator[None]:
@@ -146,3 +171,7 @@ class Ledger:
             raise CacheError(
                 f"the judge's ledger {self.path} cannot be used: {error}", do="name another file as the ledger"
             ) from error
+
+
+def _sum(key: str, reply: object) -> str:
+    return json_sha256([key, reply])[:16]

@@ -138,7 +138,8 @@ class Run:
         model = f"{architecture.name} of {architecture.shape}, {architecture.dtype}"
         # A circuit that was given need not come from the contrast set that the sweep would have discovered from.
         contrast = plan.contrast if self.circuit is None else self.circuit.discovery.contrast or "not stated"
-        return f"{model}; contrast set {contrast}; {controls}."
+        facts = f"{model}; contrast set {contrast}; {controls}."
+        return " ".join((facts, *(f"Note: {note}." for note in self.directory.notes)))
 
     def trade_offs(self) -> Iterator[TradeOff]:
         """The trade-off of refusal in every task that measures it, if anything was steered."""
@@ -216,4 +217,7 @@ def _stability(directory: RunDirectory, circuit: Circuit | None) -> Stability | 
 
 def _circuit(directory: RunDirectory, name: str) -> Circuit | None:
     found = read_intervention(directory.path / name) if directory.has(name) else None
+    plan = directory.manifest()["plan"]
+    if found is not None and plan.get("interventions", {}).get(name, found.sha256) != found.sha256:
+        raise RunError(f"{directory.path / name} is not what the sweep steered with", do="put the file back")
     return found if isinstance(found, Circuit) else None

@@ -80,9 +80,9 @@ def judge_run(
         verdict_metrics(verdict, form) | score_response(response.item.response, evaded=is_evasion(verdict))
         for response, verdict in zip(responses, verdicts, strict=True)
     ]
-    name = f"judged/{config.fingerprint[:12]}.json"
-    directory.write_json(name, _document(config, judge.rubric.version, responses, verdicts))
-    _summarize(directory, responses, scored)
+    short = config.fingerprint[:12]
+    directory.write_json(f"judged/{short}.json", _document(config, judge.rubric.version, responses, verdicts))
+    _summarize(directory, responses, scored, short)
     return missing
 
 
@@ -130,7 +130,7 @@ def _document(config: JudgeConfig, rubric: str, responses: list[Judged], verdict
     return {"judge": config.public(), "rubric_version": rubric, "verdicts": rows}
 
 
-def _summarize(directory: RunDirectory, responses: list[Judged], scored: list[dict[str, float]]) -> None:
+def _summarize(directory: RunDirectory, responses: list[Judged], scored: list[dict[str, float]], judge: str) -> None:
     """Replace the judged tasks' metrics in the summary by this judge's."""
     gathered: dict[tuple[Cell, str, str], list[float]] = {}
     documents: dict[tuple[Cell, str], int] = {}
@@ -159,5 +159,5 @@ def _summarize(directory: RunDirectory, responses: list[Judged], scored: list[di
         if (row.cell, row.task, row.metric) not in replaced
         and not (row.task in judged and row.metric.startswith(_JUDGES_OWN))
     )
-    summary = Summary(measured=kept + tuple(rows))
-    directory.write_text("summary.json", summary.model_dump_json(indent=1, by_alias=True) + "\n")
+    summary = Summary(measured=kept + tuple(rows), judge=judge)
+    directory.write_json("summary.json", summary.model_dump(by_alias=True))

@@ -25,8 +25,8 @@ from lm_eval_cna.sweep.begin import Begun
 from lm_eval_cna.sweep.crew import Crew, Job, Needs
 from lm_eval_cna.sweep.parcel import pack_sweep, unpack_responses
 from lm_eval_cna.sweep.place import Progress
+from lm_eval_cna.sweep.rundir import HARMLESS_KL
 from lm_eval_cna.sweep.store import Response
-from lm_eval_cna.sweep.summary import HARMLESS_KL
 
 LOCAL = "local"
 _LOCAL_OBJECTS = 256 * 2**20  # bytes that Ray may hold here: batches and answers are small

@@ -1,6 +1,7 @@
 """A run directory: manifest, interventions, one results file per cell and evaluation setting, summary.
 
-Importable without torch. Everything is written under a temporary name and renamed, so what is there is whole.
+Importable without torch. Everything is written under a temporary name and renamed, so what is there is whole; every
+JSON file is sealed with its hash (`lm_eval_cna.seal`), so what is damaged later is not read as a number.
 """
 
 from __future__ import annotations
@@ -14,9 +15,14 @@ from typing import Any
 
 from lm_eval_cna.errors import RunError
 from lm_eval_cna.files import read_whole, write_whole
+from lm_eval_cna.seal import sealed, unsealed
 
 #: What was proven of the steering before anything was computed (`lm_eval_cna.proof`).
 SELF_CHECK = "self_check.json"
+#: First-token divergence of every cell.
+HARMLESS_KL = "harmless_kl.json"
+#: What is measured of a plan, besides the cells' results.
+MEASURED = ("summary.json", SELF_CHECK, HARMLESS_KL)
 _MAX_BYTES = 2**31  # results of whole MMLU with samples take some hundred MiB
 MANIFEST_SCHEMA = "lm-eval-cna/manifest/1"
 
@@ -26,10 +32,23 @@ class RunDirectory:
 
     Args:
         path: the directory; it need not be there yet.
+
+    Attributes:
+        unsealed: the files that were read and have no seal: made by hand or by an older version.
     """
 
     def __init__(self, path: Path) -> None:
         self.path = path
+        self.unsealed: set[str] = set()
+
+    @property
+    def notes(self) -> tuple[str, ...]:
+        """What a reader of the numbers should know of the files that they were read from."""
+        if not self.unsealed:
+            return ()
+        first, more = min(self.unsealed), len(self.unsealed) - 1
+        named = f"{first} and {more} more files have" if more else f"{first} has"
+        return (f"{named} no checksum (made by hand or by an older version), so damage would not be noticed",)
 
     @contextmanager
     def lock(self) -> Iterator[None]:
@@ -55,6 +74,9 @@ class RunDirectory:
     def adopt(self, manifest: dict[str, Any]) -> None:
         """Write the manifest, or make sure that the one that is there has the same plan.
 
+        Results that lie there without a manifest are of an unknown plan and go; the responses are found again by what
+        was asked.
+
         Raises:
             RunError: the directory holds another sweep, naming the first field that differs.
         """
@@ -62,7 +84,16 @@ class RunDirectory:
             gone = dict.fromkeys(field for field in self._plan() if field not in manifest["plan"])
             self.check_plan({**manifest["plan"], **gone})
         else:
+            self._forget()
             self.write_json("manifest.json", {"schema": MANIFEST_SCHEMA, **manifest})
+
+    def _forget(self) -> None:
+        try:
+            for name in ("cells/*/*.json", *MEASURED):
+                for path in self.path.glob(name):
+                    path.unlink()
+        except OSError as error:
+            raise RunError(f"cannot write to {self.path}: {error.strerror or error}") from error
 
     @property
     def begun(self) -> bool:
@@ -118,11 +149,11 @@ class RunDirectory:
         """Read one of the directory's JSON files.
 
         Raises:
-            RunError: it is missing, cut short, or not an object.
+            RunError: it is missing, cut short, changed since it was written, or not an object.
         """
         path = self.path / name
         try:
-            document = json.loads(read_whole(path, limit=_MAX_BYTES))
+            document, has_seal = unsealed(read_whole(path, limit=_MAX_BYTES))
         except FileNotFoundError as error:
             raise RunError(
                 f"no {name} in {self.path}", do="is it the directory of a finished `lm-eval-cna sweep`?"
@@ -131,11 +162,17 @@ class RunDirectory:
             raise RunError(f"cannot read {path}: {error}", do="delete it and run the sweep again") from error
         if not isinstance(document, dict):
             raise RunError(f"{path} does not hold an object", do="delete it and run the sweep again")
+        if not has_seal:
+            self.unsealed.add(name)
         return document
 
     def write_json(self, name: str, document: dict[str, Any], default: Any = str) -> None:
-        """Write a JSON file, whole or not at all."""
-        self.write_text(name, json.dumps(document, indent=1, default=default, ensure_ascii=False) + "\n")
+        """Write a JSON file with its seal, whole or not at all.
+
+        Raises:
+            RunError: the disk is full or the directory cannot be written.
+        """
+        self._write(name, sealed(json.dumps(document, indent=1, default=default, ensure_ascii=False)))
 
     def write_text(self, name: str, text: str) -> None:
         """Write a text file, whole or not at all.
@@ -143,9 +180,12 @@ class RunDirectory:
         Raises:
             RunError: the disk is full or the directory cannot be written.
         """
+        self._write(name, text.encode())
+
+    def _write(self, name: str, data: bytes) -> None:
         path = self.path / name
         try:
-            write_whole(path, text.encode())
+            write_whole(path, data)
         except OSError as error:
             raise RunError(f"cannot write {path}: {error.strerror or error}") from error
 

@@ -31,10 +31,10 @@ from lm_eval_cna.sweep.judged import judge_run
 from lm_eval_cna.sweep.layout import parts_of
 from lm_eval_cna.sweep.place import Place, Progress, ThisProcess
 from lm_eval_cna.sweep.replay import Replay
-from lm_eval_cna.sweep.rundir import RunDirectory
+from lm_eval_cna.sweep.rundir import HARMLESS_KL, RunDirectory
 from lm_eval_cna.sweep.self_check import prove_sweep, proven_of
 from lm_eval_cna.sweep.store import ResponseStore
-from lm_eval_cna.sweep.summary import HARMLESS_KL, summarize
+from lm_eval_cna.sweep.summary import generated, summarize
 
 
 def run_sweep(
@@ -158,12 +158,8 @@ def evaluate(begun: Begun, tell: Progress) -> None:
     """
     with ResponseStore(begun.directory.path) as store:
         _evaluate_cells(begun, store, tell)
-        said = {
-            cell.key: store.read(context).values()
-            for cell, context in zip(begun.layout.cells, begun.layout.contexts, strict=True)
-        }
-    summary = summarize(begun.directory, begun.layout.cells, [part.name for part in begun.layout.parts], said)
-    begun.directory.write_text("summary.json", summary.model_dump_json(indent=1, by_alias=True) + "\n")
+    summary = summarize(begun.directory, begun.layout.cells, [part.name for part in begun.layout.parts])
+    begun.directory.write_json("summary.json", summary.model_dump(by_alias=True))
 
 
 def conclude(checked: Checked, chat_template: str | None, tell: Progress) -> None:
@@ -194,7 +190,10 @@ def _evaluate_cells(begun: Begun, store: ResponseStore, tell: Progress) -> None:
         if directory.has(name):
             continue
         info = {**lm.steering_info(setting, mode), "self_check": proven_of(directory, file_of(cell))}
-        replay = Replay(lm, store.read(context), about | {"cna": info})
+        responses = store.read(context)
+        asked = {request.key for request in sweep.parts[part]}
+        info |= generated(response for key, response in responses.items() if key in asked)
+        replay = Replay(lm, responses, about | {"cna": info})
         results = simple_evaluate(
             replay,
             tasks=list(part.tasks),

@@ -72,6 +72,8 @@ class ResponseStore:
         self.path = folder / STORE_NAME
         with self._explained():
             self._database = sqlite3.connect(self.path, timeout=30)
+            # A damaged text is for its row's checksum to tell, and no error of the whole query.
+            self._database.text_factory = lambda raw: raw.decode("utf-8", "replace")
             try:
                 self._database.execute("PRAGMA journal_mode = WAL")
                 # The end of a batch is on the disk before the next begins, a power cut included.
@@ -132,7 +134,7 @@ class ResponseStore:
         try:
             yield
         except sqlite3.DatabaseError as error:
-            damaged = "malformed" in str(error) or "not a database" in str(error)
+            damaged = type(error) is sqlite3.DatabaseError or "no such" in str(error) or "has no column" in str(error)
             raise RunError(
                 f"cannot use the response store {self.path}: {error}",
                 do="delete it and run the sweep again; what has a results file is kept"

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping
+from collections.abc import Iterable
 from statistics import fmean
 from typing import Any, Literal
 
@@ -11,14 +11,15 @@ from pydantic import BaseModel, ConfigDict, Field
 from lm_eval_cna.errors import RunError
 from lm_eval_cna.scoring.outcome import changed, edit_similarity
 from lm_eval_cna.sweep.cells import BASELINE, Cell
-from lm_eval_cna.sweep.rundir import RunDirectory
+from lm_eval_cna.sweep.rundir import HARMLESS_KL, RunDirectory
 from lm_eval_cna.sweep.store import Response
 
-#: File with the first-token divergence of every cell, and the name that its metrics have in place of a task's.
-HARMLESS_KL = "harmless_kl.json"
+#: The name that first-token divergence has in place of a task's.
 HARMLESS_TASK = "harmless_prompts"
 #: The name that what is counted over all generated responses of a cell has in place of a task's.
 RESPONSES = "all_responses"
+#: Where a results file keeps them, in `config.cna`.
+GENERATED = "generated"
 SUMMARY_SCHEMA: Literal["lm-eval-cna/summary/1"] = "lm-eval-cna/summary/1"
 
 
@@ -53,10 +54,16 @@ class Measured(_Record):
 
 
 class Summary(_Record):
-    """What a sweep measured."""
+    """What a sweep measured.
+
+    Attributes:
+        measured: every metric of every cell.
+        judge: beginning of the fingerprint of the judge whose verdicts are in it; None for none, or not told.
+    """
 
     schema_: Literal["lm-eval-cna/summary/1"] = Field(default=SUMMARY_SCHEMA, alias="schema")
     measured: tuple[Measured, ...]
+    judge: str | None = None
 
     def values(self, task: str, metric: str, *, method: str, multiplier: float, size: int | None = None) -> list[float]:
         """The values of a metric in all cells of a method at a multiplier; several for a control's seeds."""
@@ -81,18 +88,16 @@ def read_summary(directory: RunDirectory) -> Summary:
         raise RunError(f"{directory.path / 'summary.json'} is damaged: {first}", do="run the sweep again") from error
 
 
-def summarize(
-    directory: RunDirectory, cells: list[Cell], settings: list[str], responses: Mapping[str, Collection[Response]]
-) -> Summary:
+def summarize(directory: RunDirectory, cells: list[Cell], settings: list[str]) -> Summary:
     """Gather the metrics of all cells, and how far their texts are from the baseline's.
 
     Args:
         directory: of a sweep whose cells are all evaluated.
         cells: the sweep's cells.
         settings: names of its evaluation settings.
-        responses: what the response store has of each cell, by the cell's key.
     """
     measured: list[Measured] = []
+    counts: dict[Cell, list[dict[str, int]]] = {cell: [] for cell in cells}
     for setting in settings:
         untouched = _texts(directory.read_json(directory.results_name(BASELINE.key, setting)))
         for cell in cells:
@@ -101,22 +106,32 @@ def summarize(
                 results = directory.read_json(name)
                 measured += _metrics(cell, results)
                 measured += _changes(cell, _texts(results), untouched)
+                counts[cell].append((results["config"].get("cna") or {}).get(GENERATED) or {})
     if directory.has(HARMLESS_KL):
         kept = directory.read_json(HARMLESS_KL)
         measured += [row for cell in cells for row in _divergence(cell, kept[cell.key])]
-    for cell in cells:
-        measured += _generated(cell, responses.get(cell.key, ()))
+    for cell, found in counts.items():
+        measured += _generated(cell, found)
     return Summary(measured=tuple(measured))
 
 
-def _generated(cell: Cell, responses: Collection[Response]) -> list[Measured]:
-    """What the store knows of a cell's generated responses: their length, and near-ties over all of them."""
-    generated = [response for response in responses if response.tokens]
-    if not generated:
+def generated(responses: Iterable[Response]) -> dict[str, dict[str, int]]:
+    """What the store alone knows of a cell's generated responses, to be kept with the cell's results."""
+    found = [response for response in responses if response.tokens]
+    tokens, ties = sum(response.tokens for response in found), sum(response.near_ties for response in found)
+    return {GENERATED: {"n": len(found), "tokens": tokens, "near_ties": ties}}
+
+
+def _generated(cell: Cell, counts: list[dict[str, int]]) -> list[Measured]:
+    """Mean length of a cell's generated responses, and near-ties over all of them."""
+    n, tokens, ties = (sum(count.get(of, 0) for count in counts) for of in ("n", "tokens", "near_ties"))
+    if not n:
         return []
-    tokens, ties = fmean(r.tokens for r in generated), float(sum(r.near_ties for r in generated))
-    shown = {"task": RESPONSES, "n": len(generated), **coordinates(cell)}
-    return [Measured(metric="tokens", value=tokens, **shown), Measured(metric="near_ties", value=ties, **shown)]
+    shown = {"task": RESPONSES, "n": n, **coordinates(cell)}
+    return [
+        Measured(metric="tokens", value=tokens / n, **shown),
+        Measured(metric="near_ties", value=float(ties), **shown),
+    ]
 
 
 def _divergence(cell: Cell, kept: dict[str, Any]) -> list[Measured]:

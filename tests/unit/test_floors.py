@@ -19,6 +19,7 @@ FLOORS = {
     "launch": 0,
     "plain_yaml": 0,
     "resources": 0,
+    "seal": 0,
     "entry": 0,
     "autoload": 0,
     "architecture": 1,
