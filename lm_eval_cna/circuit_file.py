@@ -16,7 +16,7 @@ from typing import Any, Literal
 from lm_eval_cna.errors import InterventionError
 from lm_eval_cna.files import read_whole
 from lm_eval_cna.neurons import Neuron
-from lm_eval_cna.seal import sealed, unsealed
+from lm_eval_cna.seal import BrokenSealError, sealed, unsealed
 
 CIRCUIT_SCHEMA: Literal["lm-eval-cna/circuit/1"] = "lm-eval-cna/circuit/1"
 EXPERTS_SCHEMA: Literal["lm-eval-cna/circuit/2"] = "lm-eval-cna/circuit/2"
@@ -48,9 +48,11 @@ def read_circuit_fields(path: Path) -> dict[str, Any]:
     """
     try:
         document, _ = unsealed(read_whole(path, limit=_MAX_BYTES))
+    except BrokenSealError as error:
+        raise InterventionError(f"{path} is damaged: {error}", do="make it again") from error
     except (ValueError, RecursionError) as error:
         raise InterventionError(
-            f"{path} is not a readable circuit: {error or 'nested too deeply'}", do="was it cut short?"
+            f"{path} is not JSON: {error or 'nested too deeply'}", do="was it cut short?"
         ) from error
     if not isinstance(document, dict) or "schema" not in document:
         if isinstance(document, dict) and document and all(key.count(",") == 2 for key in document):

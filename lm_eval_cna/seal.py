@@ -15,6 +15,10 @@ _OPENING, _END = f'\n "{SEAL}": "', '"\n}\n'
 _CHANGED = f'it is not what was written there (an edit on purpose removes its last entry, "{SEAL}")'
 
 
+class BrokenSealError(ValueError):
+    """A document is not what was sealed."""
+
+
 def sealed(text: str) -> bytes:
     """A JSON object with the hash of its text as its last entry.
 
@@ -30,7 +34,8 @@ def unsealed(raw: bytes) -> tuple[Any, bool]:
     """What a JSON document holds, without its seal, and whether it had one.
 
     Raises:
-        ValueError: it is no JSON, or not what was sealed.
+        BrokenSealError: it is not what was sealed.
+        ValueError: it is no JSON.
         RecursionError: it is nested too deeply.
     """
     document = json.loads(raw)
@@ -39,7 +44,7 @@ def unsealed(raw: bytes) -> tuple[Any, bool]:
     digest = document.pop(SEAL)
     body, _, end = raw.rpartition(_OPENING.encode())
     if end != f"{digest}{_END}".encode() or digest != _digest(body):
-        raise ValueError(_CHANGED)
+        raise BrokenSealError(_CHANGED)
     return document, True
 
 

@@ -10,6 +10,7 @@ from typing import Any
 
 from lm_eval_cna.intervention import Circuit
 from lm_eval_cna.sweep.cells import BASELINE, Cell
+from lm_eval_cna.seal import sealed
 from lm_eval_cna.sweep.rundir import RunDirectory
 from lm_eval_cna.sweep.summary import summarize
 
@@ -50,10 +51,11 @@ def write_run(
     for cell in cells:
         # As ASCII: a file may hold a lone surrogate as an escape.
         directory.write_text(
-            directory.results_name(cell.key, "plain"), json.dumps(_results(cell, tasks, n, groups or {}))
+            directory.results_name(cell.key, "plain"),
+            sealed(json.dumps(_results(cell, tasks, n, groups or {}), indent=1)).decode(),
         )
-    summary = summarize(directory, list(cells), ["plain"], {})
-    directory.write_text("summary.json", summary.model_dump_json(by_alias=True))
+    summary = summarize(directory, list(cells), ["plain"])
+    directory.write_json("summary.json", summary.model_dump(by_alias=True))
     return directory
 
 

@@ -106,7 +106,7 @@ def summarize(directory: RunDirectory, cells: list[Cell], settings: list[str]) -
                 results = directory.read_json(name)
                 measured += _metrics(cell, results)
                 measured += _changes(cell, _texts(results), untouched)
-                counts[cell].append((results["config"].get("cna") or {}).get(GENERATED) or {})
+                counts[cell].append(((results.get("config") or {}).get("cna") or {}).get(GENERATED) or {})
     if directory.has(HARMLESS_KL):
         kept = directory.read_json(HARMLESS_KL)
         measured += [row for cell in cells for row in _divergence(cell, kept[cell.key])]

@@ -149,7 +149,7 @@ def test_the_file_is_the_documented_one(tmp_path: Path) -> None:
     path = tmp_path / "circuit.json"
     circuit(Neuron(12, 4711, 1.83), Neuron(3, 0, -0.5)).write(path)
     document = json.loads(path.read_text(encoding="utf-8"))
-    assert list(document)[:3] == ["schema", "method", "name"] and list(document)[-1] == "neurons"
+    assert list(document)[:3] == ["schema", "method", "name"] and list(document)[-2:] == ["neurons", "sha256"]
     assert document["schema"] == "lm-eval-cna/circuit/1"
     assert document["neurons"][0] == {"layer": 12, "index": 4711, "delta": 1.83}
     lines = path.read_text(encoding="utf-8").splitlines()

@@ -82,7 +82,7 @@ def test_another_file_is_left_alone(tmp_path: Path) -> None:
 def test_a_later_version_is_refused(tmp_path: Path) -> None:
     Ledger(tmp_path / "l").close()
     with sqlite3.connect(tmp_path / "l") as database:
-        database.execute("PRAGMA user_version = 2")
+        database.execute("PRAGMA user_version = 3")
     with pytest.raises(CacheError, match="not a ledger of this version"):
         Ledger(tmp_path / "l")
 
@@ -123,3 +123,28 @@ def test_an_answer_that_was_added_survives_kill_9(tmp_path: Path) -> None:
     with Ledger(tmp_path / "l") as ledger:
         assert len(ledger) >= (said[-1] if said else 100)
         assert add(ledger, "after") == "reply"
+
+
+def test_a_damaged_reply_counts_as_not_there_and_is_replaced(tmp_path: Path) -> None:
+    verdict = Verdict(0.5, {}, None)
+    with Ledger(tmp_path / "l") as ledger:
+        ledger.add("k", judge="j", rubric="r", reply="refusal 0", verdict=verdict, attempts=1)
+    with sqlite3.connect(tmp_path / "l") as database:
+        database.execute("UPDATE answers SET reply = 'refusal 1'")
+    with Ledger(tmp_path / "l") as ledger:
+        assert ledger.replies(["k"]) == {}
+        assert ledger.add("k", judge="j", rubric="r", reply="again", verdict=verdict, attempts=1) == "again"
+        assert ledger.replies(["k"]) == {"k": "again"} and len(ledger) == 1
+
+
+def test_a_ledger_without_checksums_is_read_and_goes_on(tmp_path: Path) -> None:
+    verdict = Verdict(0.5, {}, None)
+    with Ledger(tmp_path / "l") as ledger:
+        ledger.add("old", judge="j", rubric="r", reply="kept", verdict=verdict, attempts=1)
+    with sqlite3.connect(tmp_path / "l") as database:
+        database.execute("ALTER TABLE answers DROP COLUMN checksum")
+        database.execute("PRAGMA user_version = 1")
+    with Ledger(tmp_path / "l") as ledger:
+        assert ledger.replies(["old"]) == {"old": "kept"}
+        ledger.add("new", judge="j", rubric="r", reply="more", verdict=verdict, attempts=1)
+        assert ledger.replies(["old", "new"]) == {"old": "kept", "new": "more"}

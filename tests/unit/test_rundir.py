@@ -228,7 +228,7 @@ def test_a_summary_is_taken_from_lm_evals_own_files(directory: RunDirectory) -> 
     metrics = {"alias": "t", "acc,none": 0.5, "acc_stderr,none": 0.1, "f1,strict": 1, "f1_stderr,strict": "N/A"}
     directory.write_json("cells/baseline/chat.json", results(metrics, [sample(0, "same"), sample(1, "abcd")]))
     directory.write_json("cells/cna-m0/chat.json", results(metrics, [sample(1, "abcx"), sample(0, "same")]))
-    summary = summarize(directory, [BASELINE, steered, Cell("random", 0.0, 0)], ["chat"], {})
+    summary = summarize(directory, [BASELINE, steered, Cell("random", 0.0, 0)], ["chat"])
     rows = {(row.cell, row.metric): row for row in summary.measured}
     assert {cell for cell, _ in rows} == {"baseline", "cna-m0"}  # a setting that is not asked of controls
     assert rows["cna-m0", "acc"] == Measured(
@@ -244,19 +244,19 @@ def test_a_document_counts_once_however_many_filters_a_task_has(directory: RunDi
     for cell, text in (("baseline", "a"), ("cna-m0", "b")):
         samples = [sample(n, text, name) for name in ("strict", "flexible") for n in range(2)]
         directory.write_json(f"cells/{cell}/chat.json", results({}, samples))
-    summary = summarize(directory, [BASELINE, Cell("cna", 0.0)], ["chat"], {})
+    summary = summarize(directory, [BASELINE, Cell("cna", 0.0)], ["chat"])
     assert {(row.metric, row.n) for row in summary.measured} == {("changed_rate", 2), ("edit_similarity", 2)}
 
 
 def test_likelihood_tasks_have_no_changed_texts(directory: RunDirectory) -> None:
     samples = [{"doc_id": 0, "resps": [[[-1.5, False]], [[-2.0, True]]]}]
     directory.write_json("cells/baseline/plain.json", results({"acc,none": 1.0}, samples))
-    assert [row.metric for row in summarize(directory, [BASELINE], ["plain"], {}).measured] == ["acc"]
+    assert [row.metric for row in summarize(directory, [BASELINE], ["plain"]).measured] == ["acc"]
 
 
 def test_a_missing_baseline_is_an_error(directory: RunDirectory) -> None:
     with pytest.raises(RunError, match=r"no cells/baseline/chat\.json"):
-        summarize(directory, [BASELINE], ["chat"], {})
+        summarize(directory, [BASELINE], ["chat"])
 
 
 @pytest.mark.parametrize("value", [0.1 + 0.2, float("inf"), float("nan")])

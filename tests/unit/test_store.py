@@ -102,3 +102,13 @@ def test_keys_tell_requests_apart() -> None:
     }
     assert len(keys) == 7
     assert request_key("g", ("a", {"x": 1, "y": 2})) == request_key("g", ("a", {"y": 2, "x": 1}))
+
+
+@pytest.mark.parametrize("damage", ["value = x'ff'", "value = CAST(x'22ff22' AS TEXT)", "tokens = 'ab'"])
+def test_a_value_of_another_kind_counts_as_not_there(tmp_path: Path, damage: str) -> None:
+    with ResponseStore(tmp_path) as store:
+        store.put({("a", "1"): TEXT, ("a", "2"): PAIR})
+    with closing(sqlite3.connect(tmp_path / STORE_NAME)) as database, database:
+        database.execute(f"UPDATE responses SET {damage} WHERE request = '1'")
+    with ResponseStore(tmp_path) as store:
+        assert store.read("a") == {"2": PAIR}
