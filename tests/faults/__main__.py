@@ -1,4 +1,4 @@
-"""The fault campaign, long: `python -m tests.faults --seed 1 --times 5`. Exit status 1 where anything is lost or wrong."""
+"""The long fault campaign: `python -m tests.faults --seed 1 --times 5`; exit status 1 where one is lost or wrong."""
 
 from __future__ import annotations
 

@@ -23,8 +23,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import lm_eval.models.openai_completions
-import matplotlib.pyplot
 import torch
 import transformers.models.llama.modeling_llama
 import yaml
@@ -255,10 +253,20 @@ class Bench:
         }
 
     def _arguments(self, command: str) -> list[str]:
-        discover = ["--contrast", "contrast.jsonl", "--method", "cna", "--fraction", "0.05", "--no-universal-filter"]
+        discover = ["--model", str(self.model), "--device", "cpu", "--output", "circuit.json"]
+        discover += ["--contrast", "contrast.jsonl", "--method", "cna", "--fraction", "0.05", "--no-universal-filter"]
         judge = f"model=stub,base_url={self.server.url},num_concurrent=4,timeout=20"
         return {
-            "discover": ["discover", "--model", str(self.model), *discover, "--device", "cpu", "--output", "circuit.json"],
+            "discover": [
+                "discover",
+                "--model",
+                str(self.model),
+                *discover,
+                "--device",
+                "cpu",
+                "--output",
+                "circuit.json",
+            ],
             "sweep": ["sweep", "sweep.yaml"],
             "judge": ["judge", "run", "--judge-model", "local-chat-completions", "--judge-model-args", judge],
             "report": ["report", "run"],

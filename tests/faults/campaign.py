@@ -26,7 +26,11 @@ class Done(NamedTuple):
 
 
 def run(
-    times: int, *, seed: int, kinds: Collection[str] = tuple(KINDS), tell: Callable[[str], None] = lambda line: None,
+    times: int,
+    *,
+    seed: int,
+    kinds: Collection[str] = tuple(KINDS),
+    tell: Callable[[str], None] = lambda line: None,
     seconds: float = float("inf"),
 ) -> list[Done]:
     """Try every kind of fault on every command it is for, `times` times, in an order drawn from the seed.

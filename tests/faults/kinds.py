@@ -83,9 +83,7 @@ def full_disk(a: Round) -> Outcome:
             _mount(a.folder, "size=64m", _MS_REMOUNT)
         else:
             limit = a.draw.randrange(1, 40) * 1024
-            ended = a.bench.run(
-                a.command, a.folder, lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (limit, limit))
-            )
+            ended = a.bench.run(a.command, a.folder, lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (limit, limit)))
         if not (ended.status == 0 or ended.refused):
             return Outcome("lost", f"full disk: {ended.reason}")
         return _again(a)

@@ -107,7 +107,7 @@ def test_the_file_is_the_documented_one(tmp_path: Path) -> None:
 
 
 def test_a_dense_circuit_knows_nothing_of_experts(tmp_path: Path) -> None:
-    """Byte for byte what was written before there were experts, and its hash."""
+    """Byte for byte what was written before there were experts, but for the seal, and its hash."""
     path = tmp_path / "circuit.json"
     model = ModelInfo(id="a/b", num_layers=4, mlp_width=30)
     found = Circuit(method="cna", name="x", model=model, neurons=(Neuron(2, 7, 3.5), Neuron(0, 1, -1.0)))
@@ -115,9 +115,11 @@ def test_a_dense_circuit_knows_nothing_of_experts(tmp_path: Path) -> None:
     text = path.read_text(encoding="utf-8")
     assert "expert" not in text
     assert text.startswith('{\n "schema": "lm-eval-cna/circuit/1",\n "method": "cna",\n "name": "x",\n "model": {\n')
-    assert text.endswith(
-        ' "neurons": [\n  {"layer": 2, "index": 7, "delta": 3.5},\n  {"layer": 0, "index": 1, "delta": -1.0}\n ]\n}\n'
+    body, _, seal = text.rpartition(',\n "sha256": "')
+    assert body.endswith(
+        ' "neurons": [\n  {"layer": 2, "index": 7, "delta": 3.5},\n  {"layer": 0, "index": 1, "delta": -1.0}\n ]'
     )
+    assert seal == hashlib.sha256(f"{body},".encode()).hexdigest() + '"\n}\n'
     assert found.sha256 == hashlib.sha256(b"[[0, 1], [2, 7]]").hexdigest()
     assert list(json.loads(text)["model"]) == [
         "id", "revision", "architecture", "num_layers", "mlp_width", "hidden_size", "dtype", "columns_sha256",
