@@ -20,7 +20,7 @@ PIP := $(BIN)/python -m pip install -qq --disable-pip-version-check --no-compile
 SUITABLE := import ensurepip, sys, venv; sys.exit(not (3, 11) <= sys.version_info[:2] <= (3, 14))
 OFFLINE := HF_HUB_OFFLINE=1 HF_DATASETS_OFFLINE=1 TRANSFORMERS_OFFLINE=1
 
-.PHONY: help demo test test-vllm test-quantized browser lint bench docs dist try-dist clean
+.PHONY: help demo test test-vllm test-quantized browser lint bench faults docs dist try-dist clean
 
 help:
 	@echo "make demo    train the small models, steer them, write results/runs/demo (nothing is downloaded but packages)"
@@ -30,6 +30,7 @@ help:
 	@echo "make test-quantized   the quantizers' tests alone, recorded in results/architectures/quantized.json"
 	@echo "make lint    ruff and mypy"
 	@echo "make bench   side-by-side speed figures, written to results/benchmarks (some rows: BENCH='--only NAME')"
+	@echo "make faults  kills, full disks, damaged files and more put into real runs, written to results/faults"
 	@echo "make docs    the documentation's pages, in site/"
 	@echo "make dist    a wheel and a source distribution, checked; make try-dist also runs the demo from the wheel"
 	@echo "make clean   remove $(VENV) and $(VENV_VLLM), caches and built packages; results stay"
@@ -78,6 +79,11 @@ bench: $(VENV)/.runtime
 	$(OFFLINE) $(BIN)/python -m benchmarks $(BENCH)
 	-$(OFFLINE) $(BIN)/python benchmarks/startup.py
 	-$(OFFLINE) $(BIN)/python benchmarks/refusal_agreement.py
+
+# FAULTS='--short' runs a few. Disks of its own take root; without it those rounds limit file sizes.
+faults: $(VENV)/.dev
+	$(OFFLINE) OMP_NUM_THREADS=1 TOKENIZERS_PARALLELISM=false LM_EVAL_CNA_AUTOLOAD=0 MPLBACKEND=Agg \
+		$(BIN)/python -m tests.faults $(FAULTS)
 
 # Strict: a warning is an error. The pages load nothing from the network.
 docs: $(VENV)/.dev

@@ -19,6 +19,7 @@ from torch import nn
 from lm_eval_cna.architecture import Architecture, Layer
 from lm_eval_cna.errors import CNAError, ConfigError, ContrastError
 from lm_eval_cna.means import FINITE_ADVICE, Means, RunningSums
+from lm_eval_cna.memory import with_less_memory
 from lm_eval_cna.mixture import MixtureWatch
 from lm_eval_cna.prompts import pad_left
 
@@ -45,7 +46,8 @@ def mean_activations(
         rows: token ids of the prompts.
         groups: the group of each prompt, 0 to n - 1, none empty (0 positive and 1 negative, or finer for folds).
         read: what to read; see `Means`.
-        batch_size: prompts per forward pass; batches are sorted by length and padded on the left.
+        batch_size: prompts per forward pass; batches are sorted by length and padded on the left. Half as many
+            where memory runs out.
         pad: token id to pad with; it is masked.
         progress: called with (prompts done, prompts in all) after each batch.
 
@@ -60,18 +62,23 @@ def mean_activations(
     number = max(groups) + 1
     counts = tuple(groups.count(group) for group in range(number))
     assert all(counts), "every group needs a prompt"
-    sums = {what: RunningSums(1 if what == "magnitudes" else number, len(architecture.layers)) for what in read}
-    members = torch.empty(0)
 
-    def observe(what: Read) -> _Observer:
-        if what == "magnitudes":
-            return lambda layer, last: sums[what].add(layer, torch.ones(1, len(last)), last.abs())
-        return lambda layer, last: sums[what].add(layer, members, last)
+    def add_up(batch_size: int) -> dict[Read, RunningSums]:
+        sums = {what: RunningSums(1 if what == "magnitudes" else number, len(architecture.layers)) for what in read}
+        members = torch.empty(0)
 
-    with _watch(architecture, {what: observe(what) for what in read}):
-        for batch in _batches(rows, batch_size, progress):
-            members = nn.functional.one_hot(torch.tensor([groups[i] for i in batch]), number).T
-            _forward(architecture, [rows[i] for i in batch], pad)
+        def observe(what: Read) -> _Observer:
+            if what == "magnitudes":
+                return lambda layer, last: sums[what].add(layer, torch.ones(1, len(last)), last.abs())
+            return lambda layer, last: sums[what].add(layer, members, last)
+
+        with _watch(architecture, {what: observe(what) for what in read}):
+            for batch in _batches(rows, batch_size, progress):
+                members = nn.functional.one_hot(torch.tensor([groups[i] for i in batch]), number).T
+                _forward(architecture, [rows[i] for i in batch], pad)
+        return sums
+
+    sums = with_less_memory(add_up, batch_size)
     names = {
         "neurons": "activations",
         "magnitudes": "activations",
@@ -115,32 +122,36 @@ def count_in_top(
         CNAError: activations are not finite; the message names the first such layer.
     """
     layout = architecture.layout
-    counts = torch.zeros(layout.num_neurons, dtype=torch.int32)
-    finite: dict[int, torch.Tensor] = {}
-    top_values = top_ids = torch.empty(0)
 
-    def merge(layer: int, last: torch.Tensor) -> None:
-        nonlocal top_values, top_ids
-        finite[layer] = torch.isfinite(last).all() & finite.get(layer, True)
-        place = layout.of_layer(layer)
-        ids = torch.arange(place.start, place.stop, device=last.device).expand(len(last), -1)
-        # Earlier layers stand first, so a stable sort breaks ties by (layer, index).
-        values = torch.cat((top_values.to(last.device), last.abs().float()), dim=1)
-        ids = torch.cat((top_ids.to(last.device), ids), dim=1)
-        values, order = values.sort(dim=1, descending=True, stable=True)
-        top_values, top_ids = values[:, :k], ids.gather(1, order[:, :k])
+    def count(batch_size: int) -> torch.Tensor:
+        counts = torch.zeros(layout.num_neurons, dtype=torch.int32)
+        finite: dict[int, torch.Tensor] = {}
+        top_values = top_ids = torch.empty(0)
 
-    with _watch(architecture, {"neurons": merge}):
-        for batch in _batches(rows, batch_size, progress):
-            top_values = torch.empty((len(batch), 0))
-            top_ids = torch.empty((len(batch), 0), dtype=torch.int64)
-            _forward(architecture, [rows[i] for i in batch], pad)
-            chosen = top_ids.flatten()
-            counts = counts.to(chosen.device).scatter_add_(0, chosen, torch.ones_like(chosen, dtype=torch.int32))
-    for layer, flag in finite.items():
-        if not bool(flag):
-            raise CNAError(f"activations of layer {layer} are not finite (NaN or infinity)", do=FINITE_ADVICE)
-    return counts.cpu()
+        def merge(layer: int, last: torch.Tensor) -> None:
+            nonlocal top_values, top_ids
+            finite[layer] = torch.isfinite(last).all() & finite.get(layer, True)
+            place = layout.of_layer(layer)
+            ids = torch.arange(place.start, place.stop, device=last.device).expand(len(last), -1)
+            # Earlier layers stand first, so a stable sort breaks ties by (layer, index).
+            values = torch.cat((top_values.to(last.device), last.abs().float()), dim=1)
+            ids = torch.cat((top_ids.to(last.device), ids), dim=1)
+            values, order = values.sort(dim=1, descending=True, stable=True)
+            top_values, top_ids = values[:, :k], ids.gather(1, order[:, :k])
+
+        with _watch(architecture, {"neurons": merge}):
+            for batch in _batches(rows, batch_size, progress):
+                top_values = torch.empty((len(batch), 0))
+                top_ids = torch.empty((len(batch), 0), dtype=torch.int64)
+                _forward(architecture, [rows[i] for i in batch], pad)
+                chosen = top_ids.flatten()
+                counts = counts.to(chosen.device).scatter_add_(0, chosen, torch.ones_like(chosen, dtype=torch.int32))
+        for layer, flag in finite.items():
+            if not bool(flag):
+                raise CNAError(f"activations of layer {layer} are not finite (NaN or infinity)", do=FINITE_ADVICE)
+        return counts.cpu()
+
+    return with_less_memory(count, batch_size)
 
 
 def _batches(rows: Rows, batch_size: int, progress: Progress | None) -> Iterator[list[int]]:

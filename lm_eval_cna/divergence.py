@@ -23,6 +23,7 @@ from torch import nn
 from lm_eval_cna.architecture import Architecture, find_architecture
 from lm_eval_cna.behaviours.harmless import harmless_prompts
 from lm_eval_cna.errors import CNAError, ConfigError
+from lm_eval_cna.memory import with_less_memory
 from lm_eval_cna.prompts import encode_prompts, pad_left, pad_token_id, render_prompts
 from lm_eval_cna.steering import Mode, Setting, refuse_nesting, steer
 
@@ -79,7 +80,7 @@ def harmless_kl(
         chat_template: render the prompts as the evaluation does, with the tokenizer's chat template if it has one.
         chat_template_args: passed to the template.
         add_bos_token: force special tokens on or off; None leaves it to the tokenizer.
-        batch_size: prompts per forward pass, padded on the left.
+        batch_size: prompts per forward pass, padded on the left; half as many where memory runs out.
         progress: called with (steered settings done, in all) before each of them.
 
     Returns:
@@ -103,10 +104,11 @@ def harmless_kl(
     # Sorted by length, so that a batch holds little padding.
     order = torch.tensor([len(row) for row in rows]).argsort(descending=True, stable=True)
     pad = pad_token_id(tokenizer)
-    batches = [pad_left([rows[i] for i in part.tolist()], pad) for part in torch.split(order, batch_size)]
     steered = [number for number, setting in enumerate(settings) if not setting.is_baseline]
-    divergences = [_summarise(torch.zeros(len(rows), dtype=torch.float64))] * len(settings)
-    with _evaluating(model):
+
+    def measure(batch_size: int) -> tuple[Divergence, ...]:
+        batches = [pad_left([rows[i] for i in part.tolist()], pad) for part in torch.split(order, batch_size)]
+        divergences = [_summarise(torch.zeros(len(rows), dtype=torch.float64))] * len(settings)
         reference = list(_log_probs(model, architecture, batches)) if steered else []
         if any(bool(log_p.isnan().any()) for log_p in reference):
             raise CNAError(
@@ -120,7 +122,10 @@ def harmless_kl(
                 pairs = zip(reference, _log_probs(model, architecture, batches), strict=True)
                 found = torch.cat([kl_divergence(log_p, log_q) for log_p, log_q in pairs])
             divergences[number] = _summarise(found[order.argsort()])
-    return tuple(divergences)
+        return tuple(divergences)
+
+    with _evaluating(model):
+        return with_less_memory(measure, batch_size)
 
 
 def kl_divergence(log_p: torch.Tensor, log_q: torch.Tensor) -> torch.Tensor:

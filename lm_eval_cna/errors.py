@@ -38,6 +38,15 @@ class CNAError(Exception):
         super().__init__(" ".join("; ".join(parts).split()))
 
 
+def out_of_memory(error: BaseException) -> str | None:
+    """One line about memory that ran out, on the host or an accelerator; None where the error is another one."""
+    if not isinstance(error, MemoryError) and type(error).__name__ != "OutOfMemoryError":  # torch need not be there
+        return None
+    first = str(error).split(". ")[0] or "no memory left"
+    advice = "give a smaller batch_size, a smaller dtype, or a larger device or more of them"
+    return " ".join(f"out of memory: {first}; {advice}".split())
+
+
 class ConfigError(CNAError):
     """An argument, option or configuration value is wrong."""
 

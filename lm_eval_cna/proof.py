@@ -14,6 +14,7 @@ from collections.abc import Mapping
 from contextlib import ExitStack
 from dataclasses import replace
 from functools import cached_property
+from math import gcd
 from typing import Any, Literal
 
 import torch
@@ -26,6 +27,7 @@ from lm_eval_cna.divergence import last_logits
 from lm_eval_cna.errors import SteeringError
 from lm_eval_cna.fit import columns_sha256, named_columns
 from lm_eval_cna.intervention import Circuit, Vectors
+from lm_eval_cna.memory import with_less_memory
 from lm_eval_cna.probes import Probe, probes_of
 from lm_eval_cna.prompts import encode_prompts, pad_left, pad_token_id, render_prompts
 from lm_eval_cna.steering import Mode, Setting, resolve_mode, steer
@@ -106,24 +108,31 @@ def prove(
         harmless_prompts()[:MORE_PROMPTS], tokenizer, chat_template=chat_template, chat_template_args=chat_template_args
     )
     rows = encode_prompts(texts, tokenizer, add_bos_token=add_bos_token)
-    few, many = (_Bench(model, architecture, mode, scale, part, tokenizer) for part in (rows[:PROMPTS], rows))
-    found = {}
-    for name, intervention in interventions.items():
-        found[name] = few.prove(name, intervention)
-        if not found[name].change > few.noise:
-            found[name] = many.prove(name, intervention)
-            if not found[name].change > many.noise and not intervention.method.startswith("random"):
-                raise SteeringError(
-                    f"self-check: {name} at m = 0 changes no logit on {len(rows)} prompts",
-                    do="look at it with `lm-eval-cna show`: are its neurons ever active in this model?",
-                )
-    return Proof(mode=mode, noise=few.noise, interventions=found)
+
+    def attempt(batch_size: int) -> Proof:
+        few, many = (
+            _Bench(model, architecture, mode, scale, part, pad_token_id(tokenizer), batch_size)
+            for part in (rows[:PROMPTS], rows)
+        )
+        found = {}
+        for name, intervention in interventions.items():
+            found[name] = few.prove(name, intervention)
+            if not found[name].change > few.noise:
+                found[name] = many.prove(name, intervention)
+                if not found[name].change > many.noise and not intervention.method.startswith("random"):
+                    raise SteeringError(
+                        f"self-check: {name} at m = 0 changes no logit on {len(rows)} prompts",
+                        do="look at it with `lm-eval-cna show`: are its neurons ever active in this model?",
+                    )
+        return Proof(mode=mode, noise=few.noise, interventions=found)
+
+    return with_less_memory(attempt, len(rows))
 
 
 class _Bench:
     """Some prompts on a model, with the untouched model's logits.
 
-    In rows mode each prompt is in the batch three times: under the baseline, at m = 1 and at m = 0.
+    In rows mode each prompt is in its batch three times: under the baseline, at m = 1 and at m = 0.
     """
 
     def __init__(
@@ -133,15 +142,18 @@ class _Bench:
         mode: Mode | Literal["rows"],
         scale: float,
         prompts: list[list[int]],
-        tokenizer: Any,
+        pad: int,
+        batch_size: int,
     ) -> None:
         self._model, self._architecture, self._mode, self._scale = model, architecture, mode, scale
-        self._prompts = len(prompts)
-        self._batch = pad_left(prompts * 3 if mode == "rows" else prompts, pad_token_id(tokenizer))
+        self._prompts, self._copies = len(prompts), 3 if mode == "rows" else 1
+        self._at_once = gcd(batch_size, len(prompts))  # batches of one size, whose rows are dealt out alike
+        parts = (prompts[start : start + self._at_once] for start in range(0, len(prompts), self._at_once))
+        self._batches = [pad_left(part * self._copies, pad) for part in parts]
 
     @cached_property
     def untouched(self) -> torch.Tensor:
-        """The untouched model's logits [rows, vocabulary].
+        """The untouched model's logits [copies, prompts, vocabulary].
 
         Raises:
             SteeringError: they are not finite.
@@ -169,8 +181,7 @@ class _Bench:
         setting = Setting(intervention, 0.0, self._scale)
         if self._mode == "rows":
             logits, probes = self._steered(setting)
-            split = 2 * self._prompts
-            one, zero = _distance(logits[:split], untouched[:split]), _distance(logits[split:], untouched[split:])
+            one, zero = _distance(logits[:2], untouched[:2]), _distance(logits[2:], untouched[2:])
         else:
             one = _distance(self._steered(replace(setting, multiplier=1.0))[0], untouched)
             logits, probes = self._steered(setting)
@@ -180,10 +191,10 @@ class _Bench:
                 f"self-check: {name} at m = 1 is not the untouched model", got=f"a logit off by {one:g}"
             )
         for probe in probes:
-            if probe.right != 1 or probe.wrong:
+            if probe.right != len(self._batches) or probe.wrong:
                 raise SteeringError(
                     f"self-check: {name} does not steer layer {probe.layer} once a forward pass, as it should",
-                    got=f"{probe.right} times so, {probe.wrong} times otherwise",
+                    got=f"{probe.right} times so, {probe.wrong} times otherwise in {len(self._batches)} passes",
                     do="report the model's family: its layers run in a way that steering does not know",
                 )
         left = _distance(self._logits(), untouched)
@@ -200,8 +211,8 @@ class _Bench:
         return columns_sha256(self._architecture, named_columns(intervention, self._architecture))
 
     def _steered(self, setting: Setting) -> tuple[torch.Tensor, list[Probe]]:
-        """Logits under a setting; in rows mode of the baseline, m = 1 and the setting, one behind the other."""
-        rows = slice(2 * self._prompts if self._mode == "rows" else 0, None)
+        """Logits under a setting; in rows mode those of the baseline, m = 1 and the setting."""
+        rows = slice(2 * self._at_once if self._mode == "rows" else 0, None)
         probes = [] if setting.is_baseline else probes_of(self._architecture, setting, self._used(setting), rows)
         with ExitStack() as stack:
             for probe in probes:
@@ -209,7 +220,7 @@ class _Bench:
             if self._mode == "rows":
                 choices = (Setting(), replace(setting, multiplier=1.0), setting)
                 packed = stack.enter_context(RowSteering(self._model, choices, self._architecture))
-                packed.assign([choice for choice in range(3) for _ in range(self._prompts)])
+                packed.assign([choice for choice in range(3) for _ in range(self._at_once)])
             else:
                 stack.enter_context(steer(self._model, setting, mode=self._mode, architecture=self._architecture))
             for probe in probes:
@@ -223,8 +234,9 @@ class _Bench:
         return resolve_mode(setting.intervention, self._architecture, self._model, self._mode)
 
     def _logits(self) -> torch.Tensor:
-        """Logits behind the last token [rows, vocabulary], float64 on the host."""
-        return next(last_logits(self._model, self._architecture, [self._batch]))
+        """Logits behind the last token [copies, prompts, vocabulary], float64 on the host."""
+        found = last_logits(self._model, self._architecture, self._batches)
+        return torch.cat([logits.view(self._copies, self._at_once, -1) for logits in found], dim=1)
 
 
 def _distance(a: torch.Tensor, b: torch.Tensor) -> float:

@@ -20,7 +20,7 @@ from lm_eval_cna.cli.organisms import demo, organism
 from lm_eval_cna.cli.output import errors, say
 from lm_eval_cna.cli.paper import paper
 from lm_eval_cna.cli.runs import judge, repeat, report, sweep
-from lm_eval_cna.errors import CNAError, ConfigError
+from lm_eval_cna.errors import CNAError, ConfigError, out_of_memory
 
 PROGRAM = "lm-eval-cna"
 INTERRUPTED = 130  # 128 + SIGINT, as shells have it; typer returns it too
@@ -87,6 +87,8 @@ def main(argv: list[str] | None = None) -> int:
         return _fail(f"cannot use {error.filename}: {error.strerror}")
     except Exception as error:
         # typer's usage errors, which it would print as a box; anything else is a bug and keeps its traceback.
+        if not debug and (message := out_of_memory(error)) is not None:
+            return _fail(message)
         if debug or not hasattr(error, "format_message"):
             raise
         return _fail(_usage(error, error.format_message()))

@@ -11,12 +11,12 @@ import functools
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any, cast
 
-import torch
 from lm_eval.api.instance import Instance
 from lm_eval.models.utils import normalize_gen_kwargs
 
 from lm_eval_cna.errors import ConfigError
 from lm_eval_cna.hashing import json_sha256
+from lm_eval_cna.memory import with_less_memory
 from lm_eval_cna.models.hf import CNAHFLM
 from lm_eval_cna.models.likelihood_settings import score_settings
 from lm_eval_cna.models.packed import Completion, Job, PackedGenerator, can_pack, rows_that_fit
@@ -117,21 +117,19 @@ def _packs(lm: CNAHFLM, batch: Batch) -> bool:
 
 
 def _generate(generator: PackedGenerator, jobs: list[Job], lockstep: bool) -> list[Completion]:
-    """Generate a batch; where the accelerator has not enough memory, in halves, unless others would have to as well."""
-    try:
-        return generator.generate(jobs)
-    except torch.OutOfMemoryError:
-        if len(jobs) == 1 or lockstep:
-            raise
-    torch.cuda.empty_cache()
-    half = len(jobs) // 2
-    return _generate(generator, jobs[:half], lockstep) + _generate(generator, jobs[half:], lockstep)
+    """Generate a batch; where memory runs out, in parts, unless other processes would have to as well."""
+
+    def generate(rows: int) -> list[Completion]:
+        parts = (jobs[start : start + rows] for start in range(0, len(jobs), rows))
+        return [completion for part in parts for completion in generator.generate(part)]
+
+    return with_less_memory(generate, len(jobs), least=len(jobs) if lockstep else 1)
 
 
 def _score(lm: CNAHFLM, settings: Sequence[Setting], batch: Batch, mode: str) -> list[Response]:
     asked = [(request.arguments[0], request.arguments[1]) for request in batch.requests]
     chosen = [settings[cell] for cell in batch.cells]
-    scores = _with_less_memory(lm, lambda: score_settings(lm, asked, chosen, mode=mode))
+    scores = _in_batches_that_fit(lm, lambda: score_settings(lm, asked, chosen, mode=mode))
     found = {
         (cell, request.key): Response(score)
         for cell, of_cell in zip(batch.cells, scores, strict=True)
@@ -149,18 +147,18 @@ def _cell_by_cell(lm: CNAHFLM, settings: Sequence[Setting], batch: Batch) -> lis
         # Sampled answers are a function of the batch and the cell, like everything else in the store.
         lm.seed_sampling(int(json_sha256([cell, [request.key for request in requests]])[:15], 16))
         instances = [Instance(batch.kind, {}, request.arguments, 0) for request in requests]
-        answers: list[Any] = _with_less_memory(lm, functools.partial(getattr(lm, batch.kind), instances))
+        answers: list[Any] = _in_batches_that_fit(lm, functools.partial(getattr(lm, batch.kind), instances))
         found.update({(cell, r.key): Response(answer) for r, answer in zip(requests, answers, strict=True)})
     return [found[cell, request.key] for cell, request in batch.rows]
 
 
-def _with_less_memory(lm: CNAHFLM, ask: Callable[[], list[Any]]) -> list[Any]:
-    """Ask; where the accelerator has not enough memory, again with half the batch size."""
-    try:
+def _in_batches_that_fit(lm: CNAHFLM, ask: Callable[[], list[Any]]) -> list[Any]:
+    """Ask with the model's own batch size; where memory runs out, with a smaller one from then on."""
+    if not isinstance(lm.batch_size, int) or lm.lockstep:
         return ask()
-    except torch.OutOfMemoryError:
-        if not isinstance(lm.batch_size, int) or lm.batch_size == 1 or lm.lockstep:
-            raise
-    torch.cuda.empty_cache()
-    lm.batch_size_per_gpu = lm.batch_size // 2
-    return _with_less_memory(lm, ask)
+
+    def ask_with(batch_size: int) -> list[Any]:
+        lm.batch_size_per_gpu = batch_size
+        return ask()
+
+    return with_less_memory(ask_with, lm.batch_size)

@@ -29,10 +29,9 @@ from lm_eval_cna.sweep.config import SweepConfig
 from lm_eval_cna.sweep.interventions import Interventions, prepare
 from lm_eval_cna.sweep.parcel import pack_batch, pack_sweep, unpack_responses
 from lm_eval_cna.sweep.place import Progress, ThisProcess
-from lm_eval_cna.sweep.rundir import RunDirectory
+from lm_eval_cna.sweep.rundir import HARMLESS_KL, RunDirectory
 from lm_eval_cna.sweep.self_check import proof_of
 from lm_eval_cna.sweep.store import Response
-from lm_eval_cna.sweep.summary import HARMLESS_KL
 from lm_eval_cna.sweep.worker import Worker, reply_of
 
 _PATIENCE = timedelta(weeks=52)  # a process may compute one batch for as long as it takes

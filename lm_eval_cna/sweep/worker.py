@@ -95,18 +95,16 @@ class Worker:
 
 def reply_of(work: Callable[[], Any]) -> Reply:
     """What the work gives, or the error that a user can put right, as plain values."""
-    import torch
-
-    from lm_eval_cna.errors import CNAError
+    from lm_eval_cna.errors import CNAError, out_of_memory
 
     try:
         return {"value": work()}
     except CNAError as error:
         return _failure(type(error).__name__, str(error))
-    except (torch.OutOfMemoryError, MemoryError) as error:
-        first = str(error).split(". ")[0] or "no memory left"
-        message = f"out of memory: {first}; give a smaller batch_size, or a larger device or more of them to each task"
-        return _failure("RunError", " ".join(message.split()))
+    except Exception as error:
+        if (message := out_of_memory(error)) is None:
+            raise
+        return _failure("RunError", message)
 
 
 def _failure(kind: str, message: str) -> Reply:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import functools
 import json
+import math
 import os
 import re
 import shutil
@@ -353,6 +354,17 @@ def sound_rows(run: Path) -> set[tuple[str, str]]:
             return set()
     with ResponseStore(run) as store:
         return {(context, request) for context in contexts for request in store.known(context)}
+
+
+def alike(a: Any, b: Any) -> bool:
+    """Whether two of `Bench.numbers` are the same but for rounding."""
+    if isinstance(a, dict) and isinstance(b, dict):
+        return a.keys() == b.keys() and all(alike(a[key], b[key]) for key in a)
+    if isinstance(a, list | tuple) and isinstance(b, list | tuple):
+        return len(a) == len(b) and all(map(alike, a, b))
+    if isinstance(a, float) and isinstance(b, float):
+        return math.isclose(a, b, rel_tol=1e-4, abs_tol=1e-7)
+    return bool(a == b)
 
 
 def answers(folder: Path) -> int:

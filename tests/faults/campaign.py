@@ -11,7 +11,7 @@ from collections.abc import Callable, Collection
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from tests.faults.bench import COMMANDS, Bench
+from tests.faults.bench import COMMANDS, STAGES, Bench
 from tests.faults.kinds import KINDS, Outcome, Round
 
 VERDICTS = ("survived", "lost", "wrong", "skipped")
@@ -29,21 +29,21 @@ def run(
     times: int,
     *,
     seed: int,
-    kinds: Collection[str] = tuple(KINDS),
+    pairs: Collection[tuple[str, str]],
     tell: Callable[[str], None] = lambda line: None,
     seconds: float = float("inf"),
 ) -> list[Done]:
-    """Try every kind of fault on every command it is for, `times` times, in an order drawn from the seed.
+    """Try faults on commands, each pair `times` times, in an order drawn from the seed.
 
     Args:
         times: rounds of each pair.
         seed: of the order and of every round.
-        kinds: which of `KINDS`.
+        pairs: kind of fault and command, see `pairs_of`.
         tell: called with a line for each round.
         seconds: begin no round after so long.
     """
-    pairs = [(kind, command) for kind in kinds for command in KINDS[kind][1]]
-    todo = [pair for _ in range(times) for pair in random.Random(seed).sample(pairs, len(pairs))]
+    order = random.Random(seed)
+    todo = [pair for _ in range(times) for pair in order.sample(list(pairs), len(pairs))]
     done: list[Done] = []
     with tempfile.TemporaryDirectory() as scratch, Bench(Path(scratch)) as bench:
         tell("undisturbed: " + ", ".join(f"{command} {took:.1f} s" for command, took in bench.seconds.items()))
@@ -51,7 +51,7 @@ def run(
         for number, (kind, command) in enumerate(todo):
             if time.monotonic() - started > seconds:
                 break
-            folder = bench.copy(_stage(command), f"round{number}")
+            folder = bench.copy(STAGES[command], f"round{number}")
             draw = random.Random(f"{seed} {number} {kind} {command}")
             outcome = KINDS[kind][0](Round(bench, command, folder, draw))
             shutil.rmtree(folder, ignore_errors=True)
@@ -60,10 +60,13 @@ def run(
     return done
 
 
-def _stage(command: str) -> str:
-    from tests.faults.bench import STAGES
-
-    return STAGES[command]
+def pairs_of(kinds: Collection[str] = tuple(KINDS), *, short: bool = False) -> list[tuple[str, str]]:
+    """Every one of these kinds with every command that it is for; if short with one, from kind to kind another."""
+    pairs = []
+    for number, kind in enumerate(kinds):
+        commands = KINDS[kind][1]
+        pairs += [(kind, command) for command in ([commands[number % len(commands)]] if short else commands)]
+    return pairs
 
 
 def table(done: list[Done]) -> str:

@@ -41,6 +41,7 @@ FLOORS = {
     "thirds": 1,
     "activations": 2,
     "means": 2,
+    "memory": 2,
     "discovery": 2,
     "steering": 2,
     "mixture": 2,

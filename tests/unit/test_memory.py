@@ -1,0 +1,141 @@
+"""What a model that has room for few rows gives: the same in smaller batches, or one line."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any, cast
+
+import pytest
+import torch
+
+from lm_eval_cna import cli
+from lm_eval_cna.activations import count_in_top, mean_activations
+from lm_eval_cna.architecture import find_architecture
+from lm_eval_cna.divergence import harmless_kl
+from lm_eval_cna.errors import out_of_memory
+from lm_eval_cna.memory import with_less_memory
+from lm_eval_cna.proof import prove
+from lm_eval_cna.steering import Setting
+from tests.interventions import circuit
+from tests.models import VOCAB, tiny
+
+
+class Letters:
+    """One token a letter; no chat template."""
+
+    bos_token = None
+    pad_token_id = 0
+    eos_token_id = 2
+    chat_template = None
+
+    def __call__(self, text: str | list[str], **_: Any) -> dict[str, Any]:
+        if isinstance(text, list):
+            return {"input_ids": [self(one)["input_ids"] for one in text]}
+        return {"input_ids": [3 + ord(letter) % (VOCAB - 3) for letter in text]}
+
+
+@contextmanager
+def room_for(model: Any, rows: int, at_layer: int = 2) -> Iterator[list[int]]:
+    """A model that runs out of memory in the middle of a larger batch; yields the sizes that were tried."""
+    tried: list[int] = []
+
+    def look(_module: Any, inputs: tuple[Any, ...]) -> None:
+        tried.append(len(inputs[0]))
+        if tried[-1] > rows:
+            raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 9 GiB.")
+
+    handle = model.model.layers[at_layer].register_forward_pre_hook(look)
+    try:
+        yield tried
+    finally:
+        handle.remove()
+
+
+def test_half_as_many_until_they_fit() -> None:
+    tried = []
+
+    def ask(rows: int) -> str:
+        tried.append(rows)
+        if rows > 3:
+            raise torch.OutOfMemoryError
+        return "done"
+
+    assert with_less_memory(ask, 13) == "done"
+    assert tried == [13, 6, 3]
+
+
+@pytest.mark.parametrize(("least", "tried_in_all"), [(1, [4, 2, 1]), (4, [4]), (3, [4, 3])])
+def test_no_fewer_than_the_least(least: int, tried_in_all: list[int]) -> None:
+    tried = []
+
+    def ask(rows: int) -> None:
+        tried.append(rows)
+        raise torch.OutOfMemoryError
+
+    with pytest.raises(torch.OutOfMemoryError):
+        with_less_memory(ask, 4, least=least)
+    assert tried == tried_in_all
+
+
+def test_other_errors_are_not_tried_again() -> None:
+    tried = []
+
+    def ask(rows: int) -> None:
+        tried.append(rows)
+        raise ValueError
+
+    with pytest.raises(ValueError):
+        with_less_memory(ask, 4)
+    assert tried == [4]
+
+
+def test_discovery_goes_on_and_counts_no_prompt_twice() -> None:
+    model = tiny("llama")
+    architecture = find_architecture(model)
+    prompts, groups = [[5 + i, 7, 11 + i] for i in range(8)], [0, 1] * 4
+    wanted = mean_activations(architecture, prompts, groups, read=("neurons", "magnitudes", "writes"))
+    counts = count_in_top(architecture, prompts, 30)
+    with room_for(model, 3) as tried:
+        found = mean_activations(architecture, prompts, groups, read=("neurons", "magnitudes", "writes"), batch_size=8)
+        assert torch.equal(count_in_top(architecture, prompts, 30, batch_size=8), counts)
+    assert tried == [8, 4, 2, 2, 2, 2] * 2
+    for name in ("neurons", "magnitudes", "writes"):
+        torch.testing.assert_close(getattr(found, name), getattr(wanted, name), rtol=1e-6, atol=1e-9)
+
+
+def test_divergence_goes_on() -> None:
+    model = tiny("llama")
+    setting = Setting(circuit(find_architecture(model)), 0.0)
+    prompts = ["a", "How so?", "Why, and for how long?", "ok", "yes"]
+    (wanted,) = harmless_kl(model, Letters(), [setting], prompts)
+    with room_for(model, 2) as tried:
+        (found,) = harmless_kl(model, Letters(), [setting], prompts)
+    assert max(tried) > 2
+    assert found.values == pytest.approx(wanted.values, rel=1e-4, abs=1e-9)
+
+
+@pytest.mark.parametrize(("mode", "rows"), [("fold", 1), ("hook", 1), ("rows", 3)])
+def test_the_self_check_goes_on_with_one_prompt_at_a_time(mode: str, rows: int) -> None:
+    model = tiny("llama")
+    with room_for(model, rows) as tried:
+        proof = prove(model, Letters(), {"circuit": circuit(find_architecture(model))}, mode=cast(Any, mode))
+    assert max(tried) > rows
+    proven = proof.interventions["circuit"]
+    assert (proven.prompts, proven.identity) == (2, 0.0) and proven.change > 0
+
+
+def test_the_command_line_says_it(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    def short(*_: Any, **__: Any) -> int:
+        raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 9 GiB. GPU 0 has ...")
+
+    monkeypatch.setattr(cli, "app", short)
+    assert cli.main(["sweep", "sweep.yaml"]) == 2
+    assert capsys.readouterr().err.startswith("error: out of memory: CUDA out of memory; give a smaller batch_size")
+
+
+def test_what_is_a_lack_of_memory() -> None:
+    assert out_of_memory(MemoryError()) == (
+        "out of memory: no memory left; give a smaller batch_size, a smaller dtype, or a larger device or more of them"
+    )
+    assert out_of_memory(ValueError("out of memory")) is None
