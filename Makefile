@@ -83,7 +83,7 @@ bench: $(VENV)/.runtime
 # FAULTS='--short' runs a few. Disks of its own take root; without it those rounds limit file sizes.
 faults: $(VENV)/.dev
 	$(OFFLINE) OMP_NUM_THREADS=1 TOKENIZERS_PARALLELISM=false LM_EVAL_CNA_AUTOLOAD=0 MPLBACKEND=Agg \
-		$(BIN)/python -m tests.faults $(FAULTS)
+		$(BIN)/python -m tests.faults $(or $(FAULTS),--times 6)
 
 # Strict: a warning is an error. The pages load nothing from the network.
 docs: $(VENV)/.dev

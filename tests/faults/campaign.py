@@ -65,7 +65,7 @@ def pairs_of(kinds: Collection[str] = tuple(KINDS), *, short: bool = False) -> l
     pairs = []
     for number, kind in enumerate(kinds):
         commands = KINDS[kind][1]
-        pairs += [(kind, command) for command in ([commands[number % len(commands)]] if short else commands)]
+        pairs += [(kind, command) for command in ([commands[(number + 1) % len(commands)]] if short else commands)]
     return pairs
 
 

@@ -101,7 +101,7 @@ def test_discovery_goes_on_and_counts_no_prompt_twice() -> None:
         assert torch.equal(count_in_top(architecture, prompts, 30, batch_size=8), counts)
     assert tried == [8, 4, 2, 2, 2, 2] * 2
     for name in ("neurons", "magnitudes", "writes"):
-        torch.testing.assert_close(getattr(found, name), getattr(wanted, name), rtol=1e-6, atol=1e-9)
+        torch.testing.assert_close(getattr(found, name), getattr(wanted, name), rtol=1e-4, atol=1e-7)
 
 
 def test_divergence_goes_on() -> None:
