@@ -65,7 +65,7 @@ class Leaderboard(Record):
         task, metric, direction: what is ranked, and which way it is to move.
         budget: the damage that is accepted.
         rows: best first.
-        notes: versions that differ between the runs.
+        notes: versions that differ between the runs, and files without a checksum.
     """
 
     task: str
@@ -119,7 +119,7 @@ def leaderboard(
         direction=direction,
         budget=found[0].budget,
         rows=tuple(_ranked(rows, direction)),
-        notes=notes,
+        notes=(*notes, *(f"{directory.path}: {note}" for directory in directories for note in directory.notes)),
     )
 
 

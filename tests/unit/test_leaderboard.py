@@ -66,6 +66,15 @@ def test_the_best_setting_within_the_budget_is_ranked(tmp_path: Path) -> None:
     assert all(row.effect is None for row in leaderboard(runs, direction="raise").rows)
 
 
+def test_a_file_without_a_checksum_is_named(tmp_path: Path) -> None:
+    run = a_run(tmp_path / "run", ablated=0.2)
+    assert leaderboard([run]).notes == ()
+    kept = run.path / "cells" / "cna-m0" / "plain.json"
+    run.write_text("cells/cna-m0/plain.json", re.sub(r',\s*"sha256": "\w+"', "", kept.read_text()))
+    (note,) = leaderboard([RunDirectory(run.path)]).notes
+    assert note.startswith(f"{run.path}: cells/cna-m0/plain.json has no checksum")
+
+
 def test_a_row_for_every_method_with_the_judges_score(tmp_path: Path) -> None:
     found = leaderboard([rich_run(tmp_path / "rich", n=30, controls=3)])
     assert found.task == "jbb_strongreject" and sorted(row.method for row in found.rows) == ["caa", "cna"]
