@@ -32,4 +32,4 @@ def with_less_memory(ask: Callable[[int], T], batch_size: int, *, least: int = 1
                 raise
         # Outside of the handler: the error's traceback holds what the failed attempt had allocated.
         torch.cuda.empty_cache()
-        batch_size = max(least, batch_size // 2)
+        batch_size = max(least, (batch_size + 1) // 2)

@@ -40,6 +40,7 @@ def values(model: Path, output: Path, **model_args: Any) -> dict[str, Any]:
 
 def summary(directory: Path) -> dict[str, Any]:
     document: dict[str, Any] = json.loads((directory / "summary.json").read_text(encoding="utf-8"))
+    del document["sha256"]
     return document
 
 

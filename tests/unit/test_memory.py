@@ -62,7 +62,7 @@ def test_half_as_many_until_they_fit() -> None:
         return "done"
 
     assert with_less_memory(ask, 13) == "done"
-    assert tried == [13, 6, 3]
+    assert tried == [13, 7, 4, 2]
 
 
 @pytest.mark.parametrize(("least", "tried_in_all"), [(1, [4, 2, 1]), (4, [4]), (3, [4, 3])])
