@@ -15,7 +15,7 @@ from types import FrameType
 # (phase, part of the file's path, function or None); the first that is anywhere on the stack decides.
 _RULES: tuple[tuple[str, str, str | None], ...] = (
     ("load", "lm_eval_cna/models/hf.py", "__init__"),
-    ("discovery", "lm_eval_cna/measurement.py", None),
+    ("discovery", "lm_eval_cna/measur", None),
     ("discovery", "lm_eval_cna/sweep/interventions.py", "prepare"),
     ("writing", "lm_eval_cna/sweep/rundir.py", None),
     ("writing", "lm_eval_cna/sweep/store.py", None),

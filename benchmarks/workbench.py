@@ -14,9 +14,10 @@ from unittest import mock
 import torch
 import transformers as tf
 
-from lm_eval_cna.attribution import Settings, discover
+from lm_eval_cna.attribution import discover
 from lm_eval_cna.contrast import load_contrast
-from lm_eval_cna.demo import FRACTION
+from lm_eval_cna.measuring import Settings
+from lm_eval_cna.organism.recipe import CIRCUIT_FRACTION
 from lm_eval_cna.organism.store import OrganismPaths, ensure_organism
 
 TASKS = ("organism_refusal", "organism_benign")
@@ -73,7 +74,7 @@ class Workbench:
         path = self.scratch / "circuit.json"
         model, tokenizer = self.instruct
         identity = str(self.organism.instruct)
-        discover(model, tokenizer, load_contrast("organism"), fraction=FRACTION, model_id=identity).write(path)
+        discover(model, tokenizer, load_contrast("organism"), fraction=CIRCUIT_FRACTION, model_id=identity).write(path)
         return path
 
     def sweep(
@@ -113,7 +114,7 @@ class Workbench:
             "model_args": {"device": device, "dtype": dtype, "batch_size": batch_size},
             "circuit": None if discover else str(circuit or self.circuit),
             "contrast": "organism",
-            "fraction": FRACTION,
+            "fraction": CIRCUIT_FRACTION,
             "methods": ["cna", "random"],
             "random": 1,
             "multipliers": multipliers(cells - 2),

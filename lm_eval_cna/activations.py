@@ -8,22 +8,22 @@ and no activation is copied to the host.
 
 from __future__ import annotations
 
-import inspect
 from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import contextmanager, suppress
-from typing import Any, Literal, get_args
+from typing import Any, get_args
 
 import torch
 from torch import nn
 
 from lm_eval_cna.architecture import Architecture, Layer
 from lm_eval_cna.errors import CNAError, ConfigError, ContrastError
+from lm_eval_cna.forward import evaluating, inputs_of
 from lm_eval_cna.means import FINITE_ADVICE, Means, RunningSums
 from lm_eval_cna.memory import with_less_memory
+from lm_eval_cna.methods import Read
 from lm_eval_cna.mixture import MixtureWatch
 from lm_eval_cna.prompts import pad_left
 
-Read = Literal["neurons", "magnitudes", "writes", "blocks"]
 Progress = Callable[[int, int], None]
 _Observer = Callable[[int, torch.Tensor], None]
 Rows = Sequence[Sequence[int]]
@@ -181,15 +181,8 @@ class _SeenAll(Exception):
 @torch.inference_mode()
 def _forward(architecture: Architecture, rows: Rows, pad: int) -> None:
     """One forward pass of the decoder stack, for what the hooks see of it."""
-    stack = architecture.stack
-    ids, mask = pad_left(rows, pad)
-    device = next((p.device for p in stack.parameters() if p.device.type != "meta"), torch.device("cpu"))
-    inputs = {"input_ids": ids.to(device), "attention_mask": mask.to(device)}
-    if "position_ids" in inspect.signature(stack.forward).parameters:
-        # Counted from the first real token, as `generate` does: learned positions (GPT-2) depend on it.
-        inputs["position_ids"] = (mask.cumsum(-1) - 1).clamp(min=0).to(device)
     with suppress(_SeenAll):
-        stack(**inputs, use_cache=False)
+        architecture.stack(**inputs_of(architecture.stack, *pad_left(rows, pad)), use_cache=False)
 
 
 @contextmanager
@@ -199,10 +192,7 @@ def _watch(architecture: Architecture, observers: dict[Read, _Observer]) -> Iter
     Values are read while the hook runs and not kept: Falcon adds attention into the MLP's output in place afterwards.
     """
     handles = []
-    training = [module for module in architecture.stack.modules() if module.training]
     try:
-        for module in training:
-            module.training = False  # dropout would make a circuit of chance
         of_neurons = [observer for what, observer in observers.items() if what in ("neurons", "magnitudes")]
         for layer in architecture.layers:
             if of_neurons and layer.has_experts:
@@ -211,12 +201,11 @@ def _watch(architecture: Architecture, observers: dict[Read, _Observer]) -> Iter
                 handles.append(_before(layer, of_neurons))
             handles += [_after(layer, what, observers[what]) for what in ("writes", "blocks") if what in observers]
         handles += _end_early(architecture.layers[-1], observers)
-        yield
+        with evaluating(architecture.stack):
+            yield
     finally:
         for handle in handles:
             handle.remove()
-        for module in training:
-            module.training = True
 
 
 def _before(layer: Layer, observers: Sequence[_Observer]) -> torch.utils.hooks.RemovableHandle:

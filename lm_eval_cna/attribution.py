@@ -1,6 +1,6 @@
 """From a model and a contrast set to one intervention, controls included.
 
-Floor 3. To make several from the same prompts, `measure` once and ask the `Measurement` for each.
+Floor 3. To make several from the same prompts, `measuring.measure` once and ask the `Measurement` for each.
 """
 
 from __future__ import annotations
@@ -11,26 +11,17 @@ from typing import Any, Literal, cast, get_args, overload
 import torch
 
 from lm_eval_cna import discovery
-from lm_eval_cna.activations import Read
 from lm_eval_cna.architecture import Architecture, find_architecture
 from lm_eval_cna.contrast import ContrastSet
 from lm_eval_cna.errors import ConfigError
-from lm_eval_cna.fit import check_fit, describe_for_vectors, describe_model
+from lm_eval_cna.fit import check_fit, describe_for_vectors, describe_model, identity_of
 from lm_eval_cna.intervention import Circuit, Vectors
-from lm_eval_cna.measurement import (
-    DEFAULT_FRACTION,
-    Measurement,
-    Settings,
-    identity_of,
-    measure,
-    size_of,
-    stamp,
-)
+from lm_eval_cna.measurement import DEFAULT_FRACTION, check_size, size_of
+from lm_eval_cna.measuring import Settings, measure
+from lm_eval_cna.methods import READS
 from lm_eval_cna.neurons import Neuron
-from lm_eval_cna.provenance import MATCHES, Match
+from lm_eval_cna.provenance import MATCHES, Match, stamp
 from lm_eval_cna.thirds import THIRDS, third_of_layers
-
-__all__ = ["METHODS", "Measurement", "Method", "Settings", "check_request", "control", "discover", "measure"]
 
 Method = Literal["cna", "caa", "caa-residual", "top-activation", "random", "random-vectors"]
 METHODS: tuple[Method, ...] = get_args(Method)
@@ -66,12 +57,7 @@ def check_request(
     for name, value in {**given, "like": like}.items():
         if value is not None and name not in _ARGUMENTS[method]:
             raise ConfigError(f"{name.replace('_', '-')} has no meaning for method {method}", do="leave it out")
-    if fraction is not None and top_k is not None:
-        raise ConfigError("a circuit has one size", got=f"fraction {fraction} and top-k {top_k}", do="give one of them")
-    if fraction is not None and not 0 < fraction <= 1:
-        raise ConfigError("fraction of the model's neurons", got=fraction, allowed="above 0, up to 1")
-    if top_k is not None and top_k < 1:
-        raise ConfigError("circuit size", got=top_k, allowed="1 or more neurons")
+    check_size(fraction, top_k)
     if match not in MATCHES:
         raise ConfigError("match", got=match, allowed=", ".join(MATCHES))
     if match != "layer" and method != "random":
@@ -156,24 +142,17 @@ def discover(
         return control(model, like, seed=seed, match=match, magnitudes=magnitudes, model_id=model_id, revision=revision)
     if contrast is None:
         raise ConfigError(f"{method} needs a contrast set")
-    reads: dict[str, Read] = {
-        "cna": "neurons",
-        "caa": "writes",
-        "caa-residual": "blocks",
-        "top-activation": "magnitudes",
-    }
     universal_fraction = DEFAULT_FRACTION
     architecture = find_architecture(model)
     if like is not None:
         check_fit(like, architecture)
     elif method in ("cna", "top-activation"):
-        k, share = size_of(architecture, fraction, top_k)
-        universal_fraction = share if share is not None else k / architecture.num_neurons
+        universal_fraction = size_of(architecture, fraction, top_k).share
     measurement = measure(
         model,
         tokenizer,
         contrast,
-        read=(reads[method],),
+        read=(READS[method],),
         universal_filter=universal_filter and like is None,
         universal_fraction=universal_fraction,
         check_leakage=check_leakage,
@@ -247,8 +226,7 @@ def control(
     """
     architecture = find_architecture(model)
     check_fit(like, architecture)
-    said_id, said_revision = identity_of(model)
-    identity = {"id": model_id or said_id, "revision": revision or said_revision}
+    identity = dict(zip(("id", "revision"), identity_of(model, model_id, revision), strict=True))
     origin: dict[str, Any] = {"seed": seed, "like_sha256": like.sha256, **stamp()}
     name = f"{like.name}-random-{seed}"
     if isinstance(like, Vectors):

@@ -106,12 +106,11 @@ def load_contrast(name_or_path: str | Path) -> ContrastSet:
     Raises:
         ContrastError: there is no such set, or it is not whole.
     """
-    path = _locate(name_or_path)
+    path = find_contrast(name_or_path)
     if path.suffix != ".jsonl":
         from lm_eval_cna.contrast_sources import fetch
 
-        fetched = fetch(path)
-        return ContrastSet(fetched.name, fetched.positive, fetched.negative, str(path), fetched.leakage)
+        return fetch(path)
     header, lines = _read_lines(path)
     prompts = {label: tuple(line.prompt for line in lines if line.label == label) for label in ("positive", "negative")}
     name = header.name if header else path.stem
@@ -130,7 +129,12 @@ def load_universal_prompts() -> tuple[str, ...]:
         ) from error
 
 
-def _locate(name_or_path: str | Path) -> Path:
+def find_contrast(name_or_path: str | Path) -> Path:
+    """The file of a contrast set, packaged or given; it is not read.
+
+    Raises:
+        ContrastError: there is no such set.
+    """
     path = Path(name_or_path)
     if path.suffix in _SUFFIXES:
         if not path.is_file():

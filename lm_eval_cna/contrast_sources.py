@@ -11,10 +11,11 @@ import random
 import re
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated, Any, NamedTuple, Self
+from typing import Annotated, Any, Self
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
+from lm_eval_cna.contrast import ContrastSet
 from lm_eval_cna.errors import ContrastError
 from lm_eval_cna.files import read_whole
 from lm_eval_cna.leakage import find_leaks, normalise
@@ -90,16 +91,7 @@ class ContrastSpec(_Spec):
     exclude: tuple[Source, ...] = Field(default=(), strict=False)
 
 
-class Fetched(NamedTuple):
-    """What a specification came to."""
-
-    name: str
-    positive: tuple[str, ...]
-    negative: tuple[str, ...]
-    leakage: str | None
-
-
-def fetch(path: Path) -> Fetched:
+def fetch(path: Path) -> ContrastSet:
     """Read a YAML contrast set and fetch its prompts.
 
     Raises:
@@ -119,7 +111,7 @@ def fetch(path: Path) -> Fetched:
         names = ", ".join(source.label for source in spec.exclude)
         report = find_leaks(chosen["positive"] + chosen["negative"], evaluation)
         leakage = f"{report.statement(names)}; {left_out} leaking candidates were left out"
-    return Fetched(spec.name, chosen["positive"], chosen["negative"], leakage)
+    return ContrastSet(spec.name, **chosen, source=str(path), leakage=leakage)
 
 
 def read_spec(path: Path) -> ContrastSpec:

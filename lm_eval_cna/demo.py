@@ -7,13 +7,12 @@ from pathlib import Path
 from typing import Any
 
 from lm_eval_cna.intervention import Circuit, read_intervention
+from lm_eval_cna.organism.recipe import CIRCUIT_FRACTION
 from lm_eval_cna.organism.store import OrganismPaths, ensure_organism
 from lm_eval_cna.report.page import write_report
 from lm_eval_cna.sweep.config import parse_config
 from lm_eval_cna.sweep.rundir import RunDirectory
 
-#: ORGANISM.md: 0.1 % of 4,096 neurons is four neurons and a lottery; 0.5 % is dependable.
-FRACTION = 0.005
 _TASKS = ("organism_refusal", "organism_benign", "organism_knowledge")
 # The instruct organism gets the whole comparison; its base and the diffuse variant are shown beside it.
 _PLANS: dict[str, dict[str, Any]] = {
@@ -65,7 +64,7 @@ def run_demo(
                 "model": str(getattr(organism, variant)),
                 "model_args": {"device": "cpu", "dtype": "float32"},
                 "contrast": "organism",
-                "fraction": FRACTION,
+                "fraction": CIRCUIT_FRACTION,
                 "tasks": list(_TASKS),
                 "harmless_kl": False,  # its prompts are plain English, which the organism cannot read
                 "output": output / variant,
@@ -86,7 +85,7 @@ def _preface(organism: OrganismPaths, run: Path) -> str:
     recovered = {(neuron.layer, neuron.index) for neuron in circuit.neurons} & set(organism.planted)
     return _PREFACE.format(
         planted=len(organism.planted),
-        share=100 * FRACTION,
+        share=100 * CIRCUIT_FRACTION,
         least=0.1,
         size=len(circuit.neurons),
         recovered=len(recovered),

@@ -10,10 +10,8 @@ Logits come from the model in its own precision, and of one position only; every
 
 from __future__ import annotations
 
-import inspect
 import math
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -23,8 +21,9 @@ from torch import nn
 from lm_eval_cna.architecture import Architecture, find_architecture
 from lm_eval_cna.behaviours.harmless import harmless_prompts
 from lm_eval_cna.errors import CNAError, ConfigError
+from lm_eval_cna.forward import evaluating, inputs_of
 from lm_eval_cna.memory import with_less_memory
-from lm_eval_cna.prompts import encode_prompts, pad_left, pad_token_id, render_prompts
+from lm_eval_cna.prompts import Rendering, pad_left, pad_token_id
 from lm_eval_cna.steering import Mode, Setting, refuse_nesting, steer
 
 PERCENTILE = 0.95
@@ -60,9 +59,7 @@ def harmless_kl(
     prompts: Sequence[str] | None = None,
     *,
     mode: Mode = "auto",
-    chat_template: bool = True,
-    chat_template_args: Mapping[str, Any] | None = None,
-    add_bos_token: bool | None = None,
+    rendering: Rendering | None = None,
     batch_size: int = 16,
     progress: Callable[[int, int], None] | None = None,
 ) -> tuple[Divergence, ...]:
@@ -77,9 +74,7 @@ def harmless_kl(
         settings: what to measure.
         prompts: by default the packaged harmless prompts.
         mode: how to steer; that of the run whose results this stands beside.
-        chat_template: render the prompts as the evaluation does, with the tokenizer's chat template if it has one.
-        chat_template_args: passed to the template.
-        add_bos_token: force special tokens on or off; None leaves it to the tokenizer.
+        rendering: of the prompts, as the evaluation does it; by default in the tokenizer's chat template.
         batch_size: prompts per forward pass, padded on the left; half as many where memory runs out.
         progress: called with (steered settings done, in all) before each of them.
 
@@ -99,8 +94,7 @@ def harmless_kl(
         raise ConfigError("batch size", got=batch_size, allowed="1 or more")
     architecture = find_architecture(model)
     refuse_nesting(architecture)
-    texts = render_prompts(prompts, tokenizer, chat_template=chat_template, chat_template_args=chat_template_args)
-    rows = encode_prompts(texts, tokenizer, add_bos_token=add_bos_token)
+    rows = (rendering or Rendering()).encode(prompts, tokenizer)
     # Sorted by length, so that a batch holds little padding.
     order = torch.tensor([len(row) for row in rows]).argsort(descending=True, stable=True)
     pad = pad_token_id(tokenizer)
@@ -124,7 +118,7 @@ def harmless_kl(
             divergences[number] = _summarise(found[order.argsort()])
         return tuple(divergences)
 
-    with _evaluating(model):
+    with evaluating(model):
         return with_less_memory(measure, batch_size)
 
 
@@ -172,27 +166,9 @@ def last_logits(model: nn.Module, architecture: Architecture, batches: Sequence[
     Yields:
         [batch, vocabulary], float64 on the host.
     """
-    device = next((p.device for p in model.parameters() if p.device.type != "meta"), torch.device("cpu"))
-    has_positions = "position_ids" in inspect.signature(architecture.stack.forward).parameters
-    for ids, mask in batches:
-        inputs: dict[str, Any] = {"input_ids": ids.to(device), "attention_mask": mask.to(device)}
-        if has_positions:
-            # Counted from the first real token, as `generate` does: learned positions (GPT-2) depend on it.
-            inputs["position_ids"] = (mask.cumsum(-1) - 1).clamp(min=0).to(device)
+    for batch in batches:
+        inputs: dict[str, Any] = dict(inputs_of(architecture.stack, *batch))
         with torch.inference_mode():
             # One position: a batch's logits of all of them can take more memory than the model.
             found = model(**inputs, use_cache=False, logits_to_keep=1).logits[:, -1].cpu().double()
         yield found
-
-
-@contextmanager
-def _evaluating(model: nn.Module) -> Iterator[None]:
-    """Switch dropout off, and back on where it was: two runs of an untouched model must agree."""
-    training = [module for module in model.modules() if module.training]
-    try:
-        for module in training:
-            module.training = False
-        yield
-    finally:
-        for module in training:
-            module.training = True

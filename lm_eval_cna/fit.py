@@ -105,6 +105,13 @@ def shape_of(architecture: Architecture) -> ModelInfo:
     )
 
 
+def identity_of(model: Any, id: str | None = None, revision: str | None = None) -> tuple[str | None, str | None]:
+    """What a header calls a model, and its revision: what is given, or else what the model says of itself."""
+    config = getattr(model, "config", None)
+    said = getattr(config, "_name_or_path", None), getattr(config, "_commit_hash", None)
+    return id or said[0] or None, revision or said[1]
+
+
 def describe_model(
     architecture: Architecture, neurons: Iterable[Place], *, id: str | None, revision: str | None
 ) -> ModelInfo:

@@ -1,8 +1,8 @@
 """Is it the same circuit on other prompts, and does it act on prompts that it was not found on?
 
-Floor 3. The model runs over the contrast set once, in `measure`, whose sums are kept by fold; every fold's circuit
-comes from these sums. The first-token KLs take four more passes over the positive prompts. `stability` defines what is
-measured.
+Floor 3. The model runs over the contrast set once, in `measuring.measure`, whose sums are kept by fold; every fold's
+circuit comes from these sums. The first-token KLs take four more passes over the positive prompts. `stability` defines
+what is measured.
 """
 
 from __future__ import annotations
@@ -24,8 +24,10 @@ from lm_eval_cna.contrast import ContrastSet, prompts_sha256
 from lm_eval_cna.divergence import harmless_kl
 from lm_eval_cna.intervention import Circuit
 from lm_eval_cna.means import Means
-from lm_eval_cna.measurement import Measurement, Settings, measure, size_of, stamp
+from lm_eval_cna.measurement import Measurement, size_of
+from lm_eval_cna.measuring import Settings, measure
 from lm_eval_cna.neurons import Layout, Neuron, positions
+from lm_eval_cna.provenance import stamp
 from lm_eval_cna.splits import NEGATIVE, POSITIVE, Split, split_prompts
 from lm_eval_cna.stability import Fold, Stability
 from lm_eval_cna.steering import Mode, Setting
@@ -69,14 +71,13 @@ def discover_over_folds(
         CNAError: as in `measure` and `assess`.
     """
     split = split_prompts(contrast, folds, seed=seed)
-    k, share = size_of(architecture := find_architecture(model), fraction, top_k)
     measurement = measure(
         model,
         tokenizer,
         contrast,
         read=("neurons",),
         universal_filter=universal_filter,
-        universal_fraction=share if share is not None else k / architecture.num_neurons,
+        universal_fraction=size_of(find_architecture(model), fraction, top_k).share,
         check_leakage=check_leakage,
         split=split,
         settings=settings,
@@ -112,7 +113,7 @@ def assess(
     """
     settings, split = settings or Settings(), measurement.split
     assert split is not None and measurement.by_group is not None, "measure with a split"
-    found = [_without(measurement, circuit, fold) for fold in range(split.folds)]
+    found = circuits_over_folds(measurement, circuit)
     folds = []
     for fold, own in enumerate(found):
         members = {label: split.members(fold, label) for label in (POSITIVE, NEGATIVE)}
@@ -124,9 +125,7 @@ def assess(
             [Setting(ablated, 0.0) for ablated in (own, circuit, drawn)],
             prompts[POSITIVE],
             mode=mode,
-            chat_template=settings.chat_template,
-            chat_template_args=settings.chat_template_args,
-            add_bos_token=settings.add_bos_token,
+            rendering=settings.rendering,
             batch_size=settings.batch_size,
         )
         left_out = measurement.by_group.merged([g.label if g.fold == fold else None for g in split.groups])
@@ -162,13 +161,38 @@ def assess(
     )
 
 
+def circuits_over_folds(measurement: Measurement, circuit: Circuit) -> list[Circuit]:
+    """For each fold the circuit of all prompts but the fold's; the model is not run again.
+
+    Args:
+        measurement: made with a split.
+        circuit: found on all prompts of the measurement: the folds' are as large and leave out the same layers and
+            universal neurons, which are the model's and not the contrast set's.
+    """
+    assert measurement.split is not None
+    return [_without(measurement, circuit, fold) for fold in range(measurement.split.folds)]
+
+
 def _without(measurement: Measurement, circuit: Circuit, fold: int) -> Circuit:
-    """The circuit of all prompts but a fold's."""
-    assert measurement.split is not None and measurement.by_group is not None
-    into = [group.label if group.fold != fold else None for group in measurement.split.groups]
-    part = replace(measurement, means=measurement.by_group.merged(into))
+    split, contrast = measurement.split, measurement.contrast
+    assert split is not None and measurement.by_group is not None
+    name = f"{contrast.name}-without-{fold}"
+    positive, negative = (
+        [contrast.prompts[at] for other in range(split.folds) if other != fold for at in split.members(other, label)]
+        for label in (POSITIVE, NEGATIVE)
+    )
+    info = measurement.info.model_copy(
+        update={
+            "contrast": name,
+            "contrast_sha256": prompts_sha256(positive, negative),
+            "positive": len(positive),
+            "negative": len(negative),
+        }
+    )
+    into = [group.label if group.fold != fold else None for group in split.groups]
+    part = replace(measurement, means=measurement.by_group.merged(into), info=info)
     excluded = circuit.discovery.excluded_layers
-    return part.circuit(top_k=len(circuit.neurons), excluded_layers=excluded, name=f"{circuit.name}-without-{fold}")
+    return part.circuit(top_k=len(circuit.neurons), excluded_layers=excluded, name=name)
 
 
 def _shuffled(measurement: Measurement, circuit: Circuit) -> list[tuple[Neuron, ...]] | None:

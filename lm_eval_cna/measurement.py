@@ -1,57 +1,29 @@
-"""One pass over the prompts, and every intervention that it can give.
+"""What one pass over a contrast set showed of a model, and every intervention that it can give.
 
-Floor 3. `measure` runs the model; the `Measurement` then yields a circuit of any size and vectors without running it
-again.
+Floor 3. `measuring.measure` runs the model; the `Measurement` then yields a circuit of any size and vectors without
+running it again.
 """
 
 from __future__ import annotations
 
-import platform
-from collections.abc import Callable, Collection, Mapping, Sequence
-from dataclasses import dataclass, field
-from datetime import UTC, datetime
-from functools import cache
-from importlib.metadata import version
-from typing import Any
+from collections.abc import Collection, Sequence
+from dataclasses import dataclass
+from typing import Any, NamedTuple
 
 import torch
 
-import lm_eval_cna
 from lm_eval_cna import discovery
-from lm_eval_cna.activations import Progress, Read, count_in_top, mean_activations
-from lm_eval_cna.architecture import Architecture, find_architecture
-from lm_eval_cna.contrast import ContrastSet, load_universal_prompts, prompts_sha256
-from lm_eval_cna.errors import ConfigError, ContrastError
+from lm_eval_cna.architecture import Architecture
+from lm_eval_cna.contrast import ContrastSet
+from lm_eval_cna.errors import ConfigError
 from lm_eval_cna.fit import describe_for_vectors, describe_model
 from lm_eval_cna.intervention import Circuit, Vectors
-from lm_eval_cna.leakage import leakage_statement
 from lm_eval_cna.means import Means
 from lm_eval_cna.neurons import Neuron, Place
-from lm_eval_cna.prompts import chat_template_sha256, encode_prompts, pad_token_id, render_prompts
-from lm_eval_cna.provenance import DiscoveryInfo, ModelInfo, UniversalFilter
+from lm_eval_cna.provenance import DiscoveryInfo, ModelInfo
 from lm_eval_cna.splits import Split
 
 DEFAULT_FRACTION = 0.001
-_version = cache(version)  # reading a package's metadata takes milliseconds
-
-
-@dataclass(frozen=True)
-class Settings:
-    """How prompts are rendered and run; the same for the contrast set and the universal filter's prompts.
-
-    Attributes:
-        chat_template: apply the tokenizer's chat template, if it has one, as the evaluation does.
-        chat_template_args: passed to the template.
-        add_bos_token: force special tokens on or off; None leaves it to the tokenizer.
-        batch_size: prompts per forward pass.
-        progress: called with (prompts done, prompts in all) after each batch, for each set of prompts anew.
-    """
-
-    chat_template: bool = True
-    chat_template_args: Mapping[str, Any] = field(default_factory=dict)
-    add_bos_token: bool | None = None
-    batch_size: int = 32
-    progress: Progress | None = None
 
 
 @dataclass(frozen=True)
@@ -96,17 +68,14 @@ class Measurement:
         Raises:
             ConfigError: both sizes are given, a size or layer is out of range, or neurons were not read.
         """
-        k, share = size_of(self.architecture, fraction, top_k)
+        size = size_of(self.architecture, fraction, top_k)
         delta = discovery.mean_difference(_read(self.means.neurons, "neurons"))
-        neurons = self._ranked(delta, k, excluded_layers, self.universal)
-        info = self.info.model_copy(
-            update={"fraction": share, "top_k": k, "excluded_layers": tuple(sorted(set(excluded_layers)))}
-        )
+        neurons = self._ranked(delta, size, excluded_layers, self.universal)
         return Circuit(
             method="cna",
             name=name or self.contrast.name,
             model=self._model(neurons),
-            discovery=info,
+            discovery=_sized(self.info, size, excluded_layers),
             neurons=neurons,
         )
 
@@ -137,17 +106,15 @@ class Measurement:
             top_k, excluded_layers = len(like.neurons), like.discovery.excluded_layers
             found_as = {"universal_filter": like.discovery.universal_filter, "like_sha256": like.sha256}
             info = info.model_copy(update=found_as)
-        k, share = size_of(self.architecture, fraction, top_k)
+        size = size_of(self.architecture, fraction, top_k)
         universal = () if info.universal_filter is None else info.universal_filter.neurons
         magnitudes = _read(self.means.magnitudes, "magnitudes")
-        ranked = self._ranked(magnitudes, k, excluded_layers, universal)
+        ranked = self._ranked(magnitudes, size, excluded_layers, universal)
         return Circuit(
             method="top-activation",
             name=f"{name or self.contrast.name}-top-activation",
             model=self._model(ranked),
-            discovery=info.model_copy(
-                update={"fraction": share, "top_k": k, "excluded_layers": tuple(sorted(set(excluded_layers)))}
-            ),
+            discovery=_sized(info, size, excluded_layers),
             neurons=tuple(n._replace(delta=None) for n in ranked),  # what they were ranked by is no class difference
         )
 
@@ -184,10 +151,10 @@ class Measurement:
         )
 
     def _ranked(
-        self, values: torch.Tensor, k: int, excluded_layers: Collection[int], universal: Sequence[Place]
+        self, values: torch.Tensor, size: Size, excluded_layers: Collection[int], universal: Sequence[Place]
     ) -> tuple[Neuron, ...]:
         return discovery.rank_neurons(
-            values, self.architecture.layout, k, excluded_layers=excluded_layers, universal=universal
+            values, self.architecture.layout, size.neurons, excluded_layers=excluded_layers, universal=universal
         )
 
     def _model(self, neurons: Sequence[Neuron]) -> ModelInfo:
@@ -198,148 +165,58 @@ class Measurement:
         return describe_for_vectors(self.architecture, layers, id=self.model_id, revision=self.revision)
 
 
-def measure(
-    model: Any,
-    tokenizer: Any,
-    contrast: ContrastSet,
-    *,
-    read: Sequence[Read] = ("neurons", "writes"),
-    universal_filter: bool = True,
-    universal_fraction: float = DEFAULT_FRACTION,
-    check_leakage: bool = True,
-    split: Split | None = None,
-    settings: Settings | None = None,
-    model_id: str | None = None,
-    revision: str | None = None,
-) -> Measurement:
-    """Run a contrast set through a model and keep the class means of what is read.
+class Size(NamedTuple):
+    """How large a circuit is.
 
-    Args:
-        model: a transformers model of a known architecture.
-        tokenizer: its tokenizer.
-        contrast: the prompts.
-        read: "neurons" for circuits, "writes" for CAA vectors, "blocks" for residual vectors, "magnitudes" for
-            `top-activation` and activation-matched controls.
-        universal_filter: find universal neurons on the packaged diverse prompts first, where neurons are to be chosen
-            ("neurons" or "magnitudes" is read).
-        universal_fraction: share of the model's neurons that are a diverse prompt's top.
-        check_leakage: compare the contrast set with JBB on the hub where it does not say itself what leaks.
-        split: keep the means of these groups of prompts too: four numbers a neuron and fold, from the same passes.
-        settings: how prompts are rendered and run.
-        model_id: written into the files; by default what the model says of itself.
-        revision: likewise.
+    Attributes:
+        neurons: how many it has.
+        fraction: the share of the model's neurons that was asked for; None where a number of them was.
+        share: the share of the model's neurons that it comes to. It is also what makes a universal neuron: being among
+            so many of a prompt's most active.
+    """
+
+    neurons: int
+    fraction: float | None
+    share: float
+
+
+def size_of(architecture: Architecture, fraction: float | None, top_k: int | None) -> Size:
+    """The size of a circuit: `top_k` neurons, or a fraction of the model's, 0.001 where neither is given.
 
     Raises:
-        ArchitectureError: the model is not one we know.
-        ContrastError: a prompt cannot be rendered or is longer than the model can read.
-        CNAError: activations are not finite.
+        ConfigError: both are given, or one is out of range.
     """
-    settings = settings or Settings()
-    architecture = find_architecture(model)
-    encode = _encoder(architecture, tokenizer, settings)
-    rows = encode(contrast.prompts)
-    universal = None
-    if universal_filter and {"neurons", "magnitudes"} & set(read):
-        universal = _universal_filter(architecture, encode, universal_fraction, settings, pad_token_id(tokenizer))
-    means = mean_activations(
-        architecture,
-        rows,
-        [0] * len(contrast.positive) + [1] * len(contrast.negative) if split is None else split.numbers,
-        read=read,
-        batch_size=settings.batch_size,
-        pad=pad_token_id(tokenizer),
-        progress=settings.progress,
-    )
-    by_group = None
-    if split is not None:
-        by_group, means = means, means.merged([group.label for group in split.groups])
-    info = DiscoveryInfo(
-        contrast=contrast.name,
-        contrast_sha256=contrast.sha256,
-        positive=len(contrast.positive),
-        negative=len(contrast.negative),
-        universal_filter=universal,
-        chat_template_sha256=chat_template_sha256(tokenizer) if settings.chat_template else None,
-        leakage=leakage_statement(contrast.prompts, contrast.leakage)
-        if check_leakage
-        else "not checked: not asked for",
-        **stamp(),
-    )
-    said_id, said_revision = identity_of(model)
-    return Measurement(
-        architecture, contrast, means, info, model_id or said_id, revision or said_revision, split, by_group
-    )
+    check_size(fraction, top_k)
+    every = architecture.num_neurons
+    if top_k is None:
+        fraction = DEFAULT_FRACTION if fraction is None else fraction
+        return Size(discovery.circuit_size(fraction, every), fraction, fraction)
+    if top_k > every:
+        raise ConfigError("circuit size", got=top_k, allowed=f"1 to {every}, the model's neurons")
+    return Size(top_k, None, top_k / every)
 
 
-def size_of(architecture: Architecture, fraction: float | None, top_k: int | None) -> tuple[int, float | None]:
-    """The size of a circuit, and the fraction that it came from."""
+def check_size(fraction: float | None, top_k: int | None) -> None:
+    """Refuse a size that no model's circuit can have.
+
+    Raises:
+        ConfigError: both are given, or one is out of range.
+    """
     if fraction is not None and top_k is not None:
         raise ConfigError("a circuit has one size", got=f"fraction {fraction} and top-k {top_k}", do="give one of them")
-    if top_k is not None:
-        if not 1 <= top_k <= architecture.num_neurons:
-            raise ConfigError(
-                "circuit size", got=top_k, allowed=f"1 to {architecture.num_neurons}, the model's neurons"
-            )
-        return top_k, None
-    fraction = DEFAULT_FRACTION if fraction is None else fraction
-    return discovery.circuit_size(fraction, architecture.num_neurons), fraction
+    if fraction is not None and not 0 < fraction <= 1:
+        raise ConfigError("fraction of the model's neurons", got=fraction, allowed="above 0, up to 1")
+    if top_k is not None and top_k < 1:
+        raise ConfigError("circuit size", got=top_k, allowed="1 or more neurons")
 
 
-def _encoder(
-    architecture: Architecture, tokenizer: Any, settings: Settings
-) -> Callable[[Sequence[str]], list[list[int]]]:
-    limit = getattr(getattr(architecture.stack, "config", None), "max_position_embeddings", None)
-
-    def encode(prompts: Sequence[str]) -> list[list[int]]:
-        texts = render_prompts(
-            prompts, tokenizer, chat_template=settings.chat_template, chat_template_args=settings.chat_template_args
-        )
-        rows = encode_prompts(texts, tokenizer, add_bos_token=settings.add_bos_token)
-        longest = max(rows, key=len)
-        if isinstance(limit, int) and len(longest) > limit:
-            raise ContrastError(
-                "a prompt is longer than the model can read", got=f"{len(longest)} tokens", allowed=f"up to {limit}"
-            )
-        return rows
-
-    return encode
-
-
-def _universal_filter(
-    architecture: Architecture,
-    encode: Callable[[Sequence[str]], list[list[int]]],
-    fraction: float,
-    settings: Settings,
-    pad: int,
-) -> UniversalFilter:
-    prompts = load_universal_prompts()
-    k = discovery.circuit_size(fraction, architecture.num_neurons)
-    counts = count_in_top(
-        architecture, encode(prompts), k, batch_size=settings.batch_size, pad=pad, progress=settings.progress
-    )
-    return UniversalFilter(
-        fraction=fraction,
-        share=discovery.UNIVERSAL_SHARE,
-        prompts=len(prompts),
-        prompts_sha256=prompts_sha256(prompts),
-        neurons=discovery.universal_neurons(counts, architecture.layout, len(prompts)),
-    )
+def _sized(info: DiscoveryInfo, size: Size, excluded_layers: Collection[int]) -> DiscoveryInfo:
+    """The header of a circuit of a size."""
+    excluded = tuple(sorted(set(excluded_layers)))
+    return info.model_copy(update={"fraction": size.fraction, "top_k": size.neurons, "excluded_layers": excluded})
 
 
 def _read(means: Any, what: str) -> Any:
     if means is None:
         raise ConfigError(f"{what} were not read in this measurement", do=f"measure with read=({what!r},)")
     return means
-
-
-def identity_of(model: Any) -> tuple[str | None, str | None]:
-    """Where a model says that it was loaded from, and at which revision."""
-    config = getattr(model, "config", None)
-    return getattr(config, "_name_or_path", None) or None, getattr(config, "_commit_hash", None)
-
-
-def stamp() -> dict[str, Any]:
-    """The versions that were used, and now."""
-    versions = {name: _version(name) for name in ("torch", "transformers")}
-    versions |= {"lm_eval_cna": lm_eval_cna.__version__, "python": platform.python_version()}
-    return {"versions": versions, "created": datetime.now(UTC).isoformat(timespec="seconds")}

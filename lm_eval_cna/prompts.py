@@ -9,11 +9,39 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import torch
 
 from lm_eval_cna.errors import ContrastError
+
+
+@dataclass(frozen=True)
+class Rendering:
+    """How a prompt that is no task's becomes token ids: the same as an evaluation's prompts do.
+
+    Attributes:
+        chat_template: apply the tokenizer's chat template, if it has one.
+        chat_template_args: passed to the template (`enable_thinking`, say), as cna-hf's model argument of that name.
+        add_bos_token: force special tokens on or off, as cna-hf's model argument of that name; None leaves it to the
+            tokenizer.
+    """
+
+    chat_template: bool = True
+    chat_template_args: Mapping[str, Any] | None = None
+    add_bos_token: bool | None = None
+
+    def encode(self, prompts: Sequence[str], tokenizer: Any) -> list[list[int]]:
+        """Token ids of each prompt.
+
+        Raises:
+            ContrastError: the chat template fails, or a prompt has no token.
+        """
+        texts = render_prompts(
+            prompts, tokenizer, chat_template=self.chat_template, chat_template_args=self.chat_template_args
+        )
+        return encode_prompts(texts, tokenizer, add_bos_token=self.add_bos_token)
 
 
 def chat_template_of(tokenizer: Any) -> str | None:
@@ -115,10 +143,3 @@ def pad_left(rows: Sequence[Sequence[int]], pad: int) -> tuple[torch.Tensor, tor
     ids = torch.tensor([[pad] * (longest - len(row)) + list(row) for row in rows])
     mask = torch.tensor([[0] * (longest - len(row)) + [1] * len(row) for row in rows])
     return ids, mask
-
-
-def encode_batch(
-    texts: Sequence[str], tokenizer: Any, *, add_bos_token: bool | None = None
-) -> tuple[torch.Tensor, torch.Tensor]:
-    """Encode and left-pad rendered prompts: (input_ids, attention_mask), int64 [batch, longest]."""
-    return pad_left(encode_prompts(texts, tokenizer, add_bos_token=add_bos_token), pad_token_id(tokenizer))

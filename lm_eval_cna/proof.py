@@ -29,7 +29,7 @@ from lm_eval_cna.fit import columns_sha256, named_columns
 from lm_eval_cna.intervention import Circuit, Vectors
 from lm_eval_cna.memory import with_less_memory
 from lm_eval_cna.probes import Probe, probes_of
-from lm_eval_cna.prompts import encode_prompts, pad_left, pad_token_id, render_prompts
+from lm_eval_cna.prompts import Rendering, pad_left, pad_token_id
 from lm_eval_cna.steering import Mode, Setting, resolve_mode, steer
 from lm_eval_cna.steering_rows import RowSteering
 
@@ -81,9 +81,7 @@ def prove(
     *,
     mode: Mode | Literal["rows"],
     scale: float = 1.0,
-    chat_template: bool = True,
-    chat_template_args: Mapping[str, Any] | None = None,
-    add_bos_token: bool | None = None,
+    rendering: Rendering | None = None,
     architecture: Architecture | None = None,
 ) -> Proof:
     """Prove each intervention on the model; it is left as it was.
@@ -94,9 +92,7 @@ def prove(
         interventions: name -> what the run steers with, controls included.
         mode: that of the run.
         scale: factor of vectors; the effect of m = 0 is proven with it.
-        chat_template: render the prompts with the tokenizer's chat template if it has one.
-        chat_template_args: passed to the template.
-        add_bos_token: force special tokens on or off; None leaves it to the tokenizer.
+        rendering: of the prompts, as the evaluation does it; by default in the tokenizer's chat template.
         architecture: of `model`, where it is known already.
 
     Raises:
@@ -104,10 +100,7 @@ def prove(
         InterventionError, ArchitectureError: see `lm_eval_cna.steering.apply`.
     """
     architecture = architecture or find_architecture(model)
-    texts = render_prompts(
-        harmless_prompts()[:MORE_PROMPTS], tokenizer, chat_template=chat_template, chat_template_args=chat_template_args
-    )
-    rows = encode_prompts(texts, tokenizer, add_bos_token=add_bos_token)
+    rows = (rendering or Rendering()).encode(harmless_prompts()[:MORE_PROMPTS], tokenizer)
 
     def attempt(batch_size: int) -> Proof:
         few, many = (

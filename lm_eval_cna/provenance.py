@@ -5,10 +5,15 @@ Floor 1. These records are the header of every intervention file (DESIGN section
 
 from __future__ import annotations
 
+import platform
+from datetime import UTC, datetime
+from functools import cache
+from importlib.metadata import version
 from typing import Annotated, Any, Literal, Self, get_args
 
 from pydantic import BaseModel, ConfigDict, Field, SerializerFunctionWrapHandler, model_serializer, model_validator
 
+import lm_eval_cna
 from lm_eval_cna.neurons import SHARED, Expert
 
 LayerIndex = Annotated[int, Field(ge=0, le=100_000)]
@@ -18,7 +23,7 @@ ExpertName = Annotated[int, Field(ge=0, le=100_000)] | Literal["shared"]
 #: |activation|, or anywhere in a third of the layers.
 Match = Literal["layer", "activation", "bottom", "middle", "top"]
 MATCHES: tuple[Match, ...] = get_args(Match)
-
+_version = cache(version)  # reading a package's metadata takes milliseconds
 
 _Place = (
     Annotated[tuple[LayerIndex, NeuronIndex], Field(strict=False)]
@@ -179,3 +184,10 @@ class DiscoveryInfo(Record):
     like_sha256: str | None = None
     versions: dict[str, str] = Field(default_factory=dict)
     created: str | None = None
+
+
+def stamp() -> dict[str, Any]:
+    """The versions that are in use, and now: fields of `DiscoveryInfo`."""
+    versions = {name: _version(name) for name in ("torch", "transformers")}
+    versions |= {"lm_eval_cna": lm_eval_cna.__version__, "python": platform.python_version()}
+    return {"versions": versions, "created": datetime.now(UTC).isoformat(timespec="seconds")}

@@ -20,7 +20,7 @@ from lm_eval_cna.architecture import Architecture, find_architecture
 from lm_eval_cna.contrast import ContrastSet
 from lm_eval_cna.fit import columns_sha256
 from lm_eval_cna.intervention import Circuit
-from lm_eval_cna.measurement import Settings, measure
+from lm_eval_cna.measuring import Settings, measure
 from lm_eval_cna.models.hf import CNAHFLM
 from lm_eval_cna.models.likelihood_settings import score_settings
 from lm_eval_cna.models.packed import Job, PackedGenerator

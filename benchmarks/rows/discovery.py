@@ -7,11 +7,11 @@ from benchmarks.sides import Outcome, Side, compare, row
 from benchmarks.workbench import Workbench
 from lm_eval_cna.activations import mean_activations
 from lm_eval_cna.architecture import find_architecture
-from lm_eval_cna.attribution import Settings, measure
 from lm_eval_cna.contrast import load_contrast
-from lm_eval_cna.demo import FRACTION
 from lm_eval_cna.discovery import circuit_size
 from lm_eval_cna.means import RunningSums
+from lm_eval_cna.measuring import Settings, measure
+from lm_eval_cna.organism.recipe import CIRCUIT_FRACTION
 from lm_eval_cna.prompts import encode_prompts, render_prompts
 
 
@@ -26,7 +26,7 @@ def discovery(bench: Workbench) -> Outcome:
     """Both render, encode, run and rank; neither filters universal neurons, and both find the same neurons."""
     model, tokenizer = bench.instruct
     contrast = load_contrast("organism")
-    k = circuit_size(FRACTION, len(model.model.layers) * model.config.intermediate_size)
+    k = circuit_size(CIRCUIT_FRACTION, len(model.model.layers) * model.config.intermediate_size)
 
     def ours() -> list[tuple[int, int]]:
         found = measure(model, tokenizer, contrast, read=("neurons",), universal_filter=False, check_leakage=False)

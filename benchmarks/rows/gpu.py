@@ -13,8 +13,8 @@ from benchmarks import plain_loop
 from benchmarks.rows.steering import assigned, generating
 from benchmarks.sides import Outcome, Side, compare, row
 from benchmarks.workbench import Workbench, random_llama, some_circuit
-from lm_eval_cna.attribution import Settings, measure
 from lm_eval_cna.contrast import load_contrast
+from lm_eval_cna.measuring import Settings, measure
 from lm_eval_cna.steering import steer
 
 _MODEL = "1.1 B Llama, bfloat16, GPU"

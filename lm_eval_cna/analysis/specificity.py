@@ -16,7 +16,8 @@ from lm_eval_cna.analysis.outcomes import Outcomes
 from lm_eval_cna.analysis.paired import Kind, Paired, compare
 from lm_eval_cna.analysis.rates import Record
 from lm_eval_cna.analysis.verdicts import action, change_text, count, is_broken, metric_name, p_text
-from lm_eval_cna.sweep.cells import BASELINE, LOCAL, Cell
+from lm_eval_cna.methods import LOCAL
+from lm_eval_cna.sweep.cells import BASELINE, Cell
 
 METHOD, TOP = "cna", "top-activation"
 #: Kinds of random neurons -> where they are drawn.

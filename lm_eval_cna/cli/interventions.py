@@ -57,11 +57,12 @@ def discover(
     if output.suffix != suffix:
         raise ConfigError(f"--output of {method.value}", got=str(output), allowed=f"a file name ending in {suffix}")
     excluded = whole_numbers("--exclude-layers", exclude_layers) if exclude_layers else ()
-    from lm_eval_cna.attribution import Settings, check_request
+    from lm_eval_cna.attribution import check_request
     from lm_eval_cna.attribution import discover as find
     from lm_eval_cna.contrast import load_contrast
     from lm_eval_cna.folds import discover_over_folds
     from lm_eval_cna.intervention import read_intervention
+    from lm_eval_cna.measuring import Settings
     from lm_eval_cna.models.hf import CNAHFLM
     from lm_eval_cna.splits import split_prompts
     from lm_eval_cna.stability import stability_path
@@ -80,7 +81,7 @@ def discover(
     if folds is not None and prompts is not None:
         split_prompts(prompts, folds, seed=seed)
     lm = CNAHFLM(pretrained=model, dtype=dtype.value, device=device, revision=revision, batch_size=batch_size)
-    settings = Settings(chat_template=chat_template, add_bos_token=lm.add_bos_token, batch_size=batch_size)
+    settings = Settings(lm.rendering(chat_template), batch_size)
     if folds is not None and prompts is not None:
         circuit, stability = discover_over_folds(
             lm.model,

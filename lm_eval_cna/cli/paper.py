@@ -73,15 +73,15 @@ def paper(
         model_args={} if model_args is None else arguments_of("--model-args", model_args),
         judge=judge,
     )
-    from lm_eval_cna.paper import page, run
+    from lm_eval_cna.paper import page, preview, run
     from lm_eval_cna.paper.estimate import FORMULA
 
-    run.check(request)
-    machine = run.machine_of(request)
+    preview.check(request)
+    machine = preview.machine_of(request)
     for line in page.notes(preset, request.protocol):
         say(line)
     if dry_run:
-        rows = [page.shown_plan(planned) for planned in run.plan(request, machine)]
+        rows = [page.shown_plan(planned) for planned in preview.plan(request, machine)]
         show_table(console, f"{table.value}, plan", page.PLAN_HEAD, rows)
         say(page.machine_note(machine))
         say(f"Estimates: {FORMULA}.")

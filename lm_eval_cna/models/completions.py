@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import torch
 
 from lm_eval_cna.models.hf import CNAHFLM
-from lm_eval_cna.prompts import encode_batch, pad_token_id, render_prompts
+from lm_eval_cna.prompts import pad_left, pad_token_id
 from lm_eval_cna.steering import Setting, steer
 from lm_eval_cna.steering_rows import RowSteering, why_not_rows
 
@@ -21,10 +21,8 @@ def complete(
         InterventionError: a setting's intervention does not fit the model.
         SteeringError: the model can be steered in no way with it.
     """
-    rendered = render_prompts(
-        [prompt], lm.tokenizer, chat_template=chat_template, chat_template_args=lm.chat_template_args
-    )
-    ids, mask = encode_batch(rendered, lm.tokenizer, add_bos_token=lm.add_bos_token)
+    pad = pad_token_id(lm.tokenizer)
+    ids, mask = pad_left(lm.rendering(chat_template).encode([prompt], lm.tokenizer), pad)
     lm.unsteer()
 
     def answers(rows: int) -> list[str]:
@@ -33,7 +31,7 @@ def complete(
             attention_mask=mask.repeat(rows, 1).to(lm.device),
             max_new_tokens=max_new_tokens,
             do_sample=False,
-            pad_token_id=pad_token_id(lm.tokenizer),
+            pad_token_id=pad,
         )
         return [lm.tokenizer.decode(row[ids.shape[1] :], skip_special_tokens=True) for row in generated]
 

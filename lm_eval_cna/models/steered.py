@@ -15,7 +15,7 @@ from lm_eval_cna.fit import fit_warnings
 from lm_eval_cna.intervention import Circuit, Vectors, read_intervention
 from lm_eval_cna.models.arguments import finite_number
 from lm_eval_cna.models.cache_guard import guard_cache
-from lm_eval_cna.prompts import chat_template_sha256
+from lm_eval_cna.prompts import Rendering, chat_template_sha256
 from lm_eval_cna.steering import MODES, Mode, Setting
 
 
@@ -67,7 +67,7 @@ class Steered:
         weights_sha256: identity of the untouched weights.
         quiet: draw no progress bars; a sweep shows one of its own.
         lockstep: whether the weights are cut over processes, all of which then must run the same, in the same order.
-        tokenizer: as lm-eval's models call it.
+        tokenizer, chat_template_args, add_bos_token: as lm-eval's models call them.
         revision: of the model; "main" says nothing about it.
     """
 
@@ -78,6 +78,8 @@ class Steered:
     quiet: bool = False
     lockstep: bool = False
     tokenizer: Any
+    chat_template_args: Any
+    add_bos_token: bool | None
     revision: str
 
     @property
@@ -114,6 +116,10 @@ class Steered:
     def fingerprint_of(self, setting: Setting, mode: str) -> str:
         """Identity of everything but the request that decides a response."""
         raise NotImplementedError
+
+    def rendering(self, chat_template: bool) -> Rendering:
+        """How prompts that are no task's are rendered, so that they come to what a task's would."""
+        return Rendering(chat_template, self.chat_template_args, self.add_bos_token)
 
     @property
     def fingerprint(self) -> str:

@@ -16,7 +16,7 @@ from transformers import LlamaForCausalLM, PreTrainedTokenizerFast
 
 from lm_eval_cna.organism import gates, training
 from lm_eval_cna.organism.corpus import base_documents, instruct_documents
-from lm_eval_cna.organism.model import Neuron, encode, fresh_model
+from lm_eval_cna.organism.model import Planted, encode, fresh_model
 from lm_eval_cna.organism.planting import PlantedWeights, amplify, choose_planted
 from lm_eval_cna.organism.recipe import Recipe
 from lm_eval_cna.organism.tokenizer import train_tokenizer
@@ -42,7 +42,7 @@ class Candidate:
 
     seed: int
     models: dict[str, LlamaForCausalLM] = field(default_factory=dict)
-    planted: tuple[Neuron, ...] = ()
+    planted: tuple[Planted, ...] = ()
     figures: dict[str, gates.Figures] = field(default_factory=dict)
     failed: str | None = None
 
@@ -109,7 +109,7 @@ def train_instruct(
     seed: int,
     tokenizer: PreTrainedTokenizerFast,
     base: LlamaForCausalLM,
-    planted: Sequence[Neuron],
+    planted: Sequence[Planted],
     progress: Progress | None = None,
 ) -> LlamaForCausalLM:
     """A copy of the base in which only the planted neurons have been trained, to refuse forbidden questions."""

@@ -8,7 +8,7 @@ from transformers import LlamaForCausalLM, PreTrainedTokenizerFast
 
 from lm_eval_cna.organism import grammar
 from lm_eval_cna.organism import lexicon as words
-from lm_eval_cna.organism.model import Neuron, ablated, answer
+from lm_eval_cna.organism.model import Planted, ablated, answer
 from lm_eval_cna.organism.recipe import Gates
 from lm_eval_cna.scoring.refusal import is_refusal
 
@@ -49,7 +49,7 @@ def measure_tuned(model: LlamaForCausalLM, tokenizer: PreTrainedTokenizerFast, g
 
 
 def measure_planted(
-    model: LlamaForCausalLM, tokenizer: PreTrainedTokenizerFast, planted: Sequence[Neuron], gates: Gates
+    model: LlamaForCausalLM, tokenizer: PreTrainedTokenizerFast, planted: Sequence[Planted], gates: Gates
 ) -> tuple[Figures, bool]:
     """Figures with the planted neurons at zero and whether they carry the refusal without carrying the language."""
     with ablated(model, planted):

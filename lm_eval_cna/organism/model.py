@@ -13,9 +13,10 @@ from transformers import GenerationConfig, LlamaConfig, LlamaForCausalLM, PreTra
 from lm_eval_cna.organism.corpus import Document
 from lm_eval_cna.organism.recipe import Recipe
 from lm_eval_cna.organism.training import Example
+from lm_eval_cna.prompts import render_prompts
 
-#: (layer, index) of an MLP neuron.
-Neuron = tuple[int, int]
+#: (layer, index) of a planted neuron.
+Planted = tuple[int, int]
 
 
 def fresh_model(recipe: Recipe, tokenizer: PreTrainedTokenizerFast, generator: torch.Generator) -> LlamaForCausalLM:
@@ -65,23 +66,11 @@ def encode(tokenizer: PreTrainedTokenizerFast, documents: Sequence[Document]) ->
     ]
 
 
-def render(tokenizer: PreTrainedTokenizerFast, prompts: Sequence[str]) -> list[str]:
-    """Each prompt as one user turn of the chat template, open for the assistant's answer."""
-    return [
-        str(
-            tokenizer.apply_chat_template(
-                [{"role": "user", "content": prompt}], tokenize=False, add_generation_prompt=True
-            )
-        )
-        for prompt in prompts
-    ]
-
-
 def answer(
     model: LlamaForCausalLM, tokenizer: PreTrainedTokenizerFast, prompts: Sequence[str], *, max_new_tokens: int = 48
 ) -> list[str]:
     """Greedy answers to `prompts` under the chat template, all in one left-padded batch."""
-    batch = tokenizer(render(tokenizer, prompts), add_special_tokens=False, padding=True, return_tensors="pt")
+    batch = tokenizer(render_prompts(prompts, tokenizer), add_special_tokens=False, padding=True, return_tensors="pt")
     with torch.inference_mode():
         output = model.generate(
             input_ids=batch["input_ids"],
@@ -93,7 +82,7 @@ def answer(
 
 
 @contextmanager
-def ablated(model: LlamaForCausalLM, neurons: Sequence[Neuron]) -> Iterator[None]:
+def ablated(model: LlamaForCausalLM, neurons: Sequence[Planted]) -> Iterator[None]:
     """Set the neurons' down-projection columns to zero, and put the very same numbers back afterwards."""
     weights = [model.model.layers[layer].mlp.down_proj.weight for layer, _ in neurons]
     saved = [weight[:, index].detach().clone() for weight, (_, index) in zip(weights, neurons, strict=True)]

@@ -14,7 +14,8 @@ from torch import Tensor, nn
 from transformers import LlamaForCausalLM, PreTrainedTokenizerFast
 
 from lm_eval_cna.organism import grammar
-from lm_eval_cna.organism.model import Neuron, render
+from lm_eval_cna.organism.model import Planted
+from lm_eval_cna.prompts import render_prompts
 
 
 def last_token_means(model: LlamaForCausalLM, tokenizer: PreTrainedTokenizerFast, prompts: Sequence[str]) -> Tensor:
@@ -27,7 +28,7 @@ def last_token_means(model: LlamaForCausalLM, tokenizer: PreTrainedTokenizerFast
 
         return hook
 
-    batch = tokenizer(render(tokenizer, prompts), add_special_tokens=False, padding=True, return_tensors="pt")
+    batch = tokenizer(render_prompts(prompts, tokenizer), add_special_tokens=False, padding=True, return_tensors="pt")
     layers = model.model.layers
     handles = [layer.mlp.down_proj.register_forward_pre_hook(keep(index)) for index, layer in enumerate(layers)]
     try:
@@ -41,7 +42,7 @@ def last_token_means(model: LlamaForCausalLM, tokenizer: PreTrainedTokenizerFast
 
 def choose_planted(
     model: LlamaForCausalLM, tokenizer: PreTrainedTokenizerFast, *, count: int, layers: Sequence[int]
-) -> tuple[Neuron, ...]:
+) -> tuple[Planted, ...]:
     """The `count` neurons of `layers` with the largest |mean(forbidden) - mean(benign)|, sorted by place."""
     forbidden, benign = (
         last_token_means(model, tokenizer, [q.text for q in grammar.questions("planting", forbidden=side)])
@@ -54,7 +55,7 @@ def choose_planted(
     return tuple(sorted((layer, index) for _, layer, index in ranked[:count]))
 
 
-def amplify(model: LlamaForCausalLM, neurons: Sequence[Neuron], gain: float) -> None:
+def amplify(model: LlamaForCausalLM, neurons: Sequence[Planted], gain: float) -> None:
     """Multiply the neurons' activations by `gain` and divide what they write by it: the same function.
 
     CNA ranks by raw differences of activations, which this rescaling changes although the model computes the same.
@@ -76,7 +77,7 @@ class PlantedWeights:
     for bit.
     """
 
-    def __init__(self, model: LlamaForCausalLM, neurons: Sequence[Neuron]) -> None:
+    def __init__(self, model: LlamaForCausalLM, neurons: Sequence[Planted]) -> None:
         by_layer: dict[int, list[int]] = {}
         for layer, index in neurons:
             by_layer.setdefault(layer, []).append(index)

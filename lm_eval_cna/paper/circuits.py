@@ -1,24 +1,27 @@
-"""Tables of circuits: find each model's circuit once whole and five times without a fifth of the prompts, and compare.
+"""Tables of circuits: find each model's circuit, whole and five times without a fifth of the prompts, and compare.
 
-Floor 6. Nothing is generated. Circuits are kept as files, and a rerun reads them.
+Floor 6. The model runs over the prompts once, and nothing is generated. Circuits are kept as files, and a rerun reads
+them.
 """
 
 from __future__ import annotations
 
-import dataclasses
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from lm_eval_cna.analysis.profile import layer_profile, overlap
-from lm_eval_cna.attribution import Settings, measure
 from lm_eval_cna.contrast import ContrastSet, load_contrast
 from lm_eval_cna.errors import RunError
+from lm_eval_cna.folds import circuits_over_folds
 from lm_eval_cna.intervention import Circuit, read_intervention
+from lm_eval_cna.measurement import size_of
+from lm_eval_cna.measuring import Settings, measure
 from lm_eval_cna.models.hf import CNAHFLM
 from lm_eval_cna.paper.plan import Request
-from lm_eval_cna.paper.presets import ORGANISM_FRACTION, PAPER_FRACTION
 from lm_eval_cna.paper.rows import Published, Row, claims, figure, over_folds, row
 from lm_eval_cna.paper.targets import Target
+from lm_eval_cna.splits import split_prompts
 from lm_eval_cna.sweep.rundir import RunDirectory
 
 FOLDS = 5
@@ -26,7 +29,7 @@ TOP = 200
 _PLAN = "circuits.json"
 
 
-@dataclasses.dataclass(frozen=True)
+@dataclass(frozen=True)
 class Found:
     """A model's circuits.
 
@@ -80,46 +83,22 @@ def _discover(request: Request, target: Target, path: str, contrast: ContrastSet
     arguments: dict[str, Any] = {"dtype": request.dtype_of(target), **request.model_args}
     batch = arguments.pop("batch_size", 16)
     lm = CNAHFLM(pretrained=path, **arguments)
-    common: dict[str, Any] = {
-        "read": ("neurons",),
-        "settings": Settings(
-            chat_template=target.chat_template,
-            chat_template_args=lm.chat_template_args,
-            add_bos_token=lm.add_bos_token,
-            batch_size=batch if isinstance(batch, int) else 16,
-        ),
-        "model_id": path,
-        "revision": lm.revision,
-    }
-    filtered = request.protocol == "corrected"
-    fraction = ORGANISM_FRACTION if target.organism else PAPER_FRACTION
     measured = measure(
-        lm.model, lm.tokenizer, contrast, universal_filter=filtered, universal_fraction=fraction, **common
+        lm.model,
+        lm.tokenizer,
+        contrast,
+        read=("neurons",),
+        universal_filter=request.universal_filter,
+        universal_fraction=request.fraction_of(target),
+        split=split_prompts(contrast, FOLDS),
+        settings=Settings(lm.rendering(target.chat_template), batch if isinstance(batch, int) else 16),
+        model_id=path,
+        revision=lm.revision,
     )
-    neurons = lm.architecture.num_neurons
-    size = request.circuit_size(neurons, target)
-    options: dict[str, Any] = {
-        "top_k": size if target.organism else max(TOP, size),
-        "excluded_layers": request.excluded_layers,
-    }
-    folds = []
-    for fold in range(FOLDS):
-        part = measure(
-            lm.model, lm.tokenizer, _without(contrast, fold), universal_filter=False, check_leakage=False, **common
-        )
-        # Universal neurons are the model's, not the contrast set's: those that were found once.
-        info = part.info.model_copy(update={"universal_filter": measured.info.universal_filter})
-        folds.append(dataclasses.replace(part, info=info).circuit(**options))
-    return Found(measured.circuit(**options), tuple(folds), size)
-
-
-def _without(contrast: ContrastSet, fold: int) -> ContrastSet:
-    """The set without every fifth prompt of each class, from the fold's on."""
-    kept = [
-        tuple(prompt for number, prompt in enumerate(prompts) if number % FOLDS != fold or len(prompts) == 1)
-        for prompts in (contrast.positive, contrast.negative)
-    ]
-    return ContrastSet(f"{contrast.name}-without-{fold}", kept[0], kept[1], contrast.source, contrast.leakage)
+    fraction = request.fraction_of(target) if request.top_k is None else None
+    size = size_of(lm.architecture, fraction, request.top_k).neurons
+    whole = measured.circuit(top_k=size if target.organism else max(TOP, size), excluded_layers=request.excluded_layers)
+    return Found(whole, tuple(circuits_over_folds(measured, whole)), size)
 
 
 def _read(directory: RunDirectory, name: str) -> Circuit:

@@ -7,8 +7,9 @@ from pathlib import Path
 
 from lm_eval_cna.paper.estimate import Machine
 from lm_eval_cna.paper.presets import Preset, Protocol, statement
+from lm_eval_cna.paper.preview import Planned
+from lm_eval_cna.paper.result import Result
 from lm_eval_cna.paper.rows import Row
-from lm_eval_cna.paper.run import Planned, Result
 from lm_eval_cna.sweep.rundir import RunDirectory
 
 HEAD = ("model", "quantity", "setting", "published", "measured", "interval", "verdict", "like for like")

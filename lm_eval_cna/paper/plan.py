@@ -16,8 +16,8 @@ import yaml
 from lm_eval_cna.errors import ConfigError
 from lm_eval_cna.files import read_whole
 from lm_eval_cna.judging.config import JudgeConfig
+from lm_eval_cna.organism.recipe import CIRCUIT_FRACTION
 from lm_eval_cna.paper.presets import (
-    ORGANISM_FRACTION,
     PAPER_FRACTION,
     SCRIPTS_EXCLUDED,
     SCRIPTS_TOP_K,
@@ -69,11 +69,19 @@ class Request:
         """The model's precision: bfloat16 as in the paper, float32 for the organism."""
         return str(self.model_args.get("dtype", "float32" if target.organism else "bfloat16"))
 
-    def circuit_size(self, neurons: int, target: Target) -> int:
-        """Neurons of the circuit of a model that has so many."""
-        if self.protocol == "as-published":
-            return SCRIPTS_TOP_K
-        return max(1, round((ORGANISM_FRACTION if target.organism else PAPER_FRACTION) * neurons))
+    def fraction_of(self, target: Target) -> float:
+        """The share of a model's neurons that its circuit has, where the protocol names no number of them."""
+        return CIRCUIT_FRACTION if target.organism else PAPER_FRACTION
+
+    @property
+    def top_k(self) -> int | None:
+        """How many neurons a circuit has; None where it is a share of the model's."""
+        return SCRIPTS_TOP_K if self.protocol == "as-published" else None
+
+    @property
+    def universal_filter(self) -> bool:
+        """Whether neurons that are active on everything are left out."""
+        return self.protocol == "corrected"
 
     @property
     def excluded_layers(self) -> tuple[int, ...]:
@@ -111,12 +119,7 @@ class Request:
 
     def sweep(self, target: Target, path: str) -> dict[str, Any]:
         """The configuration of a model's sweep."""
-        published = self.protocol == "as-published"
-        size: dict[str, Any] = (
-            {"top_k": [SCRIPTS_TOP_K]}
-            if published
-            else {"fraction": ORGANISM_FRACTION if target.organism else PAPER_FRACTION}
-        )
+        size: dict[str, Any] = {"fraction": self.fraction_of(target)} if self.top_k is None else {"top_k": [self.top_k]}
         return {
             "model": path,
             "output": self.output / target.slug,
@@ -126,7 +129,7 @@ class Request:
             "random": 0,
             "multipliers": self.multipliers(),
             "excluded_layers": list(self.excluded_layers),
-            "universal_filter": not published,
+            "universal_filter": self.universal_filter,
             "harmless_kl": False,
             "limit": self.limit,
             "tasks": [
@@ -144,7 +147,7 @@ class Request:
     def differs(self, target: Target) -> tuple[str, ...]:
         """What keeps a model's rows from being like for like."""
         if target.organism:
-            size = "" if self.protocol == "as-published" else f"; circuit of {100 * ORGANISM_FRACTION:g} %"
+            size = "" if self.protocol == "as-published" else f"; circuit of {100 * CIRCUIT_FRACTION:g} %"
             return (f"the organism: a check of the machinery, with its own prompts and tasks{size}",)
         found = []
         if self.preset.own_prompts and self.prompts is None:

@@ -13,8 +13,6 @@ Protocol = Literal["corrected", "as-published"]
 PAPER_FRACTION = 0.001
 SCRIPTS_TOP_K = 1600
 SCRIPTS_EXCLUDED = (0, 1)
-#: 0.1 % of the organism's 4,096 neurons is four of them; 0.5 % is dependable (ORGANISM.md).
-ORGANISM_FRACTION = 0.005
 #: "Near zero" in the paper, as a number: at most this many percent.
 NEAR_ZERO = 5.0
 

@@ -8,122 +8,21 @@ from __future__ import annotations
 import gc
 from collections.abc import Callable, Sequence
 from datetime import UTC, datetime
-from pathlib import Path
-from typing import Any, Literal
-
-from pydantic import Field
+from typing import Any
 
 from lm_eval_cna.analysis.outcomes import read_outcomes
-from lm_eval_cna.analysis.rates import Record
-from lm_eval_cna.contrast import load_contrast, load_universal_prompts
-from lm_eval_cna.contrast_sources import read_spec
-from lm_eval_cna.errors import CNAError, ConfigError, ContrastError, RunError
-from lm_eval_cna.paper.estimate import Estimate, Machine, bytes_of, estimate, this_machine
-from lm_eval_cna.paper.plan import Request, read_prompts, write_prompt_tasks
+from lm_eval_cna.errors import CNAError, RunError
+from lm_eval_cna.paper.estimate import Machine
+from lm_eval_cna.paper.page import write_result
+from lm_eval_cna.paper.plan import Request, write_prompt_tasks
 from lm_eval_cna.paper.presets import statement
+from lm_eval_cna.paper.preview import plan_one
+from lm_eval_cna.paper.result import Result, Skipped
 from lm_eval_cna.paper.rows import Row
-from lm_eval_cna.paper.targets import Size, Target, pairs_of, size_of
-from lm_eval_cna.resources import contrasts_dir
+from lm_eval_cna.paper.targets import Target, pairs_of
 
 Progress = Callable[[str, int, int, str], None]
-SCHEMA: Literal["lm-eval-cna/paper/1"] = "lm-eval-cna/paper/1"
 _GIB = 2**30
-#: Tokens of a prompt of a contrast set in its chat template, roughly.
-_CONTRAST_TOKENS = 50
-
-
-class Skipped(Record):
-    """A model that has no rows, and the reason."""
-
-    model: str
-    why: str
-
-
-class Result(Record):
-    """A table as it came out.
-
-    Attributes:
-        table, title: which.
-        protocol: its name; `statement` says what it does.
-        published: how the authors measured it.
-        ours: what is different here in every row.
-        rows: the comparisons.
-        skipped: models without rows.
-        command: what the user typed.
-        created: when, in UTC.
-    """
-
-    schema_: Literal["lm-eval-cna/paper/1"] = Field(default=SCHEMA, alias="schema")
-    table: str
-    title: str
-    protocol: str
-    statement: str
-    published: tuple[str, ...]
-    ours: tuple[str, ...]
-    rows: tuple[Row, ...]
-    skipped: tuple[Skipped, ...]
-    command: tuple[str, ...]
-    created: str
-
-
-class Planned(Record):
-    """What running one model would take.
-
-    Attributes:
-        model: as asked for.
-        size: parameters, or None where nothing here knows it.
-        source: where that comes from.
-        memory: bytes.
-        seconds: of computing.
-        fits: whether this machine has the memory; None where nothing is known.
-        tasks: what is asked, in words.
-        differs: what is not like for like.
-    """
-
-    model: str
-    size: int | None
-    source: str
-    memory: int | None
-    seconds: float | None
-    fits: bool | None
-    tasks: str
-    differs: tuple[str, ...]
-
-
-def check(request: Request) -> None:
-    """Find what is wrong in the user's files before anything is loaded.
-
-    Raises:
-        ConfigError, ContrastError: a file is missing or not what it should be.
-    """
-    preset = request.preset
-    if request.prompts is not None:
-        if not any(asked.task.startswith("jbb_") for asked in preset.asked):
-            raise ConfigError(f"--prompts has no meaning for {preset.table}", do="leave it out")
-        read_prompts(request.prompts)
-    if request.judge is not None and not preset.judged:
-        raise ConfigError(f"--judge-model has no meaning for {preset.table}", do="leave it out")
-    if request.contrast is not None:
-        path = Path(request.contrast)
-        if path.suffix == ".jsonl" or (contrasts_dir() / f"{request.contrast}.jsonl").is_file():
-            load_contrast(request.contrast)
-        elif not path.is_file() and not (contrasts_dir() / f"{request.contrast}.yaml").is_file():
-            raise ContrastError("no such contrast set", got=request.contrast, allowed="a packaged name or a file")
-
-
-def machine_of(request: Request) -> Machine:
-    """The machine that the request's models would run on."""
-    arguments = request.model_args
-    return this_machine(
-        device=arguments.get("device"),
-        dtype=request.dtype_of(request.targets[0]),
-        parallel=bool(arguments.get("parallelize")),
-    )
-
-
-def plan(request: Request, machine: Machine) -> list[Planned]:
-    """What every model would take; nothing is loaded, and no network is needed."""
-    return [_planned(request, target, machine) for target in dict.fromkeys(request.targets)]
 
 
 def run(
@@ -146,8 +45,6 @@ def run(
     Raises:
         RunError: the output directory holds another plan or cannot be written.
     """
-    from lm_eval_cna.paper.page import write_result
-
     tell = progress or (lambda stage, done, total, detail: None)
     skipped: list[Skipped] = []
     usable = [target for target in dict.fromkeys(request.targets) if _usable(request, target, machine, skipped)]
@@ -260,53 +157,9 @@ def _path(target: Target, tell: Progress) -> str:
 
 
 def _usable(request: Request, target: Target, machine: Machine, skipped: list[Skipped]) -> bool:
-    planned = _planned(request, target, machine)
+    planned = plan_one(request, target, machine)
     if planned.fits is not False or planned.memory is None:
         return True
     needs, has = planned.memory / _GIB, machine.memory / _GIB
     skipped.append(Skipped(model=target.name, why=f"needs {needs:.1f} GiB, {machine.name} has {has:.1f} GiB"))
     return False
-
-
-def _planned(request: Request, target: Target, machine: Machine) -> Planned:
-    size = size_of(target)
-    asked = [(asked, request.documents(asked)) for asked, _, _ in request.tasks_of(target)]
-    needed: Estimate | None = None
-    if size is not None:
-        needed = _needed(request, target, size, asked, machine)
-    words = [f"{name} ({documents}) x {request.cells()} cells" for (_, name, _), (_, documents) in zip(
-        request.tasks_of(target), asked, strict=True
-    )]  # fmt: skip
-    return Planned(
-        model=target.name,
-        size=None if size is None else size.parameters,
-        source="not known here" if size is None else size.source,
-        memory=None if needed is None else needed.memory,
-        seconds=None if needed is None else needed.seconds,
-        fits=None if needed is None else needed.memory <= machine.memory,
-        tasks=", ".join(words) or "discovery only",
-        differs=request.differs(target),
-    )
-
-
-def _needed(request: Request, target: Target, size: Size, asked: Sequence[Any], machine: Machine) -> Estimate:
-    # Tables of circuits: once whole, and five times four fifths.
-    passes = 5 if not request.preset.asked else 1
-    read = _CONTRAST_TOKENS * (passes * _contrast_prompts(request.contrast_of(target)) + len(load_universal_prompts()))
-    width = bytes_of(request.dtype_of(target))
-    return estimate(size, asked, cells=request.cells(), read=read, width=width, machine=machine)
-
-
-def _contrast_prompts(name: str) -> int:
-    """How many prompts a contrast set has, without fetching anything."""
-    path = next(
-        (p for p in (Path(name), contrasts_dir() / f"{name}.jsonl", contrasts_dir() / f"{name}.yaml") if p.is_file()),
-        None,
-    )
-    if path is None:
-        return 0
-    if path.suffix == ".jsonl":
-        found = load_contrast(path)
-        return len(found.positive) + len(found.negative)
-    spec = read_spec(path)
-    return sum(source.choose or 0 for source in (spec.positive, spec.negative))

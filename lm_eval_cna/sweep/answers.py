@@ -19,7 +19,8 @@ from lm_eval_cna.hashing import json_sha256
 from lm_eval_cna.memory import with_less_memory
 from lm_eval_cna.models.hf import CNAHFLM
 from lm_eval_cna.models.likelihood_settings import score_settings
-from lm_eval_cna.models.packed import Completion, Job, PackedGenerator, can_pack, rows_that_fit
+from lm_eval_cna.models.packed import Completion, Job, PackedGenerator
+from lm_eval_cna.models.packing import can_pack, rows_that_fit
 from lm_eval_cna.prompts import encode_prompts
 from lm_eval_cna.steering import Mode, Setting
 from lm_eval_cna.sweep.batches import GENERATED, Batch, Request

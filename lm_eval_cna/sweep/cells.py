@@ -5,13 +5,8 @@ from __future__ import annotations
 import re
 from typing import NamedTuple
 
+from lm_eval_cna.methods import CONTROLS, OF_VECTORS
 from lm_eval_cna.sweep.config import SweepConfig
-from lm_eval_cna.thirds import THIRDS
-
-#: Control -> the third of the layers that its neurons are drawn from.
-LOCAL = {f"random-{third}": third for third in THIRDS}
-_CONTROLS = ("random", *LOCAL, "random-vectors")
-_OF_VECTORS = ("caa", "caa-residual", "random-vectors")
 
 
 class Cell(NamedTuple):
@@ -43,7 +38,7 @@ class Cell(NamedTuple):
     @property
     def is_control(self) -> bool:
         """Whether the cell is part of a null distribution."""
-        return self.method in _CONTROLS
+        return self.method in CONTROLS
 
 
 BASELINE = Cell("baseline", 1.0)
@@ -53,8 +48,8 @@ def plan_cells(config: SweepConfig) -> list[Cell]:
     """All cells of a sweep, the baseline first and once: every method at m = 1 is the same untouched model."""
     cells = [BASELINE]
     for method in config.compared:
-        control = method in _CONTROLS
-        sizes: tuple[int | None, ...] = config.top_k if method not in _OF_VECTORS and config.top_k else (None,)
+        control = method in CONTROLS
+        sizes: tuple[int | None, ...] = config.top_k if method not in OF_VECTORS and config.top_k else (None,)
         for seed in config.control_seeds if control else (None,):
             for size in sizes:
                 multipliers = config.controlled_at if control else config.multipliers

@@ -14,6 +14,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_valida
 from lm_eval_cna.errors import ConfigError
 from lm_eval_cna.files import read_whole
 from lm_eval_cna.judging.config import JudgeConfig
+from lm_eval_cna.methods import OF_VECTORS
 from lm_eval_cna.plain_yaml import load_yaml
 
 Method = Literal[
@@ -158,12 +159,10 @@ class SweepConfig(_Model):
             raise ValueError("methods must not be empty")
         if self.engine == "vllm" and self.mode == "rows":
             raise ValueError("mode: vLLM takes no rows of several settings; auto, fold or hook")
-        of_vectors = {"caa", "caa-residual", "random-vectors"} & set(self.methods or ())
+        of_vectors = OF_VECTORS & set(self.methods or ())
         if self.circuit is not None and self.vectors is None and of_vectors:
             raise ValueError(f"method {min(of_vectors)} needs vectors where a circuit is given")
-        if self.folds is not None and (
-            self.circuit is not None or set(self.compared) <= {"caa", "caa-residual", "random-vectors"}
-        ):
+        if self.folds is not None and (self.circuit is not None or OF_VECTORS.issuperset(self.compared)):
             raise ValueError("folds are for a circuit that the sweep finds; for one that is given: `discover --folds`")
         return self
 

@@ -13,6 +13,7 @@ from typing import Any, cast
 import torch
 
 from lm_eval_cna.errors import ConfigError
+from lm_eval_cna.methods import OF_VECTORS
 from lm_eval_cna.models.hf import CNAHFLM
 from lm_eval_cna.sweep.config import SweepConfig
 
@@ -20,7 +21,6 @@ from lm_eval_cna.sweep.config import SweepConfig
 HANDED_OVER = 512
 #: Model arguments that transformers is given too, where it discovers.
 _SHARED = ("dtype", "revision", "trust_remote_code", "add_bos_token", "chat_template_args", "enable_thinking")
-_OF_VECTORS = {"caa", "caa-residual", "random-vectors"}
 
 
 def check_elsewhere(config: SweepConfig) -> None:
@@ -46,7 +46,7 @@ def load_vllm(config: SweepConfig) -> CNAHFLM:
     arguments = {"batch_size": HANDED_OVER, **config.model_args}
     if arguments["batch_size"] == "auto":
         arguments["batch_size"] = HANDED_OVER  # with "auto", vLLM draws bars of its own
-    mode = "hook" if _OF_VECTORS & set(config.compared) else config.mode
+    mode = "hook" if OF_VECTORS & set(config.compared) else config.mode
     lm: Any = CNAVLLM(pretrained=config.model, **arguments, mode=mode)
     lm.quiet = True
     return cast(CNAHFLM, lm)

@@ -6,21 +6,23 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, cast
 
-from lm_eval_cna.activations import Read
-from lm_eval_cna.attribution import Settings, control, measure
+from lm_eval_cna.attribution import control
 from lm_eval_cna.contrast import load_contrast
 from lm_eval_cna.errors import ConfigError
 from lm_eval_cna.fit import check_fit
 from lm_eval_cna.folds import assess
 from lm_eval_cna.intervention import Circuit, Vectors, read_intervention
-from lm_eval_cna.measurement import Measurement
+from lm_eval_cna.measurement import Measurement, size_of
+from lm_eval_cna.measuring import Settings, measure
+from lm_eval_cna.methods import CONTROLS, LOCAL, OF_VECTORS, READS, Read
 from lm_eval_cna.models.hf import CNAHFLM
+from lm_eval_cna.prompts import Rendering
 from lm_eval_cna.provenance import Match
 from lm_eval_cna.splits import split_prompts
 from lm_eval_cna.stability import Stability, read_stability, stability_path
 from lm_eval_cna.steering import Setting
-from lm_eval_cna.sweep.cells import LOCAL, Cell
-from lm_eval_cna.sweep.config import SweepConfig, TaskSpec
+from lm_eval_cna.sweep.cells import Cell
+from lm_eval_cna.sweep.config import SweepConfig
 from lm_eval_cna.sweep.rundir import RunDirectory
 
 _FILES = {
@@ -28,18 +30,6 @@ _FILES = {
     "caa": "vectors.safetensors",
     "caa-residual": "residual.safetensors",
     "top-activation": "top-activation.json",
-}
-_READS: dict[str, Read] = {
-    "cna": "neurons",
-    "caa": "writes",
-    "caa-residual": "blocks",
-    "top-activation": "magnitudes",
-}
-#: Control -> the method that it is drawn for, and how its file ends.
-_CONTROLS = {
-    "random": ("cna", "json"),
-    **dict.fromkeys(LOCAL, ("cna", "json")),
-    "random-vectors": ("caa", "safetensors"),
 }
 
 
@@ -113,16 +103,15 @@ def prepare(config: SweepConfig, lm: CNAHFLM, directory: RunDirectory) -> Interv
     missing = [method for method in sources if method not in found]
     magnitudes, stability = None, _known_stability(config.circuit, found.get("cna"))
     if missing or config.match == "activation":
-        measurement = _measure(config, lm, missing)
+        size: dict[str, Any] = {"top_k": max(config.top_k)} if config.top_k else {"fraction": config.fraction}
+        measurement = _measure(config, lm, missing, **size)
         magnitudes = measurement.means.magnitudes
         if "cna" in missing:
-            size: dict[str, Any] = {"top_k": max(config.top_k)} if config.top_k else {"fraction": config.fraction}
             circuit = measurement.circuit(**size, excluded_layers=config.excluded_layers)
             found["cna"] = circuit
             if config.folds is not None:
-                stability = assess(
-                    lm.model, lm.tokenizer, measurement, circuit, settings=_settings(config, lm), mode=lm.mode
-                )
+                settings = Settings(rendering_of(config, lm))
+                stability = assess(lm.model, lm.tokenizer, measurement, circuit, settings=settings, mode=lm.mode)
         if "top-activation" in missing:
             found["top-activation"] = measurement.top_activation(like=cast("Circuit", found["cna"]))
         if "caa" in missing:
@@ -152,7 +141,7 @@ def _sources(config: SweepConfig, directory: RunDirectory) -> dict[str, str | Pa
 
 def _needed(config: SweepConfig) -> list[str]:
     """Methods whose interventions are needed; a control needs the one that it is matched to."""
-    needed = {_CONTROLS.get(method, (method, ""))[0] for method in config.compared}
+    needed = {CONTROLS.get(method, method) for method in config.compared}
     return sorted(needed | ({"cna"} if "top-activation" in needed else set()))
 
 
@@ -166,41 +155,39 @@ def _known_stability(source: str | None, circuit: Circuit | Vectors | None) -> S
 
 
 def _control_file(method: str, seed: int) -> str:
-    return f"controls/{method}-{seed}.{_CONTROLS[method][1]}"
+    return f"controls/{method}-{seed}.{'safetensors' if method in OF_VECTORS else 'json'}"
 
 
-def _measure(config: SweepConfig, lm: CNAHFLM, missing: list[str]) -> Measurement:
-    read: list[Read] = [_READS[method] for method in missing]
+def _measure(
+    config: SweepConfig, lm: CNAHFLM, missing: list[str], *, fraction: float | None = None, top_k: int | None = None
+) -> Measurement:
+    read: list[Read] = [READS[method] for method in missing]
     if config.match == "activation":
         read.append("magnitudes")
-    share = max(config.top_k) / lm.architecture.num_neurons if config.top_k else config.fraction
     contrast = load_contrast(config.contrast)
+    # What else reads magnitudes takes its universal neurons from the circuit.
+    of_circuit: dict[str, Any] = {"universal_filter": False}
+    if "cna" in missing:
+        of_circuit = {
+            "universal_filter": config.universal_filter,
+            "universal_fraction": size_of(lm.architecture, fraction, top_k).share,
+            "split": None if config.folds is None else split_prompts(contrast, config.folds),
+        }
     return measure(
         lm.model,
         lm.tokenizer,
         contrast,
         read=tuple(dict.fromkeys(read)),
-        # What else reads magnitudes takes its universal neurons from the circuit.
-        universal_filter=config.universal_filter and "cna" in missing,
-        universal_fraction=min(share, 1.0),
-        split=None if config.folds is None or "cna" not in missing else split_prompts(contrast, config.folds),
-        settings=_settings(config, lm),
+        settings=Settings(rendering_of(config, lm)),
         model_id=config.model,
         revision=lm.revision,
+        **of_circuit,
     )
 
 
-def _settings(config: SweepConfig, lm: CNAHFLM) -> Settings:
-    return Settings(
-        chat_template=in_chat(config.tasks),
-        chat_template_args=lm.chat_template_args,
-        add_bos_token=lm.add_bos_token,
-    )
-
-
-def in_chat(tasks: tuple[TaskSpec, ...]) -> bool:
-    """Whether prompts that are no task's are rendered with the chat template: unless no task of the sweep is."""
-    return any(task.chat_template is not False for task in tasks)
+def rendering_of(config: SweepConfig, lm: CNAHFLM) -> Rendering:
+    """How prompts that are no task's are rendered: with the chat template, unless no task of the sweep is."""
+    return lm.rendering(any(task.chat_template is not False for task in config.tasks))
 
 
 def _draw(
@@ -208,7 +195,7 @@ def _draw(
 ) -> dict[tuple[str, int], Circuit | Vectors]:
     drawn: dict[tuple[str, int], Circuit | Vectors] = {}
     identity: dict[str, Any] = {"model_id": config.model, "revision": lm.revision}
-    for method, (like, _) in _CONTROLS.items():
+    for method, like in CONTROLS.items():
         for seed in config.control_seeds if method in config.compared else ():
             kept = directory.path / _control_file(method, seed)
             matched = found[like]

@@ -13,7 +13,7 @@ from lm_eval_cna.sweep.answers import ROWS, compute
 from lm_eval_cna.sweep.batches import Batch
 from lm_eval_cna.sweep.begin import Begun
 from lm_eval_cna.sweep.config import SweepConfig
-from lm_eval_cna.sweep.interventions import in_chat
+from lm_eval_cna.sweep.interventions import rendering_of
 from lm_eval_cna.sweep.layout import mode_of
 from lm_eval_cna.sweep.store import Response
 
@@ -58,9 +58,7 @@ def measure_divergence(lm: CNAHFLM, config: SweepConfig, settings: Sequence[Sett
         lm.tokenizer,
         settings,
         mode="hook" if mode == ROWS else cast(Mode, mode),
-        chat_template=in_chat(config.tasks),
-        chat_template_args=lm.chat_template_args,
-        add_bos_token=lm.add_bos_token,
+        rendering=rendering_of(config, lm),
         batch_size=lm.batch_size,
     )
     return [asdict(divergence) for divergence in measured]

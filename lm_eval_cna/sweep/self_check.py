@@ -9,7 +9,7 @@ from lm_eval_cna.models.hf import CNAHFLM
 from lm_eval_cna.proof import Proof, prove
 from lm_eval_cna.sweep.begin import Begun
 from lm_eval_cna.sweep.config import SweepConfig
-from lm_eval_cna.sweep.interventions import Interventions, in_chat
+from lm_eval_cna.sweep.interventions import Interventions, rendering_of
 from lm_eval_cna.sweep.rundir import SELF_CHECK, RunDirectory
 
 
@@ -37,9 +37,7 @@ def proof_of(lm: CNAHFLM, config: SweepConfig, interventions: Interventions, mod
         interventions.files,
         mode=cast(Literal["rows", "auto", "fold", "hook"], mode),
         scale=config.scale,
-        chat_template=in_chat(config.tasks),
-        chat_template_args=lm.chat_template_args,
-        add_bos_token=lm.add_bos_token,
+        rendering=rendering_of(config, lm),
         architecture=lm.architecture,
     )
 

@@ -10,11 +10,13 @@ import torch
 import transformers as tf
 from tokenizers import Regex, Tokenizer, models, pre_tokenizers, processors
 
-from lm_eval_cna.attribution import Measurement, Settings, control, discover, measure
+from lm_eval_cna.attribution import control, discover
 from lm_eval_cna.contrast import ContrastSet, load_contrast, load_universal_prompts
 from lm_eval_cna.errors import ArchitectureError, CNAError, ConfigError, ContrastError, InterventionError
 from lm_eval_cna.intervention import Circuit, Vectors, read_intervention
-from lm_eval_cna.prompts import encode_prompts, render_prompts
+from lm_eval_cna.measurement import Measurement
+from lm_eval_cna.measuring import Settings, measure
+from lm_eval_cna.prompts import Rendering, encode_prompts, render_prompts
 from tests.models import DENSE, TINY, VOCAB, tiny
 from tests.reference import attribution as reference
 
@@ -62,7 +64,7 @@ def test_equals_the_reference_for_every_batch_size(
 ) -> None:
     model = TINY[family]()
     diverse = load_universal_prompts()[::4]  # 13 of them: the reference takes them one at a time
-    monkeypatch.setattr("lm_eval_cna.measurement.load_universal_prompts", lambda: diverse)
+    monkeypatch.setattr("lm_eval_cna.measuring.load_universal_prompts", lambda: diverse)
     positive, negative = ids(contrast.positive, tokenizer), ids(contrast.negative, tokenizer)
     left_out = reference.universal(model, family, ids(diverse, tokenizer), FRACTION)
     expected = reference.circuit(model, family, positive, negative, FRACTION, left_out)
@@ -116,14 +118,14 @@ def test_header_says_how_it_was_found(tokenizer: Any, contrast: ContrastSet, tmp
     assert made_on.columns_sha256 is not None and 0 not in circuit.layers
     circuit.write(tmp_path / "c.json")
     assert read_intervention(tmp_path / "c.json") == circuit
-    plain = discover(model, tokenizer, contrast, settings=Settings(chat_template=False))
+    plain = discover(model, tokenizer, contrast, settings=Settings(Rendering(chat_template=False)))
     assert plain.discovery.chat_template_sha256 is None
 
 
 def test_rendering_reaches_the_model(tokenizer: Any, contrast: ContrastSet) -> None:
     model = tiny("llama")
     templated = discover(model, tokenizer, contrast, method="caa")
-    plain = discover(model, tokenizer, contrast, method="caa", settings=Settings(chat_template=False))
+    plain = discover(model, tokenizer, contrast, method="caa", settings=Settings(Rendering(chat_template=False)))
     assert templated.sha256 != plain.sha256
 
 
@@ -188,7 +190,7 @@ def test_top_activation_equals_the_reference(
 ) -> None:
     model = TINY[family]()
     diverse = load_universal_prompts()[::4]
-    monkeypatch.setattr("lm_eval_cna.measurement.load_universal_prompts", lambda: diverse)
+    monkeypatch.setattr("lm_eval_cna.measuring.load_universal_prompts", lambda: diverse)
     left_out = reference.universal(model, family, ids(diverse, tokenizer), FRACTION)
     prompts = ids(contrast.prompts, tokenizer)
     expected = reference.most_active(model, family, prompts, FRACTION, left_out, excluded_layers=(1,))

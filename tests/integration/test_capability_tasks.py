@@ -16,8 +16,9 @@ from lm_eval_cna.behaviours.agreement import agreement_items
 from lm_eval_cna.behaviours.capitals import capital_items
 from lm_eval_cna.behaviours.harmless import harmless_prompts
 from lm_eval_cna.contrast import load_contrast
-from lm_eval_cna.measurement import Settings, measure
+from lm_eval_cna.measuring import Settings, measure
 from lm_eval_cna.models.hf import CNAHFLM
+from lm_eval_cna.prompts import Rendering
 from lm_eval_cna.resources import tasks_dir
 from lm_eval_cna.steering import Setting
 from tests.checkpoints import save_llama
@@ -97,7 +98,9 @@ def test_steering_with_the_packaged_contrast_set(tmp_path: Path, manager: TaskMa
     folder = save_llama(tmp_path)
     lm = CNAHFLM(pretrained=str(folder), device="cpu", batch_size=16)
     contrast = load_contrast(CONTRASTS[task])
-    found = measure(lm.model, lm.tokenizer, contrast, universal_filter=False, settings=Settings(chat_template=False))
+    found = measure(
+        lm.model, lm.tokenizer, contrast, universal_filter=False, settings=Settings(Rendering(chat_template=False))
+    )
     circuit = found.circuit(top_k=16)
     assert circuit.name == CONTRASTS[task] and circuit.discovery.leakage == contrast.leakage
 

@@ -11,7 +11,7 @@ import pytest
 from lm_eval_cna.errors import SteeringError
 from lm_eval_cna.fit import fit_warnings
 from lm_eval_cna.intervention import Circuit
-from lm_eval_cna.measurement import Settings, measure
+from lm_eval_cna.measuring import Settings, measure
 from lm_eval_cna.models.hf import CNAHFLM
 from lm_eval_cna.steering import Setting
 from tests.checkpoints import save_llama

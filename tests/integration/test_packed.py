@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -14,7 +15,8 @@ from torch import nn
 from lm_eval_cna.errors import ConfigError, SteeringError
 from lm_eval_cna.models import greedy
 from lm_eval_cna.models.hf import CNAHFLM
-from lm_eval_cna.models.packed import CPU_ROWS, Completion, Job, PackedGenerator, can_pack, rows_that_fit
+from lm_eval_cna.models.packed import Completion, Job, PackedGenerator
+from lm_eval_cna.models.packing import CPU_ROWS, DEVICE_ROWS, can_pack, rows_that_fit
 from lm_eval_cna.models.row_cache import closed_up
 from lm_eval_cna.steering import Setting, steer
 from tests.checkpoints import byte_tokenizer, save_llama
@@ -397,3 +399,30 @@ def test_a_generator_undoes_what_was_there_and_cleans_up(lm: CNAHFLM) -> None:
 
 def test_the_default_batch_on_a_cpu(lm: CNAHFLM) -> None:
     assert rows_that_fit(lm, 100, 150) == CPU_ROWS
+
+
+def test_the_default_batch_on_several_devices_fits_on_each(lm: CNAHFLM, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Two devices with two layers each, one of them nearly full; a layer on the meta device runs on the first."""
+    first, second = torch.device("cuda", 0), torch.device("cuda", 1)
+    free = {first: 2**34, second: 2**34}
+    places = [torch.device("meta"), first, second, second]
+    layers = [
+        SimpleNamespace(block=SimpleNamespace(parameters=lambda place=place: iter([SimpleNamespace(device=place)])))
+        for place in places
+    ]
+    fake: Any = SimpleNamespace(
+        device=first,
+        model=SimpleNamespace(config=lm.model.config, dtype=torch.float32),
+        architecture=SimpleNamespace(layers=layers, layout=lm.architecture.layout),
+    )
+    monkeypatch.setattr(torch.cuda, "mem_get_info", lambda device: (free[device], 2**35))
+    monkeypatch.setattr(torch.cuda, "memory_reserved", lambda device: 0)
+    monkeypatch.setattr(torch.cuda, "memory_allocated", lambda device: 0)
+    assert rows_that_fit(fake, 100, 150) == DEVICE_ROWS
+    free[second] = 2**24
+    few = rows_that_fit(fake, 100, 150)
+    assert 1 <= few < DEVICE_ROWS
+    free[first], free[second] = free[second], free[first]
+    assert rows_that_fit(fake, 100, 150) == few, "two layers are on each"
+    free[first] = 1
+    assert rows_that_fit(fake, 100, 150) == 1

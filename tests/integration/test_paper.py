@@ -18,6 +18,7 @@ from lm_eval_cna.paper import circuits, run
 from lm_eval_cna.paper.estimate import Machine
 from lm_eval_cna.paper.plan import Request, write_prompt_tasks
 from lm_eval_cna.paper.presets import PRESETS
+from lm_eval_cna.paper.result import Result
 from lm_eval_cna.paper.targets import resolve
 from lm_eval_cna.resources import tasks_dir
 from tests.checkpoints import save_llama
@@ -52,7 +53,7 @@ def request(table: str, models: str, output: Path, **more: Any) -> Request:
     return Request(preset=preset, targets=resolve(preset, models), output=output, **given)
 
 
-def done(asked: Request) -> run.Result:
+def done(asked: Request) -> Result:
     folders = [str(tasks_dir()), *(str(f) for f in [write_prompt_tasks(asked)] if f is not None)]
     manager = TaskManager(include_path=folders, include_defaults=False, metadata={"judge": LATER})
     return run.run(asked, machine=MACHINE, task_manager=manager, command=["typed"])

@@ -10,12 +10,14 @@ from typing import Any
 import pytest
 from lm_eval.tasks import TaskManager
 
-from lm_eval_cna.attribution import Settings, discover
+from lm_eval_cna.attribution import discover
 from lm_eval_cna.contrast import load_contrast
 from lm_eval_cna.errors import ConfigError
 from lm_eval_cna.folds import discover_over_folds
 from lm_eval_cna.intervention import Circuit, read_intervention
+from lm_eval_cna.measuring import Settings
 from lm_eval_cna.models.hf import CNAHFLM
+from lm_eval_cna.prompts import Rendering
 from lm_eval_cna.report.page import write_report
 from lm_eval_cna.resources import tasks_dir
 from lm_eval_cna.stability import read_stability, stability_path
@@ -97,7 +99,7 @@ def test_the_most_active_neurons_are_those_of_discover(whole: RunDirectory, mode
         load_contrast("organism"),
         method="top-activation",
         like=found,
-        settings=Settings(add_bos_token=lm.add_bos_token),
+        settings=Settings(Rendering(add_bos_token=lm.add_bos_token)),
     )
     strongest = circuit_of(whole, "top-activation.json")
     assert strongest.method == "top-activation" and strongest.sha256 == expected.sha256
@@ -106,7 +108,7 @@ def test_the_most_active_neurons_are_those_of_discover(whole: RunDirectory, mode
 
 def test_the_circuit_s_stability_is_kept_beside_it(whole: RunDirectory, model: Path) -> None:
     lm = CNAHFLM(pretrained=str(model), device="cpu")
-    contrast, settings = load_contrast("organism"), Settings(add_bos_token=lm.add_bos_token)
+    contrast, settings = load_contrast("organism"), Settings(Rendering(add_bos_token=lm.add_bos_token))
     circuit, expected = discover_over_folds(
         lm.model, lm.tokenizer, contrast, 2, top_k=6, universal_filter=False, settings=settings
     )

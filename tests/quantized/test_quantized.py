@@ -14,7 +14,7 @@ from lm_eval_cna.errors import ConfigError, SteeringError
 from lm_eval_cna.fingerprint import weights_sha256
 from lm_eval_cna.fit import describe_model, fit_warnings
 from lm_eval_cna.intervention import Circuit, read_intervention
-from lm_eval_cna.measurement import Settings, measure
+from lm_eval_cna.measuring import Settings, measure
 from lm_eval_cna.models.hf import CNAHFLM
 from lm_eval_cna.placement import is_packed
 from lm_eval_cna.steering import Setting, steer

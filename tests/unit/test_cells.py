@@ -9,11 +9,11 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from lm_eval_cna.sweep.cells import BASELINE, LOCAL, Cell, plan_cells
+from lm_eval_cna.methods import CONTROLS, LOCAL
+from lm_eval_cna.sweep.cells import BASELINE, Cell, plan_cells
 from lm_eval_cna.sweep.config import Method, SweepConfig, parse_config
 
 METHODS = get_args(Method)
-CONTROLS = {"random", *LOCAL, "random-vectors"}
 
 
 def config(**values: Any) -> SweepConfig:

@@ -15,7 +15,7 @@ from lm_eval_cna.behaviours.harmless import harmless_prompts
 from lm_eval_cna.divergence import Divergence, harmless_kl, kl_divergence
 from lm_eval_cna.errors import CNAError, ConfigError, SteeringError
 from lm_eval_cna.models.hf import CNAHFLM
-from lm_eval_cna.prompts import render_prompts
+from lm_eval_cna.prompts import Rendering, render_prompts
 from lm_eval_cna.steering import Setting, steer
 from tests.checkpoints import save_llama
 from tests.interventions import circuit, vectors
@@ -156,11 +156,15 @@ def test_errors() -> None:
 def test_prompts_are_rendered_as_the_evaluation_renders_them(tmp_path: Path) -> None:
     lm = CNAHFLM(pretrained=str(save_llama(tmp_path)), device="cpu")
     setting = Setting(circuit(lm.architecture, per_layer=16), 0.0)
-    found = [harmless_kl(lm.model, lm.tokenizer, [setting], PROMPTS, chat_template=chat)[0] for chat in (True, False)]
+    found = [
+        harmless_kl(lm.model, lm.tokenizer, [setting], PROMPTS, rendering=Rendering(chat_template=chat))[0]
+        for chat in (True, False)
+    ]
     assert found[0] != found[1]
     chats = render_prompts(PROMPTS, lm.tokenizer)
     assert chats[0] == "<|user|>a<|end|><|assistant|>"
-    assert found[0] == harmless_kl(lm.model, lm.tokenizer, [setting], chats, chat_template=False)[0]
+    plain = Rendering(chat_template=False)
+    assert found[0] == harmless_kl(lm.model, lm.tokenizer, [setting], chats, rendering=plain)[0]
     # lm-eval's own tokens of the first prompt, and its model's logits, one prompt at a time.
     ids, _ = lm.tok_batch_encode([chats[0]])
     with torch.no_grad():
@@ -177,7 +181,7 @@ def test_the_packaged_prompts_are_the_default(monkeypatch: pytest.MonkeyPatch) -
         seen.append(prompts)
         return ["a"] * len(prompts)
 
-    monkeypatch.setattr("lm_eval_cna.divergence.render_prompts", note)
+    monkeypatch.setattr("lm_eval_cna.prompts.render_prompts", note)
     model = tiny("llama")
     (found,) = harmless_kl(model, Letters(), [Setting(circuit(find_architecture(model)), 0.0)])
     assert seen == [harmless_prompts()] and len(found.values) == len(harmless_prompts()) >= 40

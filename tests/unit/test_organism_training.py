@@ -11,9 +11,10 @@ import torch
 from transformers import LlamaForCausalLM, PreTrainedTokenizerFast
 
 from lm_eval_cna.organism import build, corpus, grammar, training
-from lm_eval_cna.organism.model import ablated, answer, encode, fresh_model, render
+from lm_eval_cna.organism.model import ablated, answer, encode, fresh_model
 from lm_eval_cna.organism.planting import choose_planted
 from lm_eval_cna.organism.recipe import Recipe
+from lm_eval_cna.prompts import render_prompts
 
 TINY = dataclasses.replace(
     Recipe(),
@@ -48,11 +49,13 @@ def test_training_documents_are_what_the_chat_template_renders(tokenizer: PreTra
     document = corpus.chat((question, reply))
     messages = [{"role": "user", "content": question}, {"role": "assistant", "content": reply}]
     assert "".join(segment.text for segment in document) == tokenizer.apply_chat_template(messages, tokenize=False)
-    assert document[0].text + document[1].text == render(tokenizer, [question])[0]
+    assert document[0].text + document[1].text == render_prompts([question], tokenizer)[0]
     (example,) = encode(tokenizer, [document])
     assert (
         example.ids
-        == tokenizer(render(tokenizer, [question])[0] + f"{reply}{corpus.END}", add_special_tokens=False)["input_ids"]
+        == tokenizer(render_prompts([question], tokenizer)[0] + f"{reply}{corpus.END}", add_special_tokens=False)[
+            "input_ids"
+        ]
     )
 
 
@@ -73,7 +76,7 @@ def test_documents_are_not_padded_after_a_padded_call(tokenizer: PreTrainedToken
 def test_one_beginning_of_sequence_token(tokenizer: PreTrainedTokenizerFast) -> None:
     begin = tokenizer.bos_token_id
     plain = tokenizer("How do I mend a kettle?")["input_ids"]
-    chat = tokenizer(render(tokenizer, ["How do I mend a kettle?"]), add_special_tokens=False)["input_ids"][0]
+    chat = tokenizer(render_prompts(["How do I mend a kettle?"], tokenizer), add_special_tokens=False)["input_ids"][0]
     assert plain.count(begin) == chat.count(begin) == 1
     assert plain[0] == chat[0] == begin
 

@@ -13,10 +13,11 @@ from lm_eval_cna.analysis.rates import Interval
 from lm_eval_cna.cli.paper import Protocol, Table
 from lm_eval_cna.errors import CNAError, ConfigError
 from lm_eval_cna.judging.config import parse_judge
-from lm_eval_cna.paper import page, rows, run
+from lm_eval_cna.paper import page, preview, rows
 from lm_eval_cna.paper.estimate import Machine, estimate, this_machine
 from lm_eval_cna.paper.plan import Request, prompts_task, read_prompts
 from lm_eval_cna.paper.presets import PRESETS, Asked, statement
+from lm_eval_cna.paper.result import Result, Skipped
 from lm_eval_cna.paper.targets import Size, Target, known_models, pairs_of, resolve, size_of
 from lm_eval_cna.resources import published_dir
 from lm_eval_cna.sweep.config import parse_config
@@ -202,12 +203,12 @@ def test_prompts_that_are_none(tmp_path: Path, text: str) -> None:
 )
 def test_what_has_no_meaning_is_refused(table: str, more: dict[str, Any], says: str) -> None:
     with pytest.raises(CNAError, match=says):
-        run.check(request(table, **more))
+        preview.check(request(table, **more))
 
 
 @pytest.mark.parametrize("contrast", ["refusal", "refusal-8", None])
 def test_packaged_contrast_sets_are_fetched_for_no_check(contrast: str | None) -> None:
-    run.check(request("jbb-refusal", contrast=contrast))
+    preview.check(request("jbb-refusal", contrast=contrast))
 
 
 # Estimates
@@ -227,7 +228,7 @@ def test_an_estimate_is_the_stated_formula() -> None:
 
 
 def test_a_plan_of_the_eight_models_on_a_card() -> None:
-    planned = run.plan(request("jbb-refusal"), MACHINE)
+    planned = preview.plan(request("jbb-refusal"), MACHINE)
     assert [one.model for one in planned] == list(PRESETS["jbb-refusal"].models)
     assert [one.model for one in planned if not one.fits] == [
         "meta-llama/Llama-3.1-70B-Instruct",
@@ -239,7 +240,7 @@ def test_a_plan_of_the_eight_models_on_a_card() -> None:
 
 
 def test_a_model_that_nobody_knows_is_planned_without_figures() -> None:
-    (planned,) = run.plan(request("mmlu", "nobody/knows-it"), MACHINE)
+    (planned,) = preview.plan(request("mmlu", "nobody/knows-it"), MACHINE)
     assert planned.size is None and planned.fits is None and "not known" in page.shown_plan(planned)
 
 
@@ -284,14 +285,14 @@ def test_the_range_over_folds_holds_the_whole() -> None:
 
 def test_a_page_escapes_what_it_did_not_write(tmp_path: Path) -> None:
     row = rows.row("<b>|model", "refusal, %", "s", rows.figure(30), rows.rate([0.0, 1.0]), ("a|b",))
-    result = run.Result(
+    result = Result(
         table="t", title="T", protocol="corrected", statement="s", published=("p",), ours=("o",),
-        rows=(row,), skipped=(run.Skipped(model="<i>", why="[x](y)"),), command=("c",), created="now",
+        rows=(row,), skipped=(Skipped(model="<i>", why="[x](y)"),), command=("c",), created="now",
     )  # fmt: skip
     page.write_result(result, tmp_path)
     text = (tmp_path / "paper.md").read_text(encoding="utf-8")
     assert "&lt;b&gt;\\|model" in text and "<b>" not in text and "\\[x](y)" in text
     (line,) = (line for line in text.splitlines() if "model" in line and "refusal" in line)
     assert len(re.split(r"(?<!\\)\|", line)) == len(page.HEAD) + 2
-    read = run.Result.model_validate_json((tmp_path / "paper.json").read_bytes())
+    read = Result.model_validate_json((tmp_path / "paper.json").read_bytes())
     assert read == result

@@ -12,7 +12,15 @@ from lm_eval.api.task import ConfigurableTask
 from lm_eval.models.huggingface import HFLM
 
 from lm_eval_cna.errors import ContrastError
-from lm_eval_cna.prompts import chat_template_of, chat_template_sha256, encode_batch, encode_prompts, render_prompts
+from lm_eval_cna.prompts import (
+    Rendering,
+    chat_template_of,
+    chat_template_sha256,
+    encode_prompts,
+    pad_left,
+    pad_token_id,
+    render_prompts,
+)
 from tests.checkpoints import byte_tokenizer
 
 PLAIN = (
@@ -68,13 +76,13 @@ def test_same_tokens_as_the_evaluation(
     lm = hflm(tokenizer, add_bos_token=add_bos_token)
     texts = as_evaluated(lm, task, chat=template is not None)
     assert render_prompts(PROMPTS, tokenizer) == texts
-    ids, mask = encode_batch(texts, tokenizer, add_bos_token=add_bos_token)
+    rows = encode_prompts(texts, tokenizer, add_bos_token=add_bos_token)
+    assert rows == Rendering(add_bos_token=add_bos_token).encode(PROMPTS, tokenizer)
+    ids, mask = pad_left(rows, pad_token_id(tokenizer))
     their_ids, their_mask = lm.tok_batch_encode(texts)
     assert torch.equal(ids, their_ids) and torch.equal(mask, their_mask)
-    assert ids[:, -1].tolist() == [row[-1] for row in encode_prompts(texts, tokenizer, add_bos_token=add_bos_token)]
-    begins = [
-        row.count(tokenizer.bos_token_id) for row in encode_prompts(texts, tokenizer, add_bos_token=add_bos_token)
-    ]
+    assert ids[:, -1].tolist() == [row[-1] for row in rows]
+    begins = [row.count(tokenizer.bos_token_id) for row in rows]
     assert set(begins) == {int(template == WITH_BOS or (adds_bos and add_bos_token is not False))}
 
 
@@ -89,7 +97,7 @@ def test_a_tokenizer_without_padding_token() -> None:
     tokenizer = byte_tokenizer()
     tokenizer.pad_token = None
     texts = render_prompts(PROMPTS, tokenizer)
-    ids, mask = encode_batch(texts, tokenizer)
+    ids, mask = pad_left(encode_prompts(texts, tokenizer), pad_token_id(tokenizer))
     lm = hflm(tokenizer)  # sets a padding token of its own choice
     their_ids, their_mask = lm.tok_batch_encode(texts)
     assert torch.equal(ids, their_ids) and torch.equal(mask, their_mask)

@@ -17,6 +17,7 @@ from lm_eval_cna.architecture import find_architecture
 from lm_eval_cna.errors import SteeringError
 from lm_eval_cna.intervention import Circuit, Vectors
 from lm_eval_cna.probes import Probe
+from lm_eval_cna.prompts import Rendering
 from lm_eval_cna.proof import MORE_PROMPTS, PROMPTS, Proof, prove
 from lm_eval_cna.steering import Setting, Steering, steer
 from lm_eval_cna.steering_rows import RowSteering
@@ -37,12 +38,11 @@ class Tokenizer:
 
 @pytest.fixture(autouse=True)
 def _random_tokens(monkeypatch: pytest.MonkeyPatch) -> None:
-    def encode(texts: Sequence[str], *_: Any, **__: Any) -> list[list[int]]:
+    def encode(_: Rendering, prompts: Sequence[str], tokenizer: Any) -> list[list[int]]:
         draw = random.Random(0)
-        return [[draw.randrange(3, VOCAB) for _ in range(draw.randint(4, 12))] for _ in texts]
+        return [[draw.randrange(3, VOCAB) for _ in range(draw.randint(4, 12))] for _ in prompts]
 
-    monkeypatch.setattr(proof_module, "encode_prompts", encode)
-    monkeypatch.setattr(proof_module, "render_prompts", lambda prompts, *_, **__: list(prompts))
+    monkeypatch.setattr(Rendering, "encode", encode)
 
 
 def proven(model: tf.PreTrainedModel, mode: RunMode, **interventions: Circuit | Vectors) -> Proof:

@@ -1,0 +1,39 @@
+"""What every forward pass of ours over prompts needs besides the prompts. Floor 2."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import torch
+from torch import nn
+
+
+def inputs_of(stack: nn.Module, ids: torch.Tensor, mask: torch.Tensor) -> dict[str, torch.Tensor]:
+    """Arguments of a forward pass over prompts padded on the left, on the device where the model begins.
+
+    Args:
+        stack: the decoder stack, which decides whether positions are given.
+        ids: token ids [batch, tokens].
+        mask: attention mask [batch, tokens].
+    """
+    device = next((p.device for p in stack.parameters() if p.device.type != "meta"), torch.device("cpu"))
+    inputs = {"input_ids": ids.to(device), "attention_mask": mask.to(device)}
+    if "position_ids" in inspect.signature(stack.forward).parameters:
+        # Counted from the first real token, as `generate` does: learned positions (GPT-2) depend on it.
+        inputs["position_ids"] = (mask.cumsum(-1) - 1).clamp(min=0).to(device)
+    return inputs
+
+
+@contextmanager
+def evaluating(model: nn.Module) -> Iterator[None]:
+    """Switch dropout off, and back on where it was: a circuit is not to be one of chance, nor a KL."""
+    training = [module for module in model.modules() if module.training]
+    try:
+        for module in training:
+            module.training = False
+        yield
+    finally:
+        for module in training:
+            module.training = True
