@@ -14,7 +14,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
 import platform
 import shlex
 import sys
@@ -29,10 +28,12 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from benchmarks.machine import cpu
 from lm_eval_cna.analysis.baseline import Baseline, Tolerances, baseline_of
 from lm_eval_cna.analysis.outcomes import Outcomes
 from lm_eval_cna.analysis.protocol import Protocol
 from lm_eval_cna.analysis.regression import Finding, compare_with
+from lm_eval_cna.files import write_whole
 from lm_eval_cna.sweep.cells import BASELINE, Cell
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -266,22 +267,6 @@ def _share(value: float) -> str:
     return f"{100 * value:.2f} %" if value < 0.1 else f"{100 * value:.1f} %"
 
 
-def _processor() -> str:
-    try:
-        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
-    except OSError:
-        lines = []
-    names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
-    return names[0] if names else platform.machine()
-
-
-def _write(path: Path, text: str) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.new")
-    temporary.write_text(text, encoding="utf-8")
-    os.replace(temporary, path)
-
-
 def main() -> None:
     """Run all and write both files."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
@@ -296,15 +281,15 @@ def main() -> None:
         "runs": given.runs,
         "seed": given.seed,
         "command": shlex.join(["python", "-m", "benchmarks.check_simulation", *sys.argv[1:]]),
-        "machine": f"{_processor()}, {platform.system()}",
+        "machine": f"{cpu()}, {platform.system()}",
         "python": platform.python_version(),
         "versions": {name: version(name) for name in ("lm-eval-cna", "numpy", "scipy")},
         "tolerances": Tolerances().model_dump(),
         "seconds": round(time.perf_counter() - start, 1),
     }
     document = {"schema": "lm-eval-cna/check-simulation/1", "about": about, "tables": tables}
-    _write(given.output.with_suffix(".json"), json.dumps(document, indent=1) + "\n")
-    _write(given.output.with_suffix(".md"), markdown(document))
+    write_whole(given.output.with_suffix(".json"), (json.dumps(document, indent=1) + "\n").encode())
+    write_whole(given.output.with_suffix(".md"), markdown(document).encode())
     print(markdown(document))
 
 

@@ -10,22 +10,24 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
-import torch
-
 ROOT = Path(__file__).resolve().parent.parent
 PACKAGES = ("lm-eval-cna", "lm_eval", "torch", "transformers", "tokenizers", "numpy")
 
 
 def slug() -> str:
     """A name for the machine's files: the GPU, or the CPU and its number of cores."""
-    name = torch.cuda.get_device_name() if torch.cuda.is_available() else f"{_cpu()} {_cores()} cores"
+    import torch
+
+    name = torch.cuda.get_device_name() if torch.cuda.is_available() else f"{cpu()} {_cores()} cores"
     return re.sub(r"[^a-z0-9]+", "-", name.lower()).strip("-")
 
 
 def describe() -> dict[str, Any]:
     """Machine, versions and the commit that was measured."""
+    import torch
+
     return {
-        "cpu": _cpu(),
+        "cpu": cpu(),
         "cores": _cores(),
         "gpu": torch.cuda.get_device_name() if torch.cuda.is_available() else None,
         "memory_gib": round(os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") / 2**30, 1),
@@ -46,7 +48,8 @@ def commit() -> str | None:
     return head.stdout.strip() + ("+changes" if changed.stdout.strip() else "")
 
 
-def _cpu() -> str:
+def cpu() -> str:
+    """The processor's name."""
     try:
         text = Path("/proc/cpuinfo").read_text(encoding="utf-8")
     except OSError:

@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
 import platform
 import shlex
 import sys
@@ -24,7 +23,9 @@ from typing import Any
 
 import numpy as np
 
+from benchmarks.machine import cpu
 from benchmarks.statistics_sweeps import EDGES, LONGER, PROMPTS, RATES, SPREADS, simulate
+from lm_eval_cna.files import write_whole
 
 ROOT = Path(__file__).resolve().parent.parent
 LOW, HIGH = 0.93, 0.97
@@ -190,22 +191,6 @@ def _share(value: float) -> str:
     return f"{100 * value:.1f} %"
 
 
-def _write(path: Path, text: str) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.new")
-    temporary.write_text(text, encoding="utf-8")
-    os.replace(temporary, path)
-
-
-def _processor() -> str:
-    try:
-        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
-    except OSError:
-        lines = []
-    names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
-    return names[0] if names else platform.machine()
-
-
 def main() -> None:
     """Run all and write both files."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
@@ -219,14 +204,14 @@ def main() -> None:
         "sweeps": given.sweeps,
         "seed": given.seed,
         "command": shlex.join(["python", "-m", "benchmarks.statistics_simulation", *sys.argv[1:]]),
-        "machine": f"{_processor()}, {platform.system()}",
+        "machine": f"{cpu()}, {platform.system()}",
         "python": platform.python_version(),
         "versions": {name: version(name) for name in ("lm-eval-cna", "numpy", "scipy", "statsmodels")},
         "seconds": time.perf_counter() - start,
     }
     document = {"schema": "lm-eval-cna/statistics-simulation/1", "about": about, "tables": _rounded(tables)}
-    _write(given.output.with_suffix(".json"), _compact(document))
-    _write(given.output.with_suffix(".md"), markdown(document))
+    write_whole(given.output.with_suffix(".json"), _compact(document).encode())
+    write_whole(given.output.with_suffix(".md"), markdown(document).encode())
     print(markdown(document))
 
 

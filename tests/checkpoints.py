@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import torch
 import transformers as tf
@@ -31,37 +32,31 @@ def byte_tokenizer(*, chat_template: str | None = CHAT_TEMPLATE, adds_bos: bool 
     return fast
 
 
+_SHAPE: dict[str, int] = {
+    "vocab_size": 259,
+    "hidden_size": 32,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "max_position_embeddings": 512,
+    "pad_token_id": 0,
+    "bos_token_id": 1,
+    "eos_token_id": 2,
+}
+
+
 def save_llama(folder: Path, *, seed: int = 0, width: int = 64, layers: int = 2) -> Path:
     """A random Llama of byte vocabulary, saved with its tokenizer."""
     config = tf.LlamaConfig(
-        vocab_size=259,
-        hidden_size=32,
         intermediate_size=width,
         num_hidden_layers=layers,
-        num_attention_heads=4,
-        num_key_value_heads=2,
-        max_position_embeddings=512,
-        pad_token_id=0,
-        bos_token_id=1,
-        eos_token_id=2,
+        **_SHAPE,
     )
-    with torch.random.fork_rng():
-        torch.manual_seed(seed)
-        model = tf.LlamaForCausalLM(config)
-        with torch.no_grad():
-            for parameter in model.parameters():
-                if parameter.ndim == 2:
-                    parameter.normal_(0.0, 0.2)
-    model.save_pretrained(folder)
-    byte_tokenizer().save_pretrained(folder)
-    return folder
+    return _save(tf.LlamaForCausalLM, config, folder, seed)
 
 
 def save_mixture(folder: Path, *, seed: int = 0) -> Path:
     """A random Qwen2-MoE of byte vocabulary with a shared expert and a dense layer in the middle."""
     config = tf.Qwen2MoeConfig(
-        vocab_size=259,
-        hidden_size=32,
         intermediate_size=48,
         moe_intermediate_size=24,
         shared_expert_intermediate_size=40,
@@ -69,16 +64,15 @@ def save_mixture(folder: Path, *, seed: int = 0) -> Path:
         num_experts_per_tok=2,
         mlp_only_layers=[1],
         num_hidden_layers=3,
-        num_attention_heads=4,
-        num_key_value_heads=2,
-        max_position_embeddings=512,
-        pad_token_id=0,
-        bos_token_id=1,
-        eos_token_id=2,
+        **_SHAPE,
     )
+    return _save(tf.Qwen2MoeForCausalLM, config, folder, seed)
+
+
+def _save(kind: Any, config: Any, folder: Path, seed: int) -> Path:
     with torch.random.fork_rng():
         torch.manual_seed(seed)
-        model = tf.Qwen2MoeForCausalLM(config)
+        model = kind(config)
         with torch.no_grad():
             for parameter in model.parameters():
                 if parameter.ndim >= 2:

@@ -19,7 +19,6 @@ from lm_eval_cna.contrast import load_contrast
 from lm_eval_cna.measuring import Settings, measure
 from lm_eval_cna.models.hf import CNAHFLM
 from lm_eval_cna.prompts import Rendering
-from lm_eval_cna.resources import tasks_dir
 from lm_eval_cna.steering import Setting
 from tests.checkpoints import save_llama
 from tests.local_tasks import ANSWER, LOOP, FixedAnswers, evaluate
@@ -45,11 +44,6 @@ class Choosing(LM):
 
     def loglikelihood_rolling(self, requests: list[Any], disable_tqdm: bool = False) -> list[float]:
         raise AssertionError("these tasks compare choices")
-
-
-@pytest.fixture(scope="module")
-def manager() -> TaskManager:
-    return TaskManager(include_path=tasks_dir(), include_defaults=False)
 
 
 @pytest.mark.parametrize("task", ITEMS)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -14,25 +13,13 @@ from lm_eval_cna.analysis.regression import check_run
 from lm_eval_cna.cli import main
 from lm_eval_cna.intervention import Circuit, read_intervention
 from lm_eval_cna.organism.store import ensure_organism
-from lm_eval_cna.resources import tasks_dir
 from lm_eval_cna.sweep.config import parse_config, read_config
 from lm_eval_cna.sweep.rundir import RunDirectory
 from lm_eval_cna.sweep.runner import run_sweep
 
+pytestmark = pytest.mark.usefixtures("no_environment_report")
+
 NAME = "organism-instruct"
-
-
-@pytest.fixture(scope="module", autouse=True)
-def _no_environment_report() -> Iterator[None]:
-    """lm-eval calls `pip list` and more for every evaluation, which takes longer than these evaluations."""
-    with pytest.MonkeyPatch.context() as patched:
-        patched.setattr("torch.utils.collect_env.get_pretty_env_info", lambda: "a test")
-        yield
-
-
-@pytest.fixture(scope="module")
-def manager() -> TaskManager:
-    return TaskManager(include_path=tasks_dir(), include_defaults=False)
 
 
 @pytest.fixture(scope="module")

@@ -19,15 +19,9 @@ from lm_eval_cna.organism.model import ablated
 from lm_eval_cna.organism.recipe import Gates
 from lm_eval_cna.organism.store import OrganismPaths, ensure_organism
 from lm_eval_cna.organism.training import fixed_threads
-from lm_eval_cna.resources import tasks_dir
 from tests.local_tasks import REFUSAL_METRICS, FixedAnswers
 
 TASKS = ("organism_refusal", "organism_benign", "organism_knowledge")
-
-
-@pytest.fixture(scope="module")
-def manager() -> TaskManager:
-    return TaskManager(include_path=tasks_dir(), include_defaults=False)
 
 
 @pytest.fixture(scope="module")

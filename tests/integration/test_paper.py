@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -24,15 +23,10 @@ from lm_eval_cna.resources import tasks_dir
 from tests.checkpoints import save_llama
 from tests.judge_server import JudgeServer
 
+pytestmark = pytest.mark.usefixtures("no_environment_report")
+
 MACHINE = Machine("a test", 2**35, 1e12, 1e11)
 SWEPT = [table for table, preset in PRESETS.items() if preset.asked and not preset.judged]
-
-
-@pytest.fixture(scope="module", autouse=True)
-def _no_environment_report() -> Iterator[None]:
-    with pytest.MonkeyPatch.context() as patched:
-        patched.setattr("torch.utils.collect_env.get_pretty_env_info", lambda: "a test")
-        yield
 
 
 @pytest.fixture(scope="module")

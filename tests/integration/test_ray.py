@@ -20,7 +20,6 @@ ray = pytest.importorskip("ray", reason="the extra ray is not installed: pip ins
 from ray.cluster_utils import Cluster  # noqa: E402
 
 from lm_eval_cna.errors import ConfigError  # noqa: E402
-from lm_eval_cna.resources import tasks_dir  # noqa: E402
 from lm_eval_cna.sweep import crew, runner  # noqa: E402
 from lm_eval_cna.sweep.config import parse_config  # noqa: E402
 from lm_eval_cna.sweep.many import run_sweeps  # noqa: E402
@@ -28,6 +27,8 @@ from lm_eval_cna.sweep.ray import RayPlace  # noqa: E402
 from lm_eval_cna.sweep.rundir import RunDirectory  # noqa: E402
 from tests.checkpoints import save_llama  # noqa: E402
 from tests.integration.test_sweep import assert_equal_runs, stored, values  # noqa: E402
+
+pytestmark = pytest.mark.usefixtures("no_environment_report")
 
 pytestmark = pytest.mark.slow
 
@@ -110,21 +111,9 @@ def nodes() -> Iterator[Nodes]:
             made.shutdown()
 
 
-@pytest.fixture(scope="module", autouse=True)
-def _no_environment_report() -> Iterator[None]:
-    with pytest.MonkeyPatch.context() as patched:
-        patched.setattr("torch.utils.collect_env.get_pretty_env_info", lambda: "a test")
-        yield
-
-
 @pytest.fixture(scope="module")
 def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return save_llama(tmp_path_factory.mktemp("model") / "tiny")
-
-
-@pytest.fixture(scope="module")
-def manager() -> TaskManager:
-    return TaskManager(include_path=str(tasks_dir()), include_defaults=False)
 
 
 def asked(model: Path, output: Path, **more: Any) -> Any:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +12,6 @@ from lm_eval.tasks import TaskManager
 from lm_eval_cna import proof
 from lm_eval_cna.errors import SteeringError
 from lm_eval_cna.report.page import write_report
-from lm_eval_cna.resources import tasks_dir
 from lm_eval_cna.steering import Setting, steer
 from lm_eval_cna.steering_rows import RowSteering
 from lm_eval_cna.sweep import runner
@@ -21,17 +19,7 @@ from lm_eval_cna.sweep.config import parse_config
 from lm_eval_cna.sweep.rundir import SELF_CHECK, RunDirectory
 from tests.checkpoints import save_llama
 
-
-@pytest.fixture(scope="module", autouse=True)
-def _no_environment_report() -> Iterator[None]:
-    with pytest.MonkeyPatch.context() as patched:
-        patched.setattr("torch.utils.collect_env.get_pretty_env_info", lambda: "a test")
-        yield
-
-
-@pytest.fixture(scope="module")
-def manager() -> TaskManager:
-    return TaskManager(include_path=str(tasks_dir()), include_defaults=False)
+pytestmark = pytest.mark.usefixtures("no_environment_report")
 
 
 @pytest.fixture(scope="module")

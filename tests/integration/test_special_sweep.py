@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import shutil
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -19,32 +18,20 @@ from lm_eval_cna.measuring import Settings
 from lm_eval_cna.models.hf import CNAHFLM
 from lm_eval_cna.prompts import Rendering
 from lm_eval_cna.report.page import write_report
-from lm_eval_cna.resources import tasks_dir
 from lm_eval_cna.stability import read_stability, stability_path
 from lm_eval_cna.sweep import runner
 from lm_eval_cna.sweep.config import SweepConfig, parse_config
 from lm_eval_cna.sweep.rundir import RunDirectory
 from tests.checkpoints import save_llama
 
+pytestmark = pytest.mark.usefixtures("no_environment_report")
+
 THIRDS = ("random-bottom", "random-middle", "random-top")
-
-
-@pytest.fixture(scope="module", autouse=True)
-def _no_environment_report() -> Iterator[None]:
-    """lm-eval calls `pip list` and more for every evaluation, which takes longer than these evaluations."""
-    with pytest.MonkeyPatch.context() as patched:
-        patched.setattr("torch.utils.collect_env.get_pretty_env_info", lambda: "a test")
-        yield
 
 
 @pytest.fixture(scope="module")
 def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return save_llama(tmp_path_factory.mktemp("model") / "tiny", layers=3)
-
-
-@pytest.fixture(scope="module")
-def manager() -> TaskManager:
-    return TaskManager(include_path=str(tasks_dir()), include_defaults=False)
 
 
 def config(model: Path, output: Path, **more: Any) -> SweepConfig:

@@ -9,7 +9,6 @@ import signal
 import sqlite3
 import subprocess
 import sys
-from collections.abc import Iterator
 from contextlib import closing, suppress
 from pathlib import Path
 from typing import Any
@@ -22,7 +21,6 @@ from lm_eval_cna.errors import ConfigError, InterventionError, RunError
 from lm_eval_cna.intervention import Circuit, Vectors, read_intervention
 from lm_eval_cna.models.hf import CNAHFLM
 from lm_eval_cna.report.page import write_report
-from lm_eval_cna.resources import tasks_dir
 from lm_eval_cna.sweep import runner
 from lm_eval_cna.sweep.config import SweepConfig, parse_config
 from lm_eval_cna.sweep.rundir import RunDirectory
@@ -30,6 +28,8 @@ from lm_eval_cna.sweep.store import STORE_NAME
 from lm_eval_cna.sweep.summary import read_summary
 from tests.checkpoints import save_llama
 from tests.scores import alike
+
+pytestmark = pytest.mark.usefixtures("no_environment_report")
 
 GENERATED, CHOSEN = "chat", "chat-uncontrolled"  # settings of the two tasks
 KEYS = (
@@ -47,22 +47,9 @@ EVALUATIONS = 9 + 5  # the knowledge task is not asked of controls
 ASKED = 9 * 4 + 5 * 4 * 6  # four prompts of each cell, four questions of six answers
 
 
-@pytest.fixture(scope="module", autouse=True)
-def _no_environment_report() -> Iterator[None]:
-    """lm-eval calls `pip list` and more for every evaluation, which takes longer than these evaluations."""
-    with pytest.MonkeyPatch.context() as patched:
-        patched.setattr("torch.utils.collect_env.get_pretty_env_info", lambda: "a test")
-        yield
-
-
 @pytest.fixture(scope="module")
 def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return save_llama(tmp_path_factory.mktemp("model") / "tiny")
-
-
-@pytest.fixture(scope="module")
-def manager() -> TaskManager:
-    return TaskManager(include_path=str(tasks_dir()), include_defaults=False)
 
 
 def values(model: Path, output: Path, **more: Any) -> dict[str, Any]:

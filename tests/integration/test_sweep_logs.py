@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import sys
 import types
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -15,30 +14,19 @@ from lm_eval.tasks import TaskManager
 
 from lm_eval_cna.cli import main
 from lm_eval_cna.errors import ConfigError, RunError
-from lm_eval_cna.resources import tasks_dir
 from lm_eval_cna.sweep import logs, runner
 from lm_eval_cna.sweep.config import SweepConfig, parse_config
 from lm_eval_cna.sweep.rundir import RunDirectory
 from tests.checkpoints import save_llama
 
+pytestmark = pytest.mark.usefixtures("no_environment_report")
+
 CELLS = ["baseline", "cna-m0"]
-
-
-@pytest.fixture(scope="module", autouse=True)
-def _no_environment_report() -> Iterator[None]:
-    with pytest.MonkeyPatch.context() as patched:
-        patched.setattr("torch.utils.collect_env.get_pretty_env_info", lambda: "a test")
-        yield
 
 
 @pytest.fixture(scope="module")
 def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return save_llama(tmp_path_factory.mktemp("model") / "tiny")
-
-
-@pytest.fixture(scope="module")
-def manager() -> TaskManager:
-    return TaskManager(include_path=str(tasks_dir()), include_defaults=False)
 
 
 def config(model: Path, output: Path, **more: Any) -> SweepConfig:

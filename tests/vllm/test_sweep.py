@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -14,31 +13,20 @@ pytest.importorskip("vllm", reason="vLLM is not installed here; `make test-vllm`
 from lm_eval.tasks import TaskManager
 
 from lm_eval_cna.models.hf import CNAHFLM
-from lm_eval_cna.resources import tasks_dir
 from lm_eval_cna.sweep.config import parse_config
 from lm_eval_cna.sweep.rundir import RunDirectory
 from lm_eval_cna.sweep.runner import run_sweep
 from tests.vllm.checkpoints import save
 from tests.vllm.conftest import ENGINE
 
+pytestmark = pytest.mark.usefixtures("no_environment_report")
+
 CHAT = "chat"
-
-
-@pytest.fixture(scope="module", autouse=True)
-def _no_environment_report() -> Iterator[None]:
-    with pytest.MonkeyPatch.context() as patched:
-        patched.setattr("torch.utils.collect_env.get_pretty_env_info", lambda: "a test")
-        yield
 
 
 @pytest.fixture(scope="module")
 def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return save(tmp_path_factory.mktemp("model") / "tiny", "llama", layers=2)
-
-
-@pytest.fixture(scope="module")
-def manager() -> TaskManager:
-    return TaskManager(include_path=str(tasks_dir()), include_defaults=False)
 
 
 def sweep(model: Path, output: Path, manager: TaskManager, engine: str, **more: Any) -> RunDirectory:
