@@ -18,7 +18,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from lm_eval_cna.errors import ContrastError
 from lm_eval_cna.files import read_whole
-from lm_eval_cna.resources import contrasts_dir
+from lm_eval_cna.resources import contrasts_dir, packaged_prompts
 
 _MAX_BYTES = 64 * 2**20
 _SUFFIXES = (".jsonl", ".yaml", ".yml")
@@ -119,14 +119,7 @@ def load_contrast(name_or_path: str | Path) -> ContrastSet:
 
 def load_universal_prompts() -> tuple[str, ...]:
     """The diverse prompts of the universal filter, packaged with the project."""
-    path = contrasts_dir() / "universal.jsonl"
-    try:
-        lines = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
-        return tuple(str(line["prompt"]) for line in lines)
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise ContrastError(
-            f"cannot read the universal prompts in {path}: {error}", do="reinstall lm-eval-cna"
-        ) from error
+    return packaged_prompts(contrasts_dir() / "universal.jsonl")
 
 
 def find_contrast(name_or_path: str | Path) -> Path:

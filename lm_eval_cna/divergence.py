@@ -24,7 +24,8 @@ from lm_eval_cna.errors import CNAError, ConfigError
 from lm_eval_cna.forward import evaluating, inputs_of
 from lm_eval_cna.memory import with_less_memory
 from lm_eval_cna.prompts import Rendering, pad_left, pad_token_id
-from lm_eval_cna.steering import Mode, Setting, refuse_nesting, steer
+from lm_eval_cna.steering import Setting, refuse_nesting, steer
+from lm_eval_cna.steering_modes import Mode
 
 PERCENTILE = 0.95
 #: Token ids and attention mask [batch, tokens].

@@ -30,7 +30,8 @@ from lm_eval_cna.neurons import Layout, Neuron, positions
 from lm_eval_cna.provenance import stamp
 from lm_eval_cna.splits import NEGATIVE, POSITIVE, Split, split_prompts
 from lm_eval_cna.stability import Fold, Stability
-from lm_eval_cna.steering import Mode, Setting
+from lm_eval_cna.steering import Setting
+from lm_eval_cna.steering_modes import Mode
 
 
 def discover_over_folds(

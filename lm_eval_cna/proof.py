@@ -30,7 +30,8 @@ from lm_eval_cna.intervention import Circuit, Vectors
 from lm_eval_cna.memory import with_less_memory
 from lm_eval_cna.probes import Probe, probes_of
 from lm_eval_cna.prompts import Rendering, pad_left, pad_token_id
-from lm_eval_cna.steering import Mode, Setting, resolve_mode, steer
+from lm_eval_cna.steering import Setting, steer
+from lm_eval_cna.steering_modes import Mode, resolve_mode
 from lm_eval_cna.steering_rows import RowSteering
 
 PROMPTS = 2

@@ -6,7 +6,10 @@ under ``lm_eval_cna/_resources``. Nothing else in the project knows either place
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
+
+from lm_eval_cna.errors import ContrastError
 
 _PACKAGE = Path(__file__).resolve().parent
 
@@ -28,6 +31,21 @@ def tasks_dir() -> Path:
 def contrasts_dir() -> Path:
     """The folder of packaged contrast sets and of the universal filter's prompts."""
     return _folder("contrasts")
+
+
+def packaged_prompts(path: Path) -> tuple[str, ...]:
+    """The prompts of a packaged file, JSON Lines with `prompt`, in its order.
+
+    Raises:
+        ContrastError: the file is missing or damaged.
+    """
+    try:
+        lines = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
+        return tuple(str(line["prompt"]) for line in lines)
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise ContrastError(
+            f"cannot read the packaged prompts in {path}: {error}", do="reinstall lm-eval-cna"
+        ) from error
 
 
 def circuits_dir() -> Path:

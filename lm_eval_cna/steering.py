@@ -19,7 +19,7 @@ import math
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any
 from weakref import WeakSet
 
 import torch
@@ -29,12 +29,10 @@ from lm_eval_cna.architecture import Architecture, Layer, find_architecture
 from lm_eval_cna.errors import SteeringError
 from lm_eval_cna.fit import check_fit
 from lm_eval_cna.intervention import Circuit, Vectors
-from lm_eval_cna.placement import is_cut, is_offloaded, is_packed, is_plain, kind_of, local
+from lm_eval_cna.placement import local
 from lm_eval_cna.projection import Projection
-from lm_eval_cna.steering_experts import hook_experts, why_not_hook
-
-Mode = Literal["auto", "fold", "hook"]
-MODES: tuple[Mode, ...] = ("auto", "fold", "hook")
+from lm_eval_cna.steering_experts import hook_experts
+from lm_eval_cna.steering_modes import MODES, Mode, resolve_mode
 
 # Decoder stacks that are being steered; steering one a second time would fold saved columns into saved columns.
 _steered: WeakSet[nn.Module] = WeakSet()
@@ -157,36 +155,6 @@ def unmark_steered(architecture: Architecture) -> None:
     _steered.discard(architecture.stack)
 
 
-def resolve_mode(
-    intervention: Circuit | Vectors, architecture: Architecture, model: nn.Module, mode: Mode
-) -> Literal["fold", "hook"]:
-    """Decide between fold and hook, one mode for all layers.
-
-    Raises:
-        SteeringError: the mode is not possible in some layer; the message gives the reason.
-    """
-    if isinstance(intervention, Vectors):
-        if mode == "fold":
-            raise SteeringError("vectors cannot be folded", got=mode, allowed="auto, hook")
-        return "hook"
-    touched = [architecture.projections[key] for key in intervention.by_projection()]
-    shared = set() if mode == "hook" else _shared_storages(model)
-    not_folded = None if mode == "hook" else _first(_why_not_fold(projection, shared) for projection in touched)
-    if mode != "hook" and not_folded is None:
-        return "fold"
-    not_hooked = None if mode == "fold" else _first(why_not_hook(p) for p in touched if p.is_routed)
-    if mode == "fold":
-        raise SteeringError(f"cannot fold: {not_folded}", got=mode, allowed="auto, hook")
-    if not_hooked is not None:
-        reasons = f"cannot hook: {not_hooked}" if not_folded is None else f"cannot fold: {not_folded}; nor {not_hooked}"
-        raise SteeringError(reasons, got=mode, allowed="auto, fold" if mode == "hook" else None)
-    return "hook"
-
-
-def _first(reasons: Iterator[str | None]) -> str | None:
-    return next((reason for reason in reasons if reason is not None), None)
-
-
 def _touch(layer: Layer, setting: Setting, mode: str) -> Iterator[Callable[[], Any]]:
     """Steer one layer; yields what undoes each step."""
     if isinstance(setting.intervention, Vectors):
@@ -281,27 +249,3 @@ def adder(vector: torch.Tensor) -> Callable[..., Any]:
         return (steered, *output[1:]) if isinstance(output, tuple) else steered
 
     return add
-
-
-def _why_not_fold(projection: Projection, shared: set[int]) -> str | None:
-    """The reason why a weight cannot be edited in place, or None."""
-    weight = projection.weight
-    if projection.has_adapter:
-        return f"{projection.name} carries an adapter, which a folded weight would not scale"
-    if is_offloaded(weight, projection.base):
-        return f"{projection.name} is offloaded and loaded again at every call"
-    if weight is None or is_packed(weight) or not is_plain(local(weight)):
-        return f"{projection.name} is quantized ({kind_of(weight, projection.base)}), and its columns are packed"
-    if local(weight).untyped_storage().data_ptr() in shared:
-        return f"{projection.name} shares its storage with another parameter"
-    return None
-
-
-def _shared_storages(model: nn.Module) -> set[int]:
-    """Addresses of storages that more than one parameter of the model lives in."""
-    seen: dict[int, int] = {}
-    for _, parameter in model.named_parameters(remove_duplicate=False):
-        if (is_cut(parameter) and parameter.device.type != "meta") or is_plain(parameter):
-            address = local(parameter).untyped_storage().data_ptr()
-            seen[address] = seen.get(address, 0) + 1
-    return {address for address, count in seen.items() if count > 1}

@@ -25,7 +25,8 @@ from lm_eval_cna.models.hf import CNAHFLM
 from lm_eval_cna.models.likelihood_settings import score_settings
 from lm_eval_cna.models.packed import Job, PackedGenerator
 from lm_eval_cna.placement import local
-from lm_eval_cna.steering import Mode, Setting, steer
+from lm_eval_cna.steering import Setting, steer
+from lm_eval_cna.steering_modes import Mode
 from lm_eval_cna.steering_rows import RowSteering
 from tests.interventions import circuit, vectors
 from tests.models import prompts

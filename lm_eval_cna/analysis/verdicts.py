@@ -41,31 +41,12 @@ class DamageBudget(Record):
     capability: float = Field(default=0.01, ge=0, le=1)
 
 
-class Claim(Record):
-    """What a verdict is about, with its statistics; the fields of `evidence.Comparison`."""
-
-    cell: str
-    method: str
-    multiplier: float
-    size: int | None
-    task: str
-    metric: str
-    kind: Kind
-    paired: Paired
-    p_holm: float
-    null: Null | None
-
-
-class Verdict(Record):
-    """One claim in words.
+class Subject(Record):
+    """A metric of a task in a cell.
 
     Attributes:
-        cell, method, multiplier, size, task, metric: what it is about.
-        finding: "specific": an effect, and more than random neurons have; "unspecific": an effect that random neurons
-            have too; "effect": an effect that too few controls, or none, were run to place; "none": no effect that can
-            be told from chance.
-        broken: whether the steered text is broken, so that an effect is no change of behaviour.
-        text: the sentences.
+        cell, method, multiplier, size: the cell.
+        task, metric: what was measured.
     """
 
     cell: str
@@ -74,6 +55,28 @@ class Verdict(Record):
     size: int | None
     task: str
     metric: str
+
+
+class Claim(Subject):
+    """What a verdict is about, with its statistics; the fields of `evidence.Comparison`."""
+
+    kind: Kind
+    paired: Paired
+    p_holm: float
+    null: Null | None
+
+
+class Verdict(Subject):
+    """One claim in words.
+
+    Attributes:
+        finding: "specific": an effect, and more than random neurons have; "unspecific": an effect that random neurons
+            have too; "effect": an effect that too few controls, or none, were run to place; "none": no effect that can
+            be told from chance.
+        broken: whether the steered text is broken, so that an effect is no change of behaviour.
+        text: the sentences.
+    """
+
     finding: Finding
     broken: bool
     text: str
@@ -107,7 +110,7 @@ def verdict(claim: Claim, *, broken: str | None = None, level: float = 0.95) -> 
             "seen four times in five, if no prompt goes the other way."
         )
     return Verdict(
-        **claim.model_dump(include={"cell", "method", "multiplier", "size", "task", "metric"}),
+        **claim.model_dump(include=set(Subject.model_fields)),
         finding=finding,
         broken=broken is not None,
         text=" ".join(sentences),

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
@@ -81,45 +81,26 @@ def discover(
     if folds is not None and prompts is not None:
         split_prompts(prompts, folds, seed=seed)
     lm = CNAHFLM(pretrained=model, dtype=dtype.value, device=device, revision=revision, batch_size=batch_size)
-    settings = Settings(lm.rendering(chat_template), batch_size)
+    asked: dict[str, Any] = {
+        "seed": seed,
+        "fraction": fraction,
+        "top_k": top_k,
+        "excluded_layers": excluded,
+        "universal_filter": universal_filter,
+        "settings": Settings(lm.rendering(chat_template), batch_size),
+        "model_id": model,
+        "revision": lm.revision,
+    }
     if folds is not None and prompts is not None:
-        circuit, stability = discover_over_folds(
-            lm.model,
-            lm.tokenizer,
-            prompts,
-            folds,
-            seed=seed,
-            fraction=fraction,
-            top_k=top_k,
-            excluded_layers=excluded,
-            universal_filter=universal_filter,
-            settings=settings,
-            model_id=model,
-            revision=lm.revision,
-        )
+        circuit, stability = discover_over_folds(lm.model, lm.tokenizer, prompts, folds, **asked)
         circuit.write(output)
         stability.write(stability_path(output))
         say(f"wrote {output} and {stability_path(output)}")
         print_intervention(circuit)
         print_stability(stability)
         return
-    found = find(
-        lm.model,
-        lm.tokenizer,
-        prompts,
-        method=method.value,
-        fraction=fraction,
-        top_k=top_k,
-        excluded_layers=excluded,
-        universal_filter=universal_filter,
-        layer=layer,
-        like=matched,
-        seed=seed,
-        match=match.value,
-        settings=settings,
-        model_id=model,
-        revision=lm.revision,
-    )
+    matching: dict[str, Any] = {"layer": layer, "like": matched, "match": match.value}
+    found = find(lm.model, lm.tokenizer, prompts, method=method.value, **matching, **asked)
     found.write(output)
     say(f"wrote {output}")
     print_intervention(found)

@@ -6,7 +6,6 @@ steering, log-likelihoods read shared prefixes once (`models/likelihood.py`).
 
 from __future__ import annotations
 
-import logging
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -20,15 +19,12 @@ from torch import nn
 
 from lm_eval_cna.architecture import Architecture, find_architecture
 from lm_eval_cna.fingerprint import weights_sha256
-from lm_eval_cna.fit import check_fit
 from lm_eval_cna.hashing import json_sha256
 from lm_eval_cna.models.arguments import check_batch_size, check_device, check_dtype, naming_the_model
 from lm_eval_cna.models.likelihood import can_share, score_tokens
 from lm_eval_cna.models.quantization import describe_quantization, quantization_asked_for
 from lm_eval_cna.models.steered import Steered, described, read_arguments
 from lm_eval_cna.steering import Setting, Steering, apply
-
-logger = logging.getLogger(__name__)
 
 
 @register_model("cna-hf")
@@ -106,9 +102,7 @@ class CNAHFLM(Steered, HFLM):  # type: ignore[misc]  # lm-eval carries no type i
         self.unsteer()
         intervention = setting.intervention
         if intervention is not None:
-            check_fit(intervention, self.architecture)
-            for warning in self.warnings_about(intervention):
-                logger.warning("%s: %s", intervention.name, warning)
+            self.accept(intervention)
             self.steering = apply(self.model, setting, mode=self.mode, architecture=self.architecture)
         self.setting = setting
 

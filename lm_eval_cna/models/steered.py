@@ -5,18 +5,22 @@ Floor 3. A mixin that stands in front of one of lm-eval's model classes: it answ
 
 from __future__ import annotations
 
+import logging
 from typing import Any, NamedTuple
 
 from torch import nn
 
 from lm_eval_cna.architecture import Architecture
 from lm_eval_cna.errors import ConfigError
-from lm_eval_cna.fit import fit_warnings
+from lm_eval_cna.fit import check_fit, fit_warnings
 from lm_eval_cna.intervention import Circuit, Vectors, read_intervention
 from lm_eval_cna.models.arguments import finite_number
 from lm_eval_cna.models.cache_guard import guard_cache
 from lm_eval_cna.prompts import Rendering, chat_template_sha256
-from lm_eval_cna.steering import MODES, Mode, Setting
+from lm_eval_cna.steering import Setting
+from lm_eval_cna.steering_modes import MODES, Mode
+
+logger = logging.getLogger(__name__)
 
 
 class Asked(NamedTuple):
@@ -105,6 +109,16 @@ class Steered:
     def steer(self, setting: Setting) -> None:
         """Put the model back and steer it anew; the baseline setting leaves it untouched."""
         raise NotImplementedError
+
+    def accept(self, intervention: Circuit | Vectors) -> None:
+        """Make sure that an intervention fits the model, and say what else differs from the one it was made on.
+
+        Raises:
+            InterventionError: it does not fit.
+        """
+        check_fit(intervention, self.architecture)
+        for warning in self.warnings_about(intervention):
+            logger.warning("%s: %s", intervention.name, warning)
 
     def seed_sampling(self, seed: int) -> None:
         """Make sampled answers a function of the seed and of what is asked next."""

@@ -10,7 +10,6 @@ the model's own repetition penalty holds, and a text is decoded from its tokens 
 
 from __future__ import annotations
 
-import logging
 import random
 from functools import cached_property
 from typing import Any
@@ -21,7 +20,6 @@ from torch import nn
 
 from lm_eval_cna.architecture import Architecture, find_architecture
 from lm_eval_cna.errors import SteeringError
-from lm_eval_cna.fit import check_fit
 from lm_eval_cna.hashing import json_sha256
 from lm_eval_cna.intervention import Circuit, Vectors
 from lm_eval_cna.models.arguments import check_batch_size, check_dtype, check_engine_arguments, naming_the_model
@@ -36,8 +34,6 @@ from lm_eval_cna.models.steered import Steered, described, read_arguments
 from lm_eval_cna.models.vllm_library import VLLM, VLLM_VERSION, current_platform
 from lm_eval_cna.models.vllm_plan import Answer, check_steered, check_workers, plan_for, resolve_mode
 from lm_eval_cna.steering import Setting
-
-logger = logging.getLogger(__name__)
 
 _WORKER = "lm_eval_cna.models.vllm_worker.SteeringWorker"
 #: Arguments of the engine that decide how fast it answers, not what; or that are told by other means.
@@ -183,9 +179,7 @@ class CNAVLLM(Steered, VLLM):  # type: ignore[misc]  # lm-eval carries no type i
         self.unsteer()
         intervention = setting.intervention
         if intervention is not None:
-            check_fit(intervention, self.architecture)
-            for warning in self.warnings_about(intervention):
-                logger.warning("%s: %s", intervention.name, warning)
+            self.accept(intervention)
             mode = self.resolve_mode(intervention)
             if not setting.is_baseline:
                 self._steer(plan_for(setting, mode), mode)

@@ -13,7 +13,8 @@ from typing import Any
 from lm_eval_cna.architecture import Architecture
 from lm_eval_cna.errors import ArchitectureError, SteeringError
 from lm_eval_cna.intervention import Circuit, Vectors
-from lm_eval_cna.steering import Mode, Setting
+from lm_eval_cna.steering import Setting
+from lm_eval_cna.steering_modes import Mode
 
 Answer = Mapping[str, Any]
 

@@ -25,7 +25,8 @@ from lm_eval_cna.errors import ConfigError
 from lm_eval_cna.models.hf import CNAHFLM
 from lm_eval_cna.models.likelihood import can_share, score_tokens
 from lm_eval_cna.models.prefix_reader import Reader
-from lm_eval_cna.steering import Mode, Setting, steer
+from lm_eval_cna.steering import Setting, steer
+from lm_eval_cna.steering_modes import Mode
 from tests.checkpoints import byte_tokenizer, save_llama
 from tests.interventions import circuit, vectors
 from tests.models import DENSE, MIXTURES, TINY, VOCAB, tiny

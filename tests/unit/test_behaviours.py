@@ -145,7 +145,7 @@ def test_harmless_prompts() -> None:
 def test_damaged_harmless_prompts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(harmless, "tasks_dir", lambda: tmp_path)
     harmless_prompts.cache_clear()
-    with pytest.raises(ContrastError, match="cannot read the harmless prompts"):
+    with pytest.raises(ContrastError, match="cannot read the packaged prompts"):
         harmless_prompts()
 
 

@@ -11,7 +11,8 @@ from lm_eval_cna.architecture import find_architecture
 from lm_eval_cna.errors import InterventionError, SteeringError
 from lm_eval_cna.intervention import Circuit, Neuron, Vectors
 from lm_eval_cna.provenance import ModelInfo
-from lm_eval_cna.steering import Mode, Setting, apply, steer
+from lm_eval_cna.steering import Setting, apply, steer
+from lm_eval_cna.steering_modes import Mode
 from lm_eval_cna.steering_rows import RowSteering
 from tests.interventions import circuit, vectors
 from tests.models import DENSE, prompts, tiny
