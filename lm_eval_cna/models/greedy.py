@@ -14,6 +14,7 @@ A row is decoded as if it were alone and without padding, whatever the batch. Tw
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -112,7 +113,9 @@ def greedy_rows(rows: Sequence[Row], moved: Callable[[list[int]], None]) -> Call
     ) -> Sequence[Row]:
         # `stopping_criteria` are the rows' own affair.
         mask, positions = model_kwargs.pop("attention_mask", None), model_kwargs.pop("position_ids", None)
-        model_kwargs.pop("past_key_values")
+        model_kwargs.pop("past_key_values", None)
+        if positions is None and mask is not None and "position_ids" in inspect.signature(model.forward).parameters:
+            positions = (mask.cumsum(-1) - 1).clamp(min=0)  # later versions of transformers give them
         cache = roomy_cache(model, input_ids.shape[1] + max(row.limit for row in rows))
         options = {name: value for name, value in model_kwargs.items() if name not in ("synced_gpus", "streamer")}
         batch = _Batch(rows, input_ids, mask, positions, cache, logits_processor)

