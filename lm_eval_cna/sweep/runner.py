@@ -31,7 +31,7 @@ from lm_eval_cna.sweep.judged import judge_run
 from lm_eval_cna.sweep.layout import parts_of
 from lm_eval_cna.sweep.place import Place, Progress, ThisProcess
 from lm_eval_cna.sweep.replay import Replay
-from lm_eval_cna.sweep.rundir import HARMLESS_KL, RunDirectory
+from lm_eval_cna.sweep.rundir import HARMLESS_KL, SELF_CHECK, RunDirectory
 from lm_eval_cna.sweep.self_check import prove_sweep, proven_of
 from lm_eval_cna.sweep.store import ResponseStore
 from lm_eval_cna.sweep.summary import generated, summarize
@@ -86,14 +86,16 @@ def run_checked(
 
 
 def self_check(begun: Begun, tell: Progress, place: Place | None = None) -> None:
-    """Prove the steering on the model that is there, if an answer is missing.
+    """Prove the steering on the model that is there, if an answer is missing or the proof is.
 
     Raises:
         SteeringError: it does not do what it says.
     """
+    if begun.lm.engine == "vllm":
+        return  # its workers check what they did, whenever they steer
     with ResponseStore(begun.directory.path) as store:
         todo = _missing(begun, store)
-    if todo and begun.lm.engine == "hf":  # cna-vllm checks what its workers did, whenever it steers
+    if todo or not begun.directory.has(SELF_CHECK):
         tell("self-check", 0, 1, "m = 1 is the identity, m = 0 is not, undo restores")
         if place is not None:
             place.prepare(begun)

@@ -80,12 +80,16 @@ def test_a_sweep_whose_steering_does_nothing_computes_nothing(
         runner.run_sweep(parse_config(values(model, tmp_path / "other", mode="hook")), task_manager=manager)
 
 
-def test_a_finished_sweep_proves_nothing(
+def test_a_finished_sweep_proves_nothing_but_what_is_gone(
     model: Path, manager: TaskManager, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     config = parse_config(values(model, tmp_path / "run", methods=["cna"]))
     run = runner.run_sweep(config, task_manager=manager)
     before = json.dumps(run.read_json(SELF_CHECK))
-    monkeypatch.setattr(runner, "prove_sweep", None)
+    with monkeypatch.context() as patch:
+        patch.setattr(runner, "prove_sweep", None)
+        runner.run_sweep(config, task_manager=manager)
+    assert json.dumps(run.read_json(SELF_CHECK)) == before
+    (run.path / SELF_CHECK).unlink()  # as who was told that it is damaged
     runner.run_sweep(config, task_manager=manager)
     assert json.dumps(run.read_json(SELF_CHECK)) == before
