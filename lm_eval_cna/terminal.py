@@ -5,9 +5,11 @@ Floor 5. Model output and names from files are shown without markup and without 
 
 from __future__ import annotations
 
+import re
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from typing import Any
 
 from rich.box import HEAVY_HEAD
 from rich.console import Console
@@ -25,6 +27,8 @@ from rich.text import Text
 
 Tell = Callable[[str, int, int, str], None]
 _PLAIN_EVERY = 5.0  # seconds between plain lines of one stage
+#: What CI systems take for a command to themselves: `::name` where a line begins, `##[name` or `##vso[name` anywhere.
+_COMMAND = re.compile(r"^\s*:(?=:)|#(?=#\w*\[)", re.MULTILINE)
 
 
 @contextmanager
@@ -37,12 +41,12 @@ def progress(console: Console) -> Iterator[Tell]:
         yield _plain(console)
         return
     bars = Progress(
-        TextColumn("{task.description}"),
+        TextColumn("{task.description}", markup=False),
         BarColumn(),
         MofNCompleteColumn(),
         TimeElapsedColumn(),
         TimeRemainingColumn(),
-        TextColumn("{task.fields[detail]}"),
+        TextColumn("{task.fields[detail]}", markup=False),
         console=console,
     )
     with bars:
@@ -72,7 +76,7 @@ def _plain(console: Console) -> Tell:
             left = f", about {(now - started[stage]) * (total - done) / done:.0f} s left"
         count = f" {done}/{total}" if total else ""
         line = f"{clean(stage)}:{count} {clean(detail)}".rstrip() + left
-        console.print(line, markup=False, highlight=False, soft_wrap=True)
+        show_text(console, line)
 
     return tell
 
@@ -82,10 +86,23 @@ def show_table(console: Console, title: str, head: Sequence[str], rows: Sequence
     plain = not console.is_terminal
     built = Table(title=Text(clean(title)), title_justify="left", box=None if plain else HEAVY_HEAD)
     for name in head:
-        built.add_column(Text(name), overflow="fold")
+        built.add_column(Text(clean(name)), overflow="fold")
     for row in rows:
         built.add_row(*(Text(clean(cell, lines=True)) for cell in row))
-    console.print(built)
+    show(console, built)
+
+
+def show_text(console: Console, text: str) -> None:
+    """Print text as it is, neither folded nor read as markup, and without control characters but line breaks."""
+    show(console, clean(text, lines=True), markup=False, highlight=False, emoji=False, soft_wrap=True)
+
+
+def show(console: Console, shown: Any, **options: Any) -> None:
+    """Print so that no line is a command to the CI system that keeps the output: a space comes into its mark."""
+    with console.capture() as captured:
+        console.print(shown, **options)
+    console.file.write(_COMMAND.sub(r"\g<0> ", captured.get()))
+    console.file.flush()
 
 
 def clean(text: str, *, lines: bool = False) -> str:

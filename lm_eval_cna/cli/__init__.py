@@ -6,6 +6,7 @@ Heavy modules are imported by the commands that need them, so that `--help` and 
 
 from __future__ import annotations
 
+import logging
 import os
 import sys
 from typing import Annotated
@@ -17,7 +18,7 @@ from lm_eval_cna import launch
 from lm_eval_cna.cli.interventions import compare, discover, show, try_
 from lm_eval_cna.cli.judgement import check, leaderboard
 from lm_eval_cna.cli.organisms import demo, organism
-from lm_eval_cna.cli.output import errors, say
+from lm_eval_cna.cli.output import Said, errors, say
 from lm_eval_cna.cli.paper import paper
 from lm_eval_cna.cli.runs import judge, repeat, report, sweep
 from lm_eval_cna.errors import CNAError, ConfigError, out_of_memory
@@ -70,6 +71,7 @@ def main(argv: list[str] | None = None) -> int:
         return run_lm_eval(given[given.index("run") :])
     os.environ.setdefault("TQDM_DISABLE", "1")  # lm-eval and transformers draw a bar per cell
     os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
+    logging.basicConfig(format="%(message)s", handlers=[Said()])
     debug = len(arguments) < len(given)
     try:
         _refuse_company(arguments)

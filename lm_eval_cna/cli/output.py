@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import re
 import sys
 from pathlib import Path
@@ -9,7 +10,8 @@ from typing import TYPE_CHECKING
 
 from rich.console import Console
 
-from lm_eval_cna.terminal import clean, show_table
+from lm_eval_cna.report.escape import writable
+from lm_eval_cna.terminal import clean, show, show_table, show_text
 
 if TYPE_CHECKING:
     from lm_eval_cna.intervention import Circuit, Vectors
@@ -24,7 +26,15 @@ _SECRET = re.compile(r"(key|token|headers?)=[^,]*", re.IGNORECASE)
 
 def say(text: str, *, console: Console = output) -> None:
     """Print text as it is, neither folded nor read as markup, and without control characters."""
-    console.print(clean(text, lines=True), markup=False, highlight=False, emoji=False, soft_wrap=True)
+    show_text(console, text)
+
+
+class Said(logging.Handler):
+    """Prints what is logged to standard error as everything else: reasons of servers and names from files are in it."""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        """Print one message."""
+        say(self.format(record), console=errors)
 
 
 def print_intervention(intervention: Circuit | Vectors) -> None:
@@ -59,7 +69,7 @@ def print_report(path: Path) -> None:
     if output.is_terminal:
         from rich.markdown import Markdown
 
-        output.print(Markdown(clean(text, lines=True), hyperlinks=False))
+        show(output, Markdown(clean(text, lines=True), hyperlinks=False))
     else:
         say(text)
     say(f"report: {path}")
@@ -68,5 +78,5 @@ def print_report(path: Path) -> None:
 
 
 def typed_command() -> list[str]:
-    """What the user typed, for a run's manifest, without keys and tokens."""
-    return ["lm-eval-cna", *(_SECRET.sub(r"\1=(not shown)", argument) for argument in sys.argv[1:])]
+    """What the user typed, for a run's manifest, without keys and tokens; bytes that are no UTF-8 are "?"."""
+    return ["lm-eval-cna", *(writable(_SECRET.sub(r"\1=(not shown)", argument)) for argument in sys.argv[1:])]

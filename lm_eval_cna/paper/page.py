@@ -10,6 +10,7 @@ from lm_eval_cna.paper.presets import Preset, Protocol, statement
 from lm_eval_cna.paper.preview import Planned
 from lm_eval_cna.paper.result import Result
 from lm_eval_cna.paper.rows import Row
+from lm_eval_cna.report.escape import item, markdown, writable
 from lm_eval_cna.sweep.rundir import RunDirectory
 
 HEAD = ("model", "quantity", "setting", "published", "measured", "interval", "verdict", "like for like")
@@ -87,19 +88,12 @@ def write_result(result: Result, folder: Path) -> None:
     if kinds(result.rows):
         lines += [kinds(result.rows), ""]
     if result.skipped:
-        lines += ["Skipped:", "", *(f"- {_escaped(one.model)}: {_escaped(one.why)}" for one in result.skipped), ""]
-    directory.write_text("paper.md", "\n".join(lines))
+        lines += ["Skipped:", "", *(item(f"{one.model}: {one.why}") for one in result.skipped), ""]
+    directory.write_text("paper.md", writable("\n".join(lines)))
 
 
 def _line(cells: Sequence[str]) -> str:
-    return f"| {' | '.join(_escaped(cell) for cell in cells)} |"
-
-
-def _escaped(text: str) -> str:
-    """Text of files and of other people's libraries, with nothing that Markdown or HTML would read."""
-    for char, entity in (("&", "&amp;"), ("<", "&lt;"), (">", "&gt;"), ("|", "\\|"), ("`", "\\`"), ("[", "\\[")):
-        text = text.replace(char, entity)
-    return " ".join(text.split())
+    return f"| {' | '.join(markdown(cell) for cell in cells)} |"
 
 
 def _duration(seconds: float) -> str:

@@ -9,7 +9,7 @@ from typing import Literal
 
 from lm_eval_cna.analysis.profile import layer_profile
 from lm_eval_cna.analysis.rates import Interval
-from lm_eval_cna.analysis.tradeoff import TradeOff
+from lm_eval_cna.analysis.tradeoff import Setting, TradeOff
 from lm_eval_cna.methods import LOCAL
 from lm_eval_cna.report.runs import Run
 from lm_eval_cna.report.tables import HEADLINE, OUTCOMES, label, lines
@@ -29,7 +29,7 @@ class Point:
         x, y: where it is.
         low, high: its interval, or the range of a band.
         text: what it is, in words.
-        marked: whether its text is written beside it.
+        mark: what is written beside it.
     """
 
     x: float
@@ -37,7 +37,7 @@ class Point:
     low: float | None = None
     high: float | None = None
     text: str = ""
-    marked: bool = False
+    mark: str = ""
 
 
 @dataclass(frozen=True)
@@ -178,9 +178,9 @@ def trade_off_panels(run: Run, found: TradeOff, palette: Palette) -> list[Panel]
                 Point(
                     costs[s.cell],
                     100 * s.effect,
-                    text=f"{label(s.method, s.size)}, m = {s.multiplier:g}: {100 * s.effect:+.1f} points, "
-                    f"{name} {costs[s.cell]:.3g}" + ("" if s.within else ", outside the budget"),
-                    marked=bool(s.front) and _is_free(costs[s.cell], 100 * s.effect, taken, span, reach),
+                    text=f"{_setting(s)}: {100 * s.effect:+.1f} points, {name} {costs[s.cell]:.3g}"
+                    + ("" if s.within else ", outside the budget"),
+                    mark=_setting(s) if s.front and _is_free(costs[s.cell], 100 * s.effect, taken, span, reach) else "",
                 )
                 for s in found.settings
                 if (s.method, s.size) == method and s.cell in costs
@@ -294,6 +294,10 @@ def _over_multipliers(run: Run, task: str, metric: str, palette: Palette) -> Ite
             colour = palette.of(method, size, control=control)
             found.append(Series(label(method, size), style, colour, tuple(points)))
     yield from _back_first(found)
+
+
+def _setting(setting: Setting) -> str:
+    return f"{label(setting.method, setting.size)}, m = {setting.multiplier:g}"
 
 
 def _is_free(x: float, y: float, taken: list[tuple[float, float]], span: tuple[float, float], reach: float) -> bool:

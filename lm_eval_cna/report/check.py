@@ -5,7 +5,7 @@ from __future__ import annotations
 from xml.etree import ElementTree
 
 from lm_eval_cna.analysis.regression import Check, Finding
-from lm_eval_cna.report.escape import markdown, plain, writable
+from lm_eval_cna.report.escape import item, markdown, plain, writable
 from lm_eval_cna.report.markdown import markdown_table
 from lm_eval_cna.report.tables import Entry, Table
 
@@ -48,7 +48,7 @@ def summary(check: Check) -> str:
         words=3,
     )
     parts = [f"### lm-eval-cna check {markdown(verdict(check))}", markdown_table(table)]
-    parts += [f"- {markdown(note)}" for note in check.notes]
+    parts += [item(note) for note in check.notes]
     return writable("\n\n".join(parts) + "\n")
 
 

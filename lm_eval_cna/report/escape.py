@@ -1,4 +1,4 @@
-r"""Text that nobody vouches for, made safe for Markdown, LaTeX, figures and a script tag.
+r"""Text that nobody vouches for, made safe for HTML, Markdown, LaTeX, figures, CSV and a script tag.
 
 Model output, prompts, names of tasks, models and runs: all of it comes from files. HTML is Jinja's autoescape, with
 every attribute in double quotes; what it does not cover is here.
@@ -12,6 +12,16 @@ import unicodedata
 from typing import Any
 
 _MARKDOWN = "\\`*_{}[]<>#|&~$!"
+#: Where GitHub would make a link of a bare address, or call whoever has the name; a space without width goes there.
+_LINKED = re.compile(r"(?<=:)(?=//)|(?<=\bwww)(?=\.)|(?<=@)(?=\w)", re.IGNORECASE)
+#: What begins a list or is a rule, at the start of a list's item.
+_BLOCK = re.compile(r"^(\d*)(?=[-+.)](?:[ -]|$))")
+#: With these a spreadsheet takes a text for a formula, or a line that begins with one for a command. The wide forms
+#: count in some locales, and where a semicolon ends a cell, what follows one begins the next.
+_FORMULA = re.compile(r"(^|;)(?=[ \"']*[=+\-@|%\uff1d\uff0b\uff0d\uff20])")
+#: Controls (but tab and line feed), lone surrogates and noncharacters, which HTML has no place for, and what turns the
+#: direction of the text after it.
+_UNSHOWN = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069\ud800-\udfff\ufffe\uffff]")
 _LATEX = {
     "\\": r"\textbackslash{}",
     "{": r"\{",
@@ -45,12 +55,22 @@ def plain(text: str) -> str:
     return " ".join(shown.split())
 
 
+def visible(text: str) -> str:
+    """Text on a page: what cannot be shown, or would turn the text after it round, is U+FFFD."""
+    return _UNSHOWN.sub("\ufffd", text)
+
+
 def markdown(text: str) -> str:
-    """Text in prose or in a table: no markup, no HTML, no new column."""
+    """Text in prose or in a table: no markup, no HTML, no link, no mention, no new column."""
     return "".join(
         letter if letter not in _MARKDOWN else f"&#{ord(letter)};" if letter in "<>&|" else f"\\{letter}"
-        for letter in plain(text)
+        for letter in _LINKED.sub("\u200b", plain(text))
     )
+
+
+def item(text: str) -> str:
+    """Text as one item of a Markdown list, which begins no list and is no rule of its own."""
+    return "- " + _BLOCK.sub(r"\1\\", markdown(text))
 
 
 def code(text: str) -> str:
@@ -68,6 +88,11 @@ def fence(text: str) -> str:
 def latex(text: str) -> str:
     """Text in a LaTeX table: no command, no comment, no new column or row."""
     return "".join(_LATEX.get(letter, letter) for letter in plain(text))
+
+
+def csv_cell(text: str) -> str:
+    """Text in a cell of a CSV file that a spreadsheet shows as it is: an apostrophe stands before what it would run."""
+    return _FORMULA.sub(r"\1'", plain(text))
 
 
 def script_json(value: Any) -> str:

@@ -124,9 +124,10 @@ def _points(axis: Any, series: Series) -> None:
         label=plain(series.name),
     )
     for point in series.points:
-        if point.marked:
-            text = plain(point.text.partition(": ")[0])
-            axis.annotate(text, (point.x, point.y), (4, 4), textcoords="offset points", fontsize=7, parse_math=False)
+        if point.mark:
+            axis.annotate(
+                plain(point.mark), (point.x, point.y), (4, 4), textcoords="offset points", fontsize=7, parse_math=False
+            )
 
 
 def _ranges(axis: Any, series: Series) -> None:

@@ -8,6 +8,8 @@ from importlib.resources import files
 
 from jinja2 import Environment, FunctionLoader, StrictUndefined
 
+from lm_eval_cna.report.escape import visible
+
 
 def source(name: str) -> str:
     """A file of `report/templates`."""
@@ -15,17 +17,26 @@ def source(name: str) -> str:
 
 
 def environment() -> Environment:
-    """Jinja as our pages are made with: every text escaped, a missing name an error."""
+    """Jinja as our pages are made with: every text visible and escaped, a missing name an error."""
     return Environment(
-        loader=FunctionLoader(source), autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
+        loader=FunctionLoader(source),
+        autoescape=True,
+        finalize=lambda value: visible(value) if type(value) is str else value,  # Markup is our own
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
     )
 
 
 def policy(style: str, script: str) -> str:
-    """A content security policy that allows this style and this script, by their hashes, and no request."""
+    """A content security policy that allows this style and this script, by their hashes, and no request.
+
+    `img-src data:` is for the empty icon, without which browsers ask a server for one. Trusted types take from the
+    script itself, ours included, every function that makes markup or code of text.
+    """
     return (
         f"default-src 'none'; style-src {_hash(style)}; script-src {_hash(script)}; img-src data:; "
-        "base-uri 'none'; form-action 'none'"
+        "base-uri 'none'; form-action 'none'; require-trusted-types-for 'script'; trusted-types 'none'"
     )
 
 

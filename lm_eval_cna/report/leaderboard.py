@@ -12,7 +12,7 @@ from lm_eval_cna import __version__
 from lm_eval_cna.analysis.leaderboard import Leaderboard, Row
 from lm_eval_cna.analysis.rates import Interval
 from lm_eval_cna.errors import RunError
-from lm_eval_cna.report.escape import markdown, plain, writable
+from lm_eval_cna.report.escape import csv_cell, item, markdown, plain, writable
 from lm_eval_cna.report.inline import environment, policy, source
 from lm_eval_cna.report.markdown import markdown_table
 from lm_eval_cna.report.tables import NAMES, Entry, Table
@@ -28,8 +28,6 @@ _COLUMNS = (
     *("controls", "strongreject", "strongreject_low", "strongreject_high", "quality", "degenerate_percent"),
     *("capability_task", "capability_points", "capability_low", "capability_high"),
 )
-#: Letters with which a spreadsheet takes a text for a formula, or a line that begins with one for a command.
-_FORMULA = ("=", "+", "-", "@", "|", "%")
 _STANDINGS = {"beyond": "yes", "within": "no", "untested": "not tested"}
 
 
@@ -80,12 +78,12 @@ def write_leaderboard(found: Leaderboard, output: Path) -> list[Path]:
 
 def as_markdown(found: Leaderboard) -> str:
     """The leaderboard for a pull request or a model card."""
-    notes = "\n".join(f"- {markdown(note)}" for note in remarks(found))
+    notes = "\n".join(map(item, remarks(found)))
     return writable(f"# Leaderboard\n\n{markdown(caption(found))}\n\n{markdown_table(table_of(found))}\n\n{notes}\n")
 
 
 def as_csv(found: Leaderboard) -> str:
-    """The numbers unrounded, for a spreadsheet or a program; a text never begins like a formula."""
+    """The numbers unrounded, for a spreadsheet or a program; no text is a formula there."""
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")
     writer.writerow(_COLUMNS)
@@ -172,8 +170,4 @@ def _percent(value: float | None) -> float | None:
 
 
 def _safe(text: str | None) -> str | None:
-    """A text that a spreadsheet shows as it is."""
-    if text is None:
-        return None
-    shown = plain(text)
-    return f"'{shown}" if shown.startswith(_FORMULA) else shown
+    return None if text is None else csv_cell(text)

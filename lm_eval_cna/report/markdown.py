@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from urllib.parse import quote
 
 from lm_eval_cna.report.contents import Contents, Part
-from lm_eval_cna.report.escape import code, fence, markdown, writable
+from lm_eval_cna.report.escape import code, fence, item, markdown, writable
 from lm_eval_cna.report.tables import Table
 
 
@@ -40,11 +40,11 @@ def markdown_table(table: Table) -> str:
 
 def _verdicts(part: Part) -> list[str]:
     run = part.run
-    said = [f"**{found.word}**: {markdown(found.text)}" for found in part.headlines]
+    said = [f"- **{found.word}**: {markdown(found.text)}" for found in part.headlines]
     return [
         f"### {markdown(run.name)}",
         f"Model {code(run.manifest.plan.model)}: {markdown(run.facts)}",
-        _list(said or ["Nothing was steered, so there is nothing to say."]),
+        "\n".join(said) or _list(["Nothing was steered, so there is nothing to say."]),
     ]
 
 
@@ -55,17 +55,17 @@ def _part(part: Part, images: Sequence[str]) -> list[str]:
         parts += [f"### {markdown(table.caption)}", markdown_table(table)]
     for balance in part.balances:
         parts += [f"### Refusal on {markdown(balance.task)} against its cost"]
-        parts += [_list([markdown(sentence) for sentence in balance.sentences]), markdown_table(balance.table)]
+        parts += [_list(balance.sentences), markdown_table(balance.table)]
     if not part.special.is_empty:
         said = (*part.special.rivals, *part.special.sizes, *part.special.folds)
-        parts += ["### How special is the circuit?", _list([markdown(text) for text in said])]
+        parts += ["### How special is the circuit?", _list(said)]
         for table in part.special.tables:
             parts += [f"#### {markdown(table.caption)}", markdown_table(table)]
     if part.trends or part.powers:
-        parts += ["### Trends and power", _list([markdown(text) for text in (*part.trends, *part.powers)])]
+        parts += ["### Trends and power", _list((*part.trends, *part.powers))]
     parts += [
         "### Provenance",
-        _list([markdown(note) for note in part.notes]),
+        _list(part.notes),
         f"Files: {code(str(run.directory.path))} (manifest.json, circuit and control files, one lm-eval results file "
         "per cell under cells/, summary.json, evidence.json). Repeat:",
         fence(run.command),
@@ -78,8 +78,8 @@ def _images(paths: Sequence[str]) -> list[str]:
     return [f"![Figure]({quote(path)})" for path in paths]
 
 
-def _list(items: Sequence[str]) -> str:
-    return "\n".join(f"- {item}" for item in items)
+def _list(texts: Sequence[str]) -> str:
+    return "\n".join(map(item, texts))
 
 
 def _line(cells: Sequence[str]) -> str:

@@ -141,9 +141,8 @@ class _Scale:
 
     def dot(self, point: Point, colour: str, radius: float) -> Dot:
         low, high = (None if end is None else self.y(end) for end in (point.low, point.high))
-        mark = point.text.partition(": ")[0] if point.marked else ""
         anchor = "end" if self.x(point.x) > (LEFT + WIDTH) / 2 else "start"
-        return Dot(self.x(point.x), self.y(point.y), low, high, colour, point.text, mark, anchor, radius)
+        return Dot(self.x(point.x), self.y(point.y), low, high, colour, point.text, point.mark, anchor, radius)
 
     def box(self, point: Point, colour: str) -> Box:
         top, bottom = self.y(point.y), self.y(point.low or 0.0)

@@ -172,7 +172,9 @@ class RunDirectory:
         Raises:
             RunError: the disk is full or the directory cannot be written.
         """
-        self._write(name, sealed(json.dumps(document, indent=1, default=default, ensure_ascii=False)))
+        text = json.dumps(document, indent=1, default=default, ensure_ascii=False)
+        # What UTF-8 has no place for, half a letter in a file's name, is written as JSON escapes it.
+        self._write(name, sealed(text.encode(errors="backslashreplace").decode()))
 
     def write_text(self, name: str, text: str) -> None:
         """Write a text file, whole or not at all.

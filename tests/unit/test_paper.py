@@ -291,7 +291,7 @@ def test_a_page_escapes_what_it_did_not_write(tmp_path: Path) -> None:
     )  # fmt: skip
     page.write_result(result, tmp_path)
     text = (tmp_path / "paper.md").read_text(encoding="utf-8")
-    assert "&lt;b&gt;\\|model" in text and "<b>" not in text and "\\[x](y)" in text
+    assert "&#60;b&#62;&#124;model" in text and "<b>" not in text and "\\[x\\](y)" in text
     (line,) = (line for line in text.splitlines() if "model" in line and "refusal" in line)
     assert len(re.split(r"(?<!\\)\|", line)) == len(page.HEAD) + 2
     read = Result.model_validate_json((tmp_path / "paper.json").read_bytes())

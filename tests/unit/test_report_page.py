@@ -200,7 +200,7 @@ def test_a_text_without_end_is_cut(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("name", ["$\\x$", "<b>", "a\x00b", "_"])
 def test_figures_take_any_name(tmp_path: Path, name: str) -> None:
-    points = (Point(0, 0.5, 0.4, 0.6, f"{name}: 1", marked=True), Point(1, 0.6, 0.5, 0.7))
+    points = (Point(0, 0.5, 0.4, 0.6, f"{name}: 1", mark=name), Point(1, 0.6, 0.5, 0.7))
     styles = ("line", "band", "points", "front", "stack", "bars")
     series = tuple(Series(name, style, -1 if style == "band" else 0, points) for style in styles)
     panel = Panel(name, name, name, series, (0, 1), categories=(name, name), budget=(0.5, 1))
