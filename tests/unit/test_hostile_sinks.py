@@ -116,7 +116,8 @@ def test_names_of_files_stay_in_their_folder() -> None:
 def test_what_utf_8_cannot_hold_is_written_as_json_has_it(tmp_path: Path) -> None:
     run = RunDirectory(tmp_path)
     run.write_json("x.json", {"texts": ALL})
-    assert run.read_json("x.json") == {"texts": list(ALL)} == json.loads((tmp_path / "x.json").read_bytes())
+    assert run.read_json("x.json") == {"texts": list(ALL)}
+    assert json.loads((tmp_path / "x.json").read_bytes())["texts"] == list(ALL)
 
 
 def a_console(*, is_terminal: bool, width: int = 200) -> tuple[Console, io.StringIO]:
