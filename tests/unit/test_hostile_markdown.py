@@ -14,7 +14,8 @@ from lm_eval_cna.analysis.baseline import make_baseline
 from lm_eval_cna.analysis.leaderboard import leaderboard
 from lm_eval_cna.analysis.regression import check_run
 from lm_eval_cna.analysis.verdicts import DamageBudget
-from lm_eval_cna.paper import page, rows, run
+from lm_eval_cna.paper import page, rows
+from lm_eval_cna.paper.result import Result, Skipped
 from lm_eval_cna.report.check import summary
 from lm_eval_cna.report.contents import contents
 from lm_eval_cna.report.escape import code, fence, item, markdown, plain, writable
@@ -111,12 +112,12 @@ def test_the_leaderboard(rich: RunDirectory) -> None:
 def test_the_papers_page(tmp_path: Path) -> None:
     texts = [writable(text) for text in SHOWN]  # what comes from a command line is made so
     found = [rows.row(*four[:3], rows.figure(30), rows.rate([0.0, 1.0]), (four[3],)) for four in fours(texts)]
-    result = run.Result(
+    result = Result(
         table="t", title="T", protocol="corrected", statement="s", published=("p",), ours=("o",), rows=tuple(found),
-        skipped=tuple(run.Skipped(model=text, why=text) for text in texts), command=tuple(texts), created="now",
+        skipped=tuple(Skipped(model=text, why=text) for text in texts), command=tuple(texts), created="now",
     )  # fmt: skip
     page.write_result(result, tmp_path)
     kinds = Counter(kind for kind, *_ in blocks((tmp_path / "paper.md").read_text("utf-8")))
     assert kinds["tr_open"] == len(found) + 1 and kinds["td_open"] == len(found) * len(page.HEAD)
     assert kinds["list_item_open"] == len(texts) + 2 and kinds["heading_open"] == kinds["table_open"] == 1
-    assert run.Result.model_validate_json((tmp_path / "paper.json").read_bytes()) == result
+    assert Result.model_validate_json((tmp_path / "paper.json").read_bytes()) == result
