@@ -21,7 +21,9 @@ from lm_eval_cna.seal import BrokenSealError, sealed, unsealed
 CIRCUIT_SCHEMA: Literal["lm-eval-cna/circuit/1"] = "lm-eval-cna/circuit/1"
 EXPERTS_SCHEMA: Literal["lm-eval-cna/circuit/2"] = "lm-eval-cna/circuit/2"
 _SCHEMAS = (CIRCUIT_SCHEMA, EXPERTS_SCHEMA)
-_MAX_BYTES = 256 * 2**20  # some two million neurons; a larger file is a mistake or an attack
+MOST_NEURONS = 1_000_000  # ten times a thousandth of the largest models' neurons; more is a mistake or an attack
+_MAX_BYTES = 128 * 2**20
+_MOST_COMMAS = 4 * MOST_NEURONS + 10_000  # four a neuron, and the header's
 
 
 def circuit_document(header: dict[str, Any], neurons: Iterable[Neuron]) -> bytes:
@@ -47,13 +49,16 @@ def read_circuit_fields(path: Path) -> dict[str, Any]:
         OSError: it cannot be read.
     """
     try:
-        document, _ = unsealed(read_whole(path, limit=_MAX_BYTES))
+        raw = read_whole(path, limit=_MAX_BYTES)
+        if (
+            raw.count(b",") > _MOST_COMMAS or raw.count(b"[") > MOST_NEURONS
+        ):  # before they are objects, which take ten times the file's size
+            raise InterventionError(f"{path} holds too many neurons", allowed=f"up to {MOST_NEURONS:,}")
+        document, _ = unsealed(raw)
     except BrokenSealError as error:
         raise InterventionError(f"{path} is damaged: {error}", do="make it again") from error
-    except (ValueError, RecursionError) as error:
-        raise InterventionError(
-            f"{path} is not JSON: {error or 'nested too deeply'}", do="was it cut short?"
-        ) from error
+    except ValueError as error:
+        raise InterventionError(f"{path} is not JSON: {error}", do="was it cut short?") from error
     if not isinstance(document, dict) or "schema" not in document:
         if isinstance(document, dict) and document and all(key.count(",") == 2 for key in document):
             return _from_reference(path, document)

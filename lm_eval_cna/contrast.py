@@ -14,10 +14,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError
 
 from lm_eval_cna.errors import ContrastError
 from lm_eval_cna.files import read_whole
+from lm_eval_cna.plain_json import load_json
 from lm_eval_cna.resources import contrasts_dir, packaged_prompts
 
 _MAX_BYTES = 64 * 2**20
@@ -79,11 +80,17 @@ def prompts_sha256(*classes: Sequence[str]) -> str:
     return hashlib.sha256(canonical.encode()).hexdigest()
 
 
+def _whole_text(text: str) -> str:
+    """Refuse half a surrogate pair, which an escape in JSON can write and nobody can hash or tokenize."""
+    text.encode()
+    return text
+
+
 class _Line(BaseModel):
     model_config = ConfigDict(extra="forbid", strict=True)
 
     label: Literal["positive", "negative"]
-    prompt: Annotated[str, Field(min_length=1)]
+    prompt: Annotated[str, Field(min_length=1), AfterValidator(_whole_text)]
 
 
 class _Header(BaseModel):
@@ -155,7 +162,7 @@ def _read_lines(path: Path) -> tuple[_Header | None, list[_Line]]:
     numbered = [(number, line) for number, line in enumerate(text.split("\n"), start=1) if line.strip()]
     for position, (number, line) in enumerate(numbered):
         try:
-            document = json.loads(line)
+            document = load_json(line.encode())
             if position == 0 and isinstance(document, dict) and "prompt" not in document:
                 header = _Header.model_validate(document)
             else:
@@ -168,6 +175,6 @@ def _read_lines(path: Path) -> tuple[_Header | None, list[_Line]]:
                 got=first["input"],
                 allowed='{"label": "positive" or "negative", "prompt": text}',
             ) from error
-        except (ValueError, RecursionError) as error:
+        except ValueError as error:
             raise ContrastError(f"{path}, line {number}, is not JSON: {error}", do="was the file cut short?") from error
     return header, lines

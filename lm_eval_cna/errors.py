@@ -9,6 +9,7 @@ from __future__ import annotations
 from reprlib import Repr
 
 _MOST = 200  # characters of a value that a message shows
+_LONGEST = 2_500  # characters of a message
 _SHORT = Repr()
 _SHORT.maxlevel, _SHORT.maxlist, _SHORT.maxtuple, _SHORT.maxdict, _SHORT.maxset = 4, 12, 12, 12, 12
 _SHORT.maxstring = _SHORT.maxother = _SHORT.maxlong = 2 * _MOST
@@ -27,15 +28,25 @@ class CNAError(Exception):
     def __init__(self, what: str, *, got: object = None, allowed: str | None = None, do: str | None = None) -> None:
         parts = [what]
         if got is not None:
-            # Not `repr`: what a hostile file means can be far larger than the file.
-            shown = repr(got) if isinstance(got, str) and len(got) <= _MOST else _SHORT.repr(got)
-            parts.append(f"got {shown if len(shown) <= _MOST else shown[:_MOST] + '...'}")
+            parts.append(f"got {_cut(_shown(got), _MOST)}")
         if allowed is not None:
             parts.append(f"allowed: {allowed}")
         if do is not None:
             parts.append(do)
         # One line, whatever a file name or a parser's message contains.
-        super().__init__(" ".join("; ".join(parts).split()))
+        super().__init__(_cut(" ".join("; ".join(parts).split()), _LONGEST))
+
+
+def _shown(value: object) -> str:
+    """Not `repr`: what a hostile file means can be far larger than the file."""
+    try:
+        return repr(value) if isinstance(value, str) and len(value) <= _MOST else _SHORT.repr(value)
+    except ValueError:  # Python writes no integer of more than some thousand digits
+        return f"a {type(value).__name__} that is too large to show"
+
+
+def _cut(text: str, most: int) -> str:
+    return text if len(text) <= most else f"{text[:most]}..."
 
 
 def out_of_memory(error: BaseException) -> str | None:

@@ -41,5 +41,6 @@ def read_whole(path: Path, *, limit: int) -> bytes:
         if not stat.S_ISREG(about.st_mode):
             raise OSError(errno.EINVAL, "it is no regular file")
         if about.st_size > limit:
-            raise OSError(errno.EFBIG, f"it is too large; allowed: up to {limit >> 20} MiB")
+            most = f"{limit >> 20} MiB" if limit >= 2**20 else f"{limit:,} bytes"
+            raise OSError(errno.EFBIG, f"it is too large; allowed: up to {most}")
         return file.read()

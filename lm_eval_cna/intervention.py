@@ -11,13 +11,14 @@ import json
 import math
 import re
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from itertools import pairwise
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal, Self
 
 from pydantic import ConfigDict, Field, ValidationError, model_validator
 
+from lm_eval_cna import hub
 from lm_eval_cna.circuit_file import (
     CIRCUIT_SCHEMA,
     EXPERTS_SCHEMA,
@@ -28,6 +29,7 @@ from lm_eval_cna.circuit_file import (
 from lm_eval_cna.errors import InterventionError
 from lm_eval_cna.files import write_whole
 from lm_eval_cna.neurons import Expert, Neuron, Place, by_projection, in_order
+from lm_eval_cna.plain_json import load_json
 from lm_eval_cna.provenance import DiscoveryInfo, LayerIndex, ModelInfo, Record
 from lm_eval_cna.seal import SEAL
 
@@ -48,6 +50,7 @@ __all__ = [
 
 VECTORS_SCHEMA: Literal["lm-eval-cna/vectors/1"] = "lm-eval-cna/vectors/1"
 _METADATA_KEY = "lm-eval-cna"
+_MAX_BYTES = 2**30  # the largest models have 10 MB of vectors
 
 
 class Intervention(Record):
@@ -212,8 +215,10 @@ class Vectors(Intervention):
         import torch
 
         for layer, tensor in self.tensors.items():
-            if not isinstance(tensor, torch.Tensor) or tensor.ndim != 1:
+            if not isinstance(tensor, torch.Tensor) or tensor.ndim != 1 or not len(tensor):
                 raise ValueError(f"layer.{layer} must be a tensor of one dimension")
+            if tensor.dtype not in (torch.float32, torch.float64, torch.float16, torch.bfloat16):
+                raise ValueError(f"layer.{layer} holds {str(tensor.dtype).removeprefix('torch.')}, no float")
             if not bool(torch.isfinite(tensor).all()):
                 raise ValueError(f"layer.{layer} holds values that are not finite")
         sizes = {tensor.shape[0] for tensor in self.tensors.values()}
@@ -261,7 +266,7 @@ def read_intervention(source: str | Path) -> Circuit | Vectors:
     Raises:
         InterventionError: the file is missing, damaged, of another schema, or inconsistent.
     """
-    path = _download(str(source)) if str(source).startswith("hf://") else Path(source)
+    path = hub.fetch(str(source)) if str(source).startswith(hub.SCHEME) else Path(source)
     if not path.is_file():
         raise InterventionError("no such intervention file", got=str(path), do="make one with `lm-eval-cna discover`")
     try:
@@ -277,25 +282,32 @@ def read_intervention(source: str | Path) -> Circuit | Vectors:
 def _read_vectors(path: Path) -> Vectors:
     from safetensors import SafetensorError, safe_open
 
+    size = path.stat().st_size
+    if size > _MAX_BYTES:
+        raise InterventionError(f"{path} is too large", got=f"{size:,} bytes", allowed=f"up to {_MAX_BYTES:,}")
     try:
         with safe_open(path, framework="pt") as file:
-            metadata = file.metadata() or {}
-            header = json.loads(metadata.get(_METADATA_KEY, "null"))
-            tensors = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118 - safe_open is no mapping
-    except (SafetensorError, ValueError, RecursionError) as error:
+            metadata, keys = file.metadata() or {}, sorted(file.keys())
+            header = load_json(metadata.get(_METADATA_KEY, "null").encode())
+            layers = _layers_of(path, keys)  # before any of them is read
+            tensors = {key: file.get_tensor(key) for key in keys}
+    except (SafetensorError, ValueError) as error:
         raise InterventionError(f"{path} is not a readable safetensors file: {error}") from error
     if SEAL in metadata and metadata[SEAL] != _contents_sha256(metadata.get(_METADATA_KEY, ""), tensors):
         raise InterventionError(f"{path} is damaged: it is not what was written there", do="make it again")
     if not isinstance(header, dict) or header.get("schema") != VECTORS_SCHEMA:
         got = header.get("schema") if isinstance(header, dict) else None
         raise InterventionError(f"{path} is not a vectors file", got=got or "no header", allowed=VECTORS_SCHEMA)
-    by_layer = {}
-    for key, tensor in tensors.items():
-        named = re.fullmatch(r"layer\.(0|[1-9][0-9]{0,5})", key)  # layer.00 would take the place of layer.0
-        if named is None:
-            raise InterventionError(f"{path} has a tensor of unknown name", got=key, allowed="layer.<number>")
-        by_layer[int(named[1])] = tensor
+    by_layer = {layer: tensors[key] for layer, key in zip(layers, keys, strict=True)}
     return Vectors.model_validate({**header, "tensors": by_layer})
+
+
+def _layers_of(path: Path, keys: Sequence[str]) -> list[int]:
+    named = [re.fullmatch(r"layer\.(0|[1-9][0-9]{0,5})", key) for key in keys]  # layer.00 would be layer.0
+    strange = next((key for key, found in zip(keys, named, strict=True) if found is None), None)
+    if strange is not None:
+        raise InterventionError(f"{path} has a tensor of unknown name", got=strange, allowed="layer.<number>")
+    return [int(found[1]) for found in named if found is not None]
 
 
 def _contents_sha256(header: str, tensors: Mapping[str, torch.Tensor]) -> str:
@@ -330,20 +342,3 @@ def _write_atomically(path: Path, data: bytes) -> None:
         write_whole(path, data)
     except OSError as error:
         raise InterventionError(f"cannot write {path}: {error.strerror or error}") from error
-
-
-def _download(source: str) -> Path:
-    """Fetch `hf://owner/repo/file@revision` into the hub's cache."""
-    from huggingface_hub import hf_hub_download
-    from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
-
-    location, _, revision = source.removeprefix("hf://").partition("@")
-    parts = location.split("/")
-    if len(parts) < 3 or not all(parts) or not revision or ".." in parts:
-        raise InterventionError(
-            "not an address of a file on the hub", got=source, allowed="hf://owner/repo/file@revision"
-        )
-    try:
-        return Path(hf_hub_download("/".join(parts[:2]), "/".join(parts[2:]), revision=revision))
-    except (HfHubHTTPError, LocalEntryNotFoundError, ValueError, OSError) as error:
-        raise InterventionError(f"cannot fetch {source}: {error}") from error

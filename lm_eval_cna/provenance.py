@@ -6,6 +6,7 @@ Floor 1. These records are the header of every intervention file (DESIGN section
 from __future__ import annotations
 
 import platform
+from bisect import bisect_left
 from datetime import UTC, datetime
 from functools import cache
 from importlib.metadata import version
@@ -18,6 +19,8 @@ from lm_eval_cna.neurons import SHARED, Expert
 
 LayerIndex = Annotated[int, Field(ge=0, le=100_000)]
 NeuronIndex = Annotated[int, Field(ge=0, le=2**31)]
+Depth = Annotated[int, Field(ge=1, le=100_001)]
+Width = Annotated[int, Field(ge=1, le=2**31)]
 ExpertName = Annotated[int, Field(ge=0, le=100_000)] | Literal["shared"]
 #: Where a random control's neurons are drawn: in the layers of the circuit's, there among neurons of similar mean
 #: |activation|, or anywhere in a third of the layers.
@@ -48,8 +51,8 @@ class ExpertsInfo(Record):
     """
 
     count: Annotated[int, Field(ge=1, le=100_000)]
-    width: Annotated[int, Field(ge=1)]
-    shared_width: Annotated[int, Field(ge=1)] | None = None
+    width: Width
+    shared_width: Width | None = None
     layers: Annotated[tuple[LayerIndex, ...], Field(min_length=1, max_length=100_001, strict=False)]
 
     @model_validator(mode="after")
@@ -57,6 +60,11 @@ class ExpertsInfo(Record):
         if list(self.layers) != sorted(set(self.layers)):
             raise ValueError("the layers with experts must be named once each, in ascending order")
         return self
+
+    def has(self, layer: int) -> bool:
+        """Whether a layer has experts."""
+        at = bisect_left(self.layers, layer)
+        return at < len(self.layers) and self.layers[at] == layer
 
 
 class ModelInfo(Record):
@@ -77,10 +85,10 @@ class ModelInfo(Record):
     id: str | None = None
     revision: str | None = None
     architecture: str | None = None
-    num_layers: Annotated[int, Field(ge=1)] | None = None
-    mlp_width: Annotated[int, Field(ge=1)] | None = None
+    num_layers: Depth | None = None
+    mlp_width: Width | None = None
     experts: ExpertsInfo | None = None
-    hidden_size: Annotated[int, Field(ge=1)] | None = None
+    hidden_size: Width | None = None
     dtype: str | None = None
     columns_sha256: str | None = None
 
@@ -116,7 +124,7 @@ class ModelInfo(Record):
             ValueError: the model has no such expert, or has experts where none is named.
         """
         experts = self.experts
-        if experts is None or layer not in experts.layers:
+        if experts is None or not experts.has(layer):
             if expert is not None and (experts is not None or self.mlp_width is not None):
                 raise ValueError(f"expert {expert} is named, and layer {layer} has none")
             return self.mlp_width

@@ -7,8 +7,9 @@ purpose removes the entry. A document without one, made by hand or by an older v
 from __future__ import annotations
 
 import hashlib
-import json
 from typing import Any
+
+from lm_eval_cna.plain_json import load_json
 
 SEAL = "sha256"
 _OPENING, _END = f'\n "{SEAL}": "', '"\n}\n'
@@ -35,10 +36,9 @@ def unsealed(raw: bytes) -> tuple[Any, bool]:
 
     Raises:
         BrokenSealError: it is not what was sealed.
-        ValueError: it is no JSON.
-        RecursionError: it is nested too deeply.
+        ValueError: it is no JSON, or none that `load_json` takes.
     """
-    document = json.loads(raw)
+    document = load_json(raw)
     if not isinstance(document, dict) or SEAL not in document:
         return document, False
     digest = document.pop(SEAL)

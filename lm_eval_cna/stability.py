@@ -147,7 +147,5 @@ def read_stability(path: Path) -> Stability:
         raise InterventionError(
             f"{path} is no stability record of schema {STABILITY_SCHEMA}: {where}{': ' if where else ''}{said}"
         ) from error
-    except (ValueError, RecursionError) as error:
-        raise InterventionError(
-            f"{path} is no stability record of schema {STABILITY_SCHEMA}: {error or 'nested too deeply'}"
-        ) from error
+    except ValueError as error:
+        raise InterventionError(f"{path} is no stability record of schema {STABILITY_SCHEMA}: {error}") from error

@@ -115,7 +115,7 @@ def parse_judge(value: Any) -> JudgeConfig:
     except ValidationError as error:
         first = error.errors(include_url=False)[0]
         name = ".".join(str(part) for part in first["loc"])
-        known = JudgeConfig.model_fields.get(str(first["loc"][0]))
+        known = JudgeConfig.model_fields.get(str(first["loc"][0])) if first["loc"] else None
         raise ConfigError(
             f"judge: {name}: {first['msg']}",
             # Arguments may hold a key, and errors end up in logs.

@@ -59,6 +59,7 @@ def describe(error: Exception) -> Failure:
 def _seconds(value: Any) -> float:
     """Seconds of a Retry-After header; its other form, a date, counts as none."""
     try:
-        return min(max(float(value), 0.0), _LONGEST_WAIT)
+        seconds = float(value)
     except (TypeError, ValueError):
         return 0.0
+    return min(seconds, _LONGEST_WAIT) if seconds > 0 else 0.0  # NaN is not

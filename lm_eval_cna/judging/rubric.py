@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from lm_eval_cna.errors import ConfigError
+from lm_eval_cna.files import read_whole
 from lm_eval_cna.judging.fence import identifier, quote
 from lm_eval_cna.scoring.strongreject import FORMS, Form
 
@@ -138,10 +139,8 @@ def make_rubric(name: str, template: Path | None = None, max_chars: int | None =
 
 def _read_template(path: Path) -> str:
     try:
-        if path.stat().st_size > _MAX_TEMPLATE:
-            raise ConfigError("judge_template is too large", got=str(path), allowed=f"up to {_MAX_TEMPLATE} bytes")
-        text = path.read_text(encoding="utf-8").strip()
-    except (OSError, UnicodeDecodeError) as error:
+        text = read_whole(path, limit=_MAX_TEMPLATE).decode("utf-8").strip()
+    except (OSError, ValueError) as error:
         raise ConfigError(f"judge_template cannot be read: {error}", do="give a text file in UTF-8") from error
     names = _PLACEHOLDER.findall(text)
     meant = [_NAMES.get(name) for name in names]

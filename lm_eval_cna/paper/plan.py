@@ -27,6 +27,7 @@ from lm_eval_cna.paper.presets import (
     caa_multiplier,
 )
 from lm_eval_cna.paper.targets import Target
+from lm_eval_cna.plain_json import load_json
 from lm_eval_cna.resources import tasks_dir
 from lm_eval_cna.sweep.rundir import RunDirectory
 
@@ -185,14 +186,19 @@ def read_prompts(path: Path) -> list[str]:
     prompts = []
     for number, line in enumerate(lines, start=1):
         try:
-            document = json.loads(line)
-        except (ValueError, RecursionError):
-            document = None
-        prompt = document.get("prompt") if isinstance(document, dict) else None
-        if not isinstance(prompt, str) or not prompt.strip():
-            raise ConfigError(f"--prompts: {path}, prompt {number}", got=line, allowed='{"prompt": text} on each line')
-        prompts.append(prompt)
+            prompts.append(_prompt(load_json(line.encode())))
+        except ValueError as error:
+            allowed = '{"prompt": text} on each line'
+            raise ConfigError(f"--prompts: {path}, prompt {number}", got=line, allowed=allowed) from error
     return prompts
+
+
+def _prompt(document: Any) -> str:
+    prompt = document.get("prompt") if isinstance(document, dict) else None
+    if not isinstance(prompt, str) or not prompt.strip():
+        raise ValueError("no prompt")
+    prompt.encode()  # raises where an escape wrote half a surrogate pair, which is no text
+    return prompt
 
 
 def prompts_task(asked: Asked, path: Path) -> str:

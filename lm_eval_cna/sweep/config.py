@@ -6,6 +6,8 @@ Importable without torch.
 from __future__ import annotations
 
 import math
+import os
+import re
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 
@@ -30,7 +32,8 @@ Method = Literal[
 ]
 DEFAULT_MULTIPLIERS = (0.0, 0.25, 0.5, 0.75, 1.0, 1.5, 2.0)
 DEFAULT_TASKS = ("jbb_harmful_refusal", "jbb_benign_refusal")
-_MAX_BYTES = 2**20
+_MAX_BYTES = 2**18
+_MOST_CELLS = 100_000
 
 
 #: Arguments of cna-hf that a sweep gives itself.
@@ -116,6 +119,13 @@ class SweepConfig(_Model):
         default=None, description="write every cell as lm_eval does, and upload it: as lm_eval's --hf_hub_log_args"
     )
 
+    @field_validator("output")
+    @classmethod
+    def _can_be_a_path(cls, value: Path) -> Path:
+        if b"\0" in os.fsencode(value):
+            raise ValueError("no name of a file holds a NUL")
+        return value
+
     @field_validator("tasks", mode="before")
     @classmethod
     def _names_are_tasks(cls, value: Any) -> Any:
@@ -153,6 +163,9 @@ class SweepConfig(_Model):
         taken = sorted(_OURS & self.model_args.keys())
         if taken:
             raise ValueError(f"model_args: {taken[0]} is set by the sweep itself")
+        asked = max(1, len(self.top_k)) * (len(self.multipliers) + self.random * len(self.controlled_at))
+        if asked * len(self.compared) > _MOST_CELLS:
+            raise ValueError(f"some {asked * len(self.compared):,} cells; allowed: up to {_MOST_CELLS:,}")
         if not _is_batch_size(self.model_args.get("batch_size", "auto")):
             raise ValueError("model_args: batch_size is a whole number from 1, or auto")
         if self.methods is not None and not self.methods:
@@ -195,7 +208,7 @@ class SweepConfig(_Model):
 
 
 def _is_batch_size(value: Any) -> bool:
-    return value == "auto" or (str(value).isdecimal() and int(value) >= 1)
+    return value == "auto" or (re.fullmatch("[1-9][0-9]{0,8}", str(value), re.ASCII) is not None)
 
 
 def parse_config(values: dict[str, Any]) -> SweepConfig:
