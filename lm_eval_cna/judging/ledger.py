@@ -21,6 +21,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Self
 
+from lm_eval_cna.database import open_database
 from lm_eval_cna.errors import CacheError
 from lm_eval_cna.hashing import json_sha256
 from lm_eval_cna.scoring.strongreject import Verdict
@@ -39,6 +40,7 @@ CREATE TABLE IF NOT EXISTS answers (
     checksum TEXT
 ) WITHOUT ROWID
 """
+_COLUMNS = ("key", "judge", "rubric", "reply", "verdict", "attempts", "answered", "checksum")
 _AT_ONCE = 500
 
 
@@ -61,9 +63,7 @@ class Ledger:
         self.path = path
         with self._explained():
             path.parent.mkdir(parents=True, exist_ok=True)
-            self._database = sqlite3.connect(path, timeout=60, isolation_level=None)
-            # A damaged text is for its row's checksum to tell, and no error of the whole query.
-            self._database.text_factory = lambda raw: raw.decode("utf-8", "replace")
+            self._database = open_database(path, {"answers": (_COLUMNS[:-1], _COLUMNS)}, timeout=60, autocommit=True)
             try:
                 self._prepare()
             except BaseException:
@@ -93,7 +93,11 @@ class Ledger:
                 part = wanted[start : start + _AT_ONCE]
                 marks = ",".join("?" * len(part))
                 rows = self._database.execute(f"SELECT key, reply, checksum FROM answers WHERE key IN ({marks})", part)
-                found.update({key: reply for key, reply, checksum in rows if checksum in (None, _sum(key, reply))})
+                found |= {
+                    key: reply
+                    for key, reply, checksum in rows
+                    if isinstance(reply, str) and checksum in (None, _sum(key, reply))
+                }
         return found
 
     def add(self, key: str, *, judge: str, rubric: str, reply: str, verdict: Verdict, attempts: int) -> str:

@@ -12,13 +12,15 @@ from __future__ import annotations
 import json
 import sqlite3
 from collections.abc import Iterable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from lm_eval_cna.database import open_database
 from lm_eval_cna.errors import RunError
 from lm_eval_cna.hashing import json_sha256
+from lm_eval_cna.plain_json import load_json
 
 STORE_NAME = "responses.sqlite"
 _SCHEMA = "lm-eval-cna/responses/1"
@@ -29,6 +31,10 @@ CREATE TABLE IF NOT EXISTS responses (
     PRIMARY KEY (context, request)
 ) WITHOUT ROWID
 """
+_COLUMNS: dict[str, list[tuple[str, ...]]] = {
+    "responses": [("context", "request", "value", "tokens", "near_ties", "checksum")],
+    "about": [("schema",)],
+}
 
 
 @dataclass(frozen=True)
@@ -71,9 +77,7 @@ class ResponseStore:
     def __init__(self, folder: Path) -> None:
         self.path = folder / STORE_NAME
         with self._explained():
-            self._database = sqlite3.connect(self.path, timeout=30)
-            # A damaged text is for its row's checksum to tell, and no error of the whole query.
-            self._database.text_factory = lambda raw: raw.decode("utf-8", "replace")
+            self._database = open_database(self.path, _COLUMNS, timeout=30)
             try:
                 self._database.execute("PRAGMA journal_mode = WAL")
                 # The end of a batch is on the disk before the next begins, a power cut included.
@@ -125,15 +129,15 @@ class ResponseStore:
             ).fetchall()
         for request, value, tokens, near_ties, checksum in found:
             if checksum == _checksum(context, request, value, tokens, near_ties):
-                loaded = json.loads(value)
-                yield request, Response(tuple(loaded) if isinstance(loaded, list) else loaded, tokens, near_ties)
+                with suppress(ValueError, TypeError, AttributeError):  # no value, under a checksum that fits
+                    yield request, _response(value, tokens, near_ties)
 
     @contextmanager
     def _explained(self) -> Iterator[None]:
         """Turn SQLite's errors into ours."""
         try:
             yield
-        except sqlite3.DatabaseError as error:
+        except (sqlite3.DatabaseError, OSError) as error:
             damaged = type(error) is sqlite3.DatabaseError or "no such" in str(error) or "has no column" in str(error)
             raise RunError(
                 f"cannot use the response store {self.path}: {error}",
@@ -141,6 +145,20 @@ class ResponseStore:
                 if damaged
                 else "make room or give access, and run the same command again: what is there is kept",
             ) from error
+
+
+def _response(value: str, tokens: int, near_ties: int) -> Response:
+    """A row as a response.
+
+    Raises:
+        ValueError, TypeError, AttributeError: it is none.
+    """
+    match load_json(value.encode()), tokens, near_ties:
+        case [float() | int() as number, bool() as greedy], int(), int():
+            return Response((number, greedy), tokens, near_ties)
+        case str() | float() | int() as answer, int(), int():
+            return Response(answer, tokens, near_ties)
+    raise ValueError("no response")
 
 
 def _checksum(*parts: Any) -> str:

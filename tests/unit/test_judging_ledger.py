@@ -67,7 +67,7 @@ def test_another_file_is_left_alone(tmp_path: Path) -> None:
     with sqlite3.connect(tmp_path / "other.sqlite") as database:
         database.execute("CREATE TABLE mine (a)")
     before = (tmp_path / "other.sqlite").read_bytes()
-    with pytest.raises(CacheError, match="not a ledger"):
+    with pytest.raises(CacheError, match="cannot be used: it holds a table 'mine'"):
         Ledger(tmp_path / "other.sqlite")
     assert (tmp_path / "other.sqlite").read_bytes() == before
     (tmp_path / "text").write_text("no database " * 100, encoding="utf-8")
