@@ -204,16 +204,20 @@ def baseline_of(outcomes: Outcomes, protocol: Protocol, *, run: str, tolerances:
             effect, found = null
             said = {"effect": effect, "low": found.low, "high": found.high}
             separations.append(Separation(cell=row.cell, task=row.task, metric=row.metric, **said))
-    return Baseline(
-        run=run,
-        created=datetime.now(UTC).isoformat(timespec="seconds"),
-        tolerances=tolerances,
-        protocol=protocol,
-        cells={key: (cell.method, cell.multiplier) for key, cell in cells.items()},
-        documents=documents,
-        answers=tuple(rows),
-        separations=tuple(separations),
-    )
+    try:
+        return Baseline(
+            run=run,
+            created=datetime.now(UTC).isoformat(timespec="seconds"),
+            tolerances=tolerances,
+            protocol=protocol,
+            cells={key: (cell.method, cell.multiplier) for key, cell in cells.items()},
+            documents=documents,
+            answers=tuple(rows),
+            separations=tuple(separations),
+        )
+    except ValidationError as error:  # results that do not fit together
+        why = error.errors(include_url=False)[0]["msg"].removeprefix("Value error, ")
+        raise RunError(f"no baseline can be made of {run}: {why}", do="run the sweep again") from error
 
 
 def null_of(outcomes: Outcomes, cell: str, task: str, metric: str) -> tuple[float, Null] | None:

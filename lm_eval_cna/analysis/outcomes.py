@@ -7,20 +7,22 @@ subtasks do not appear beside it. A metric of a filter other than `none` is name
 
 from __future__ import annotations
 
-import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, TypeGuard
 
 from lm_eval_cna.analysis.paired import Document, Kind
 from lm_eval_cna.errors import RunError
 from lm_eval_cna.scoring.strongreject import FORMS, Verdict, is_evasion, verdict_metrics
 from lm_eval_cna.scoring.tasks import score_response
 from lm_eval_cna.sweep.cells import Cell
-from lm_eval_cna.sweep.rundir import HARMLESS_KL, RunDirectory
+from lm_eval_cna.sweep.reading import read_divergences, read_plan, read_verdicts, response_of, results_of
+from lm_eval_cna.sweep.rundir import RunDirectory
 from lm_eval_cna.sweep.summary import HARMLESS_TASK, read_summary
 
 Values = dict[Document, float]
+#: What is larger is no measurement, and its square or its sum with others no number; it is left out, as infinity is.
+_LARGEST = 1e100
 #: Metrics that are means whatever values one run happens to have: a quality of exactly 1 everywhere is no rate.
 _MEANS = ("quality", "harmless_kl", "strongreject_score", "rating10_score", "judge_conv", "judge_spec", "judge_rating")
 
@@ -74,49 +76,31 @@ def read_outcomes(directory: RunDirectory, *, judge: str | None = None) -> Outco
     Raises:
         RunError: the directory is no run, a file of it is damaged, or there is no verdict by that judge.
     """
-    plan = directory.manifest()["plan"]
+    plan = read_plan(directory)
     values: dict[tuple[str, str, str], Values] = {}
     texts: dict[tuple[str, str, Document], str] = {}
     verdicts = _verdicts(directory, judge)
     judged = {(row["cell"], row["task"]) for row in verdicts["verdicts"]} if verdicts else set()
     cells: dict[str, Cell] = {}
-    for entry in plan["cells"]:
-        cell = Cell(entry["method"], entry["multiplier"], entry["seed"], entry["size"])
-        for results in _results(directory, plan, cell):
+    for cell in plan.cells:
+        for results in results_of(directory, plan, cell.key):
             cells[cell.key] = cell
-            try:
-                _take(results, cell.key, values, texts if judged else None, judged)
-            except (KeyError, TypeError, AttributeError) as error:
-                raise RunError(
-                    f"a results file of {cell.key} in {directory.path} is damaged: {error!r}",
-                    do="delete it and run the sweep again",
-                ) from error
+            _take(directory, results, cell.key, values, texts, judged)
     if verdicts:
         _take_verdicts(verdicts, texts, values)
-    if directory.has(HARMLESS_KL):
-        divergences = directory.read_json(HARMLESS_KL)
-        for key in cells:
-            kept = divergences.get(key) or {"values": ()}
-            measured = {number: value for number, value in enumerate(kept["values"]) if _is_number(value)}
-            if measured:
-                values[key, HARMLESS_TASK, "harmless_kl"] = {number: float(v) for number, v in measured.items()}
+    for key, kept in read_divergences(directory).items():
+        measured: Values = {number: value for number, value in enumerate(kept.values) if _is_number(value)}
+        if measured and key in cells:
+            values[key, HARMLESS_TASK, "harmless_kl"] = measured
     return Outcomes(cells, values, verdicts["judge"] if verdicts else None)
 
 
-def _results(directory: RunDirectory, plan: Mapping[str, Any], cell: Cell) -> Iterator[dict[str, Any]]:
-    folder = directory.path / "cells" / cell.key
-    names = plan.get("settings") or sorted(path.stem for path in folder.glob("*.json"))
-    for setting in names:
-        name = directory.results_name(cell.key, setting)
-        if directory.has(name):
-            yield directory.read_json(name)
-
-
 def _take(
+    directory: RunDirectory,
     results: Mapping[str, Any],
     cell: str,
     values: dict[tuple[str, str, str], Values],
-    texts: dict[tuple[str, str, Document], str] | None,
+    texts: dict[tuple[str, str, Document], str],
     judged: set[tuple[str, str]],
 ) -> None:
     owner = _owners(results)
@@ -125,12 +109,12 @@ def _take(
         for sample in samples:
             document: Document = sample["doc_id"] if group is None else f"{task}/{sample['doc_id']}"
             suffix = "" if sample.get("filter", "none") == "none" else f" ({sample['filter']})"
-            for metric in sample["metrics"]:
+            for metric in sample.get("metrics", ()):
                 value = sample.get(metric)
                 if _is_number(value):
                     values.setdefault((cell, group or task, f"{metric}{suffix}"), {})[document] = float(value)
-            if texts is not None and (cell, task) in judged:
-                texts[cell, task, document] = sample["resps"][0][0]
+            if (cell, task) in judged:
+                texts[cell, task, document] = response_of(directory, task, sample)
 
 
 def _owners(results: Mapping[str, Any]) -> dict[str, str]:
@@ -151,15 +135,20 @@ def _owners(results: Mapping[str, Any]) -> dict[str, str]:
     }
 
 
-def _members(group: str, groups: Mapping[str, list[str]]) -> Iterator[str]:
-    for member in groups.get(group, ()):
-        yield member
-        if member != group:
-            yield from _members(member, groups)
+def _members(group: str, groups: Mapping[str, list[str]]) -> list[str]:
+    """What is in a group and in the groups in it, each once."""
+    found = dict.fromkeys(groups.get(group, ()))
+    waiting = list(found)
+    while waiting:
+        new = [member for member in groups.get(waiting.pop(), ()) if member not in found]
+        found |= dict.fromkeys(new)
+        waiting += new
+    return list(found)
 
 
 def _verdicts(directory: RunDirectory, judge: str | None) -> dict[str, Any] | None:
-    files = sorted((directory.path / "judged").glob("*.json"), key=lambda path: (path.stat().st_mtime_ns, path.name))
+    files = [path for path in (directory.path / "judged").glob("*.json") if path.is_file()]
+    files.sort(key=lambda path: (path.stat().st_mtime_ns, path.name))
     if judge is not None:
         files = [path for path in files if path.stem.startswith(judge[:12])]
         if not files:
@@ -169,11 +158,7 @@ def _verdicts(directory: RunDirectory, judge: str | None) -> dict[str, Any] | No
     # The summary names its judge; where it does not, the newest file is taken, which trusts the clock.
     if judge is None and directory.has("summary.json") and (named := read_summary(directory).judge) is not None:
         files = [path for path in files if path.stem == named] or files
-    document = directory.read_json(f"judged/{files[-1].name}")
-    rows = document.get("verdicts")
-    if not isinstance(rows, list) or not isinstance(document.get("judge"), dict):
-        raise RunError(f"{files[-1]} holds no verdicts", do="judge the run again")
-    return document
+    return read_verdicts(directory, f"judged/{files[-1].name}")
 
 
 def _take_verdicts(
@@ -186,7 +171,7 @@ def _take_verdicts(
     stale = ("judge_", "unscored", "n_unscored", "strongreject_", "rating10_", "outcome_evaded")
     for key in [key for key in values if key[:2] in judged and key[2].startswith(stale)]:
         del values[key]
-    form = FORMS[str(document.get("rubric_version", "")).partition("/")[0]]
+    form = FORMS[document["rubric_version"].partition("/")[0]]
     for row in document["verdicts"]:
         at = (row["cell"], row["task"])
         if (*at, row["doc_id"]) not in texts:
@@ -198,5 +183,5 @@ def _take_verdicts(
             values.setdefault((*at, metric), {})[row["doc_id"]] = value
 
 
-def _is_number(value: Any) -> bool:
-    return isinstance(value, (int, float)) and math.isfinite(value)
+def _is_number(value: Any) -> TypeGuard[float]:
+    return isinstance(value, (int, float)) and abs(value) < _LARGEST  # neither NaN nor infinity is

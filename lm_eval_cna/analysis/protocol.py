@@ -12,14 +12,13 @@ from collections.abc import Iterable, Mapping
 from pathlib import PurePosixPath
 from typing import Any
 
-from pydantic import ValidationError
-
 from lm_eval_cna.analysis.outcomes import Outcomes
 from lm_eval_cna.analysis.rates import Record
 from lm_eval_cna.errors import RunError
 from lm_eval_cna.hashing import json_sha256
 from lm_eval_cna.provenance import ModelInfo
 from lm_eval_cna.sweep.cells import BASELINE
+from lm_eval_cna.sweep.reading import Plan, read_plan, read_results, settings_of
 from lm_eval_cna.sweep.rundir import RunDirectory
 
 _VERSIONS = ("lm-eval-cna", "lm_eval", "transformers", "torch")
@@ -108,31 +107,31 @@ def read_protocol(directory: RunDirectory, outcomes: Outcomes) -> Protocol:
     Raises:
         RunError: the directory is no finished run, or a file of it is damaged.
     """
-    manifest = directory.manifest()
+    manifest, checked = directory.manifest(), read_plan(directory)
     plan = manifest["plan"]
     try:
-        cells = [cell for cell in plan["cells"] if cell["method"] != BASELINE.method]
-        controls = [cell for cell in cells if cell["seed"] is not None]
+        cells = [cell for cell in checked.cells if cell.method != BASELINE.method]
+        controls = [cell for cell in cells if cell.seed is not None]
         shape = manifest["architecture"]
         return Protocol(
             model=model_name(str(plan["model"])),
             architecture=f"{shape['name']}, {_shape(shape)}",
             weights=plan.get("weights_sha256"),
-            methods=tuple(sorted({cell["method"] for cell in cells})),
-            sizes=tuple(sorted({cell["size"] for cell in cells if cell["size"] is not None})),
-            multipliers=tuple(sorted({float(cell["multiplier"]) for cell in cells} | {1.0})),
-            random=len({cell["seed"] for cell in controls}),
-            control_multipliers=tuple(sorted({float(cell["multiplier"]) for cell in controls})),
+            methods=tuple(sorted({cell.method for cell in cells})),
+            sizes=tuple(sorted({cell.size for cell in cells if cell.size is not None})),
+            multipliers=tuple(sorted({cell.multiplier for cell in cells} | {1.0})),
+            random=len({cell.seed for cell in controls}),
+            control_multipliers=tuple(sorted({cell.multiplier for cell in controls})),
             match=plan.get("match", "layer"),
             scale=plan.get("scale", 1.0),
             limit=plan.get("limit"),
             tasks=tuple(TaskSettings.model_validate(task) for task in plan.get("tasks", ())),
-            questions=dict(_questions(directory, plan)),
+            questions=dict(_questions(directory, checked)),
             circuit=_circuit(directory),
             judge=None if outcomes.judge is None else outcomes.judge.get("fingerprint"),
             versions={name: str(said) for name, said in manifest.get("machine", {}).items() if name in _VERSIONS},
         )
-    except (KeyError, TypeError, AttributeError, ValidationError) as error:
+    except (KeyError, TypeError, AttributeError, ValueError) as error:
         first = str(error).splitlines()[0]
         raise RunError(f"{directory.path} is damaged: {first}", do="run the sweep again") from error
 
@@ -199,10 +198,9 @@ def _differing_questions(one: Protocol, other: Protocol, *, rendered: bool, name
     return found
 
 
-def _questions(directory: RunDirectory, plan: Mapping[str, Any]) -> Iterable[tuple[str, Questions]]:
-    folder = directory.path / "cells" / BASELINE.key
-    for setting in plan.get("settings") or sorted(path.stem for path in folder.glob("*.json")):
-        results = directory.read_json(directory.results_name(BASELINE.key, setting))
+def _questions(directory: RunDirectory, plan: Plan) -> Iterable[tuple[str, Questions]]:
+    for setting in settings_of(directory, plan, BASELINE.key):
+        results = read_results(directory, directory.results_name(BASELINE.key, setting))
         for task, samples in results["samples"].items():
             # A task with several filters has a sample a filter for each document.
             asked = {sample["doc_id"]: (sample["doc"], sample["arguments"]) for sample in samples}

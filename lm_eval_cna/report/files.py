@@ -9,10 +9,13 @@ from typing import Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
+from lm_eval_cna.errors import RunError
+from lm_eval_cna.files import read_whole
 from lm_eval_cna.sweep.rundir import RunDirectory
 
 #: File that lists a report's tables and figures.
 LIST = "report.files.json"
+_MAX_BYTES = 2**22
 _FOLDERS = {"tables": (".tex",), "figures": (".png", ".pdf")}
 
 
@@ -43,6 +46,14 @@ class ReportFiles:
         self._directory.write_text(name, text)
         self._written.add(name)
 
+    def place(self, name: str) -> Path:
+        """Where a file goes that is written by other means.
+
+        Raises:
+            RunError: a link leads out of the directory.
+        """
+        return self._directory.place(name)
+
     def add(self, paths: Iterable[Path]) -> None:
         """Note files that were written by other means."""
         self._written |= {path.relative_to(self._directory.path).as_posix() for path in paths}
@@ -54,15 +65,15 @@ class ReportFiles:
             RunError: the list cannot be written.
         """
         for name in self._earlier() - self._written:
-            with suppress(OSError):  # somebody removed it, or put a folder in its place
-                (self._directory.path / name).unlink()
+            with suppress(RunError):  # somebody put a folder or a link in its place
+                self._directory.remove(name)
         listed = _Listed(files=sorted(name for name in self._written if _is_ours(name)))
         self._directory.write_text(LIST, listed.model_dump_json(by_alias=True, indent=1) + "\n")
 
     def _earlier(self) -> set[str]:
         """What the list names, as far as a report writes such files: the list may have been edited."""
         try:
-            text = (self._directory.path / LIST).read_bytes()
+            text = read_whole(self._directory.path / LIST, limit=_MAX_BYTES)
             return {name for name in _Listed.model_validate_json(text).files if _is_ours(name)}
         except (OSError, ValidationError):
             return set()

@@ -73,7 +73,7 @@ def _figures(found: Contents, output: Path, kept: ReportFiles) -> dict[str, list
     taken: set[str] = set()
     for owner, name, panels, title in wanted:
         try:
-            files = draw(panels, title=title, stem=output / "figures" / slug(name, taken))
+            files = draw(panels, title=title, stem=kept.place(f"figures/{slug(name, taken)}"))
         except OSError as error:
             raise RunError(f"cannot write the figures in {output}: {error.strerror or error}") from error
         kept.add(files)

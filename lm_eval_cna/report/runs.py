@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import shlex
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -18,6 +19,7 @@ from lm_eval_cna.intervention import Circuit, read_intervention
 from lm_eval_cna.provenance import ExpertsInfo, ModelInfo
 from lm_eval_cna.report.escape import slug
 from lm_eval_cna.stability import Stability, read_stability, stability_path
+from lm_eval_cna.sweep.reading import check_hash, read_plan
 from lm_eval_cna.sweep.rundir import SELF_CHECK, RunDirectory
 from lm_eval_cna.sweep.summary import RESPONSES, Summary, read_summary
 
@@ -127,7 +129,8 @@ class Run:
     def near_ties(self) -> NearTies | None:
         """Near-ties of all cells; None where nothing was generated."""
         found = [row for row in self.summary.measured if (row.task, row.metric) == (RESPONSES, "near_ties")]
-        return NearTies(round(sum(row.value for row in found)), sum(row.n for row in found)) if found else None
+        tokens = sum(row.value for row in found if math.isfinite(row.value))
+        return NearTies(round(tokens), sum(row.n for row in found)) if found else None
 
     @property
     def facts(self) -> str:
@@ -217,7 +220,6 @@ def _stability(directory: RunDirectory, circuit: Circuit | None) -> Stability | 
 
 def _circuit(directory: RunDirectory, name: str) -> Circuit | None:
     found = read_intervention(directory.path / name) if directory.has(name) else None
-    plan = directory.manifest()["plan"]
-    if found is not None and plan.get("interventions", {}).get(name, found.sha256) != found.sha256:
-        raise RunError(f"{directory.path / name} is not what the sweep steered with", do="put the file back")
+    if found is not None:
+        check_hash(directory, read_plan(directory), name, found.sha256)
     return found if isinstance(found, Circuit) else None

@@ -13,6 +13,7 @@ from lm_eval_cna.analysis.paired import Document
 from lm_eval_cna.report.runs import Run
 from lm_eval_cna.report.tables import OUTCOMES, label
 from lm_eval_cna.sweep.cells import Cell
+from lm_eval_cna.sweep.reading import read_plan, results_of
 
 #: Characters of one text that are kept, and of all texts of a report before answers of further control seeds are
 #: left out: a page of this size still opens at once.
@@ -94,13 +95,7 @@ def browser_data(runs: Sequence[Run], *, most: int = MOST_CHARACTERS) -> dict[st
 
 def _responses(run: Run, cell: str) -> Iterator[tuple[str, Document, str, str]]:
     """(task, document, prompt, response) of every generated response of a cell."""
-    folder = run.directory.path / "cells" / cell
-    names = run.provenance["plan"].get("settings") or sorted(path.stem for path in folder.glob("*.json"))
-    for setting in names:
-        name = run.directory.results_name(cell, setting)
-        if not run.directory.has(name):
-            continue
-        results = run.directory.read_json(name)
+    for results in results_of(run.directory, read_plan(run.directory), cell):
         for task, samples in results.get("samples", {}).items():
             template = results.get("configs", {}).get(task, {}).get("doc_to_text")
             seen = set()

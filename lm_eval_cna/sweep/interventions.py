@@ -23,6 +23,7 @@ from lm_eval_cna.stability import Stability, read_stability, stability_path
 from lm_eval_cna.steering import Setting
 from lm_eval_cna.sweep.cells import Cell
 from lm_eval_cna.sweep.config import SweepConfig
+from lm_eval_cna.sweep.reading import check_hash, read_plan
 from lm_eval_cna.sweep.rundir import RunDirectory
 
 _FILES = {
@@ -67,9 +68,9 @@ class Interventions:
         """Write every intervention into the run directory; of a sweep that has begun, those that are missing."""
         for name, intervention in self.files.items():
             if not directory.begun or not directory.has(name):
-                intervention.write(directory.path / name)
+                intervention.write(directory.place(name))
         if self.stability is not None:
-            self.stability.write(stability_path(directory.path / _FILES["cna"]))
+            self.stability.write(stability_path(directory.place(_FILES["cna"])))
 
     @property
     def files(self) -> dict[str, Circuit | Vectors]:
@@ -99,6 +100,7 @@ def prepare(config: SweepConfig, lm: CNAHFLM, directory: RunDirectory) -> Interv
     for method, source in sources.items():
         if source is not None:
             found[method] = _of_method(method, read_intervention(source))
+            _check_begun(directory, _FILES[method], found[method])
             check_fit(found[method], lm.architecture)
     missing = [method for method in sources if method not in found]
     magnitudes, stability = None, _known_stability(config.circuit, found.get("cna"))
@@ -201,6 +203,7 @@ def _draw(
             matched = found[like]
             if directory.begun and kept.is_file():
                 drawn[method, seed] = read_intervention(kept)
+                _check_begun(directory, _control_file(method, seed), drawn[method, seed])
             elif isinstance(matched, Circuit):
                 match = cast("Match", LOCAL.get(method, config.match))
                 drawn[method, seed] = control(
@@ -209,6 +212,12 @@ def _draw(
             else:
                 drawn[method, seed] = control(lm.module, matched, seed=seed, **identity)
     return drawn
+
+
+def _check_begun(directory: RunDirectory, name: str, intervention: Circuit | Vectors) -> None:
+    """A sweep goes on with what its manifest names by its hash, wherever that is read from."""
+    if directory.begun:
+        check_hash(directory, read_plan(directory), name, intervention.sha256)
 
 
 def _of_method(method: str, intervention: Circuit | Vectors) -> Circuit | Vectors:

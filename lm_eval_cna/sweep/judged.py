@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import re
 import statistics
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -19,6 +19,7 @@ from lm_eval_cna.judging.ledger import Ledger
 from lm_eval_cna.scoring.strongreject import Verdict, is_evasion, verdict_metrics
 from lm_eval_cna.scoring.tasks import score_response
 from lm_eval_cna.sweep.cells import Cell
+from lm_eval_cna.sweep.reading import read_plan, response_of, results_of
 from lm_eval_cna.sweep.rundir import RunDirectory
 from lm_eval_cna.sweep.summary import Measured, Summary, coordinates, read_summary
 
@@ -92,24 +93,19 @@ def is_judges(metric: str) -> bool:
 
 
 def _responses(directory: RunDirectory) -> Iterator[Judged]:
-    plan = directory.manifest()["plan"]
-    for entry in plan["cells"]:
-        cell = Cell(entry["method"], entry["multiplier"], entry["seed"], entry["size"])
-        for setting in plan["settings"]:
-            name = directory.results_name(cell.key, setting)
-            if not directory.has(name):
-                continue
-            results = directory.read_json(name)
-            for task in sorted(set(plan["judged"]) & results["samples"].keys()):
-                template = results["configs"][task]["doc_to_text"]
+    plan = read_plan(directory)
+    for cell in plan.cells:
+        for results in results_of(directory, plan, cell.key):
+            for task in sorted(set(plan.judged) & results["samples"].keys()):
+                template = results.get("configs", {}).get(task, {}).get("doc_to_text")
                 for sample in sorted(results["samples"][task], key=lambda sample: sample["doc_id"]):
-                    prompt = _prompt(template, sample["doc"])
-                    yield Judged(cell, task, sample["doc_id"], JudgeItem(prompt, sample["resps"][0][0]))
+                    prompt = _prompt(template, sample.get("doc"))
+                    yield Judged(cell, task, sample["doc_id"], JudgeItem(prompt, response_of(directory, task, sample)))
 
 
-def _prompt(template: str, doc: Mapping[str, Any]) -> str:
-    match = _FIELD.fullmatch(template.strip())
-    if match is None or match[1] not in doc:
+def _prompt(template: Any, doc: Any) -> str:
+    match = _FIELD.fullmatch(template.strip()) if isinstance(template, str) else None
+    if match is None or not isinstance(doc, dict) or match[1] not in doc:
         raise RunError("a judged task's prompt is not one field of its rows", got=template, allowed="{{field}}")
     return str(doc[match[1]])
 

@@ -17,6 +17,7 @@ from lm_eval_cna.sweep.batches import Batch, Request, plan_batches
 from lm_eval_cna.sweep.cells import Cell, plan_cells
 from lm_eval_cna.sweep.config import SweepConfig
 from lm_eval_cna.sweep.interventions import Interventions
+from lm_eval_cna.sweep.reading import read_plan
 from lm_eval_cna.sweep.requests import Evaluation, collect, load_evaluations
 from lm_eval_cna.sweep.rundir import RunDirectory
 
@@ -75,7 +76,7 @@ def lay_out(
     given = config.model_args.get("batch_size", "auto")
     rows = prompts.rows(lm) if given == "auto" else int(given)
     if directory.begun:  # the plan that was begun, on a machine with another memory too
-        rows = directory.manifest()["plan"].get("rows", rows)
+        rows = read_plan(directory).rows or rows
     return Layout(
         cells=cells,
         settings=settings,

@@ -20,6 +20,7 @@ from lm_eval.loggers.evaluation_tracker import GeneralConfigTracker
 from lm_eval_cna.errors import ConfigError, RunError
 from lm_eval_cna.hashing import json_sha256
 from lm_eval_cna.sweep.config import SweepConfig
+from lm_eval_cna.sweep.reading import Plan, read_plan, results_of
 from lm_eval_cna.sweep.rundir import RunDirectory
 from lm_eval_cna.sweep.summary import Summary, read_summary
 
@@ -78,14 +79,16 @@ class CellLogs:
             targets["hf_hub_log_args"] = self._to_files(self._tracker, chat_template)
         if not targets:
             return
-        plan, summary = directory.manifest()["plan"], read_summary(directory)
+        plan, summary = read_plan(directory), read_summary(directory)
         logged = directory.read_json(LOGGED) if directory.has(LOGGED) else {}
+        if not all(isinstance(keys, list) for keys in logged.values()):
+            raise RunError(f"{directory.path / LOGGED} is damaged", do="delete it; every cell is logged again then")
         for field, log in targets.items():
             given = {name: value for name, value in getattr(self._config, field).items() if name not in _SECRET}
             done = logged.setdefault(f"{field}:{json_sha256(given)[:12]}", [])
-            todo = [cell["key"] for cell in plan["cells"] if cell["key"] not in done]
+            todo = [cell.key for cell in plan.cells if cell.key not in done]
             for key in todo:
-                results, samples = _cell_results(directory, key, plan["settings"], summary)
+                results, samples = _cell_results(directory, key, plan, summary)
                 with _explained(field, key):
                     log(key, results, samples)
                 done.append(key)
@@ -161,16 +164,12 @@ def _pushes(tracker: EvaluationTracker) -> bool:
 
 
 def _cell_results(
-    directory: RunDirectory, key: str, settings: list[str], summary: Summary
+    directory: RunDirectory, key: str, plan: Plan, summary: Summary
 ) -> tuple[dict[str, Any], dict[str, Any]]:
     """One cell as lm-eval reports a run, and its samples: all evaluation settings, and the judge's verdicts."""
     merged: dict[str, Any] = {}
     samples: dict[str, Any] = {}
-    for setting in settings:
-        name = directory.results_name(key, setting)
-        if not directory.has(name):
-            continue  # controls are not asked everything
-        results = directory.read_json(name)
+    for results in results_of(directory, plan, key):  # controls are not asked everything
         samples |= results.pop("samples")
         for field, value in results.items():
             merged[field] = {**merged.get(field, {}), **value} if field in _BY_TASK else merged.get(field, value)

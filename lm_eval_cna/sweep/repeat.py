@@ -13,8 +13,10 @@ from typing import Any
 
 from lm_eval_cna.errors import RunError
 from lm_eval_cna.hashing import json_sha256
+from lm_eval_cna.intervention import read_intervention
 from lm_eval_cna.sweep.config import SweepConfig, parse_config
 from lm_eval_cna.sweep.judged import is_judges
+from lm_eval_cna.sweep.reading import check_hash, read_plan
 from lm_eval_cna.sweep.rundir import RunDirectory
 from lm_eval_cna.sweep.summary import Summary, read_summary
 
@@ -72,7 +74,9 @@ def config_of(first: RunDirectory, output: Path) -> SweepConfig:
     values: dict[str, Any] = {name: plan[name] for name in SweepConfig.model_fields if name in plan}
     for field, name in _GIVEN.items():
         if values.get(field) is not None and first.has(name):
-            values[field] = str(first.path / name)
+            kept = first.path / name
+            check_hash(first, read_plan(first), name, read_intervention(kept).sha256)
+            values[field] = str(kept)
     return parse_config({**values, "output": output})
 
 
@@ -82,20 +86,19 @@ def compare_runs(first: RunDirectory, again: RunDirectory) -> Comparison:
     Raises:
         RunError: one of them is not finished, or damaged.
     """
-    one, two = first.manifest(), again.manifest()
-    judged = set(one["plan"].get("judged", ()))
+    one, two = read_plan(first), read_plan(again)
     left, right = _numbers(read_summary(first)), _numbers(read_summary(again))
-    keys = [key for key in dict.fromkeys([*left, *right]) if not (key[1] in judged and is_judges(key[2]))]
+    keys = [key for key in dict.fromkeys([*left, *right]) if not (key[1] in one.judged and is_judges(key[2]))]
     differences = [
         Difference(*key, left.get(key), right.get(key)) for key in keys if not _equal(left.get(key), right.get(key))
     ]
     return Comparison(
         compared=len(keys),
         differences=tuple(sorted(differences, key=_size, reverse=True)),
-        interventions=_unequal(one["plan"].get("interventions", {}), two["plan"].get("interventions", {})),
+        interventions=_unequal(one.interventions, two.interventions),
         circumstances=tuple(
             (what, _shown(a.get(what)), _shown(b.get(what)))
-            for a, b in ((_circumstances(one), _circumstances(two)),)
+            for a, b in ((_circumstances(first.manifest()), _circumstances(again.manifest())),)
             for what in dict.fromkeys([*a, *b])
             if a.get(what) != b.get(what)
         ),

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import fcntl
 import json
+import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -23,7 +24,8 @@ SELF_CHECK = "self_check.json"
 HARMLESS_KL = "harmless_kl.json"
 #: What is measured of a plan, besides the cells' results.
 MEASURED = ("summary.json", SELF_CHECK, HARMLESS_KL)
-_MAX_BYTES = 2**31  # results of whole MMLU with samples take some hundred MiB
+_RESULTS = 2**31  # results of whole MMLU with samples take some hundred MiB
+_MAX_BYTES = 2**28  # of every other file
 MANIFEST_SCHEMA = "lm-eval-cna/manifest/1"
 
 
@@ -59,10 +61,12 @@ class RunDirectory:
         """
         try:
             self.path.mkdir(parents=True, exist_ok=True)
-            handle = (self.path / ".lock").open("a")
+            # Not through a link, which may lead anywhere; a pipe is not waited for.
+            flags = os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_NONBLOCK
+            handle = os.open(self.path / ".lock", flags, 0o666)
         except OSError as error:
             raise RunError(f"cannot write to {self.path}: {error.strerror or error}") from error
-        with handle:
+        try:
             try:
                 fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
             except OSError as error:
@@ -70,6 +74,8 @@ class RunDirectory:
                     f"another process is running a sweep in {self.path}", do="wait for it, or choose another --output"
                 ) from error
             yield
+        finally:
+            os.close(handle)
 
     def adopt(self, manifest: dict[str, Any]) -> None:
         """Write the manifest, or make sure that the one that is there has the same plan.
@@ -88,12 +94,9 @@ class RunDirectory:
             self.write_json("manifest.json", {"schema": MANIFEST_SCHEMA, **manifest})
 
     def _forget(self) -> None:
-        try:
-            for name in ("cells/*/*.json", *MEASURED):
-                for path in self.path.glob(name):
-                    path.unlink()
-        except OSError as error:
-            raise RunError(f"cannot write to {self.path}: {error.strerror or error}") from error
+        for name in ("cells/*/*.json", *MEASURED):
+            for path in self.path.glob(name):
+                self.remove(path.relative_to(self.path).as_posix())
 
     @property
     def begun(self) -> bool:
@@ -143,22 +146,25 @@ class RunDirectory:
 
     def has(self, name: str) -> bool:
         """Whether a file is there; files are renamed into place, so it is whole then."""
-        return (self.path / name).is_file()
+        try:
+            return self._at(name).is_file()
+        except OSError:  # a name that is too long
+            return False
 
     def read_json(self, name: str) -> dict[str, Any]:
         """Read one of the directory's JSON files.
 
         Raises:
-            RunError: it is missing, cut short, changed since it was written, or not an object.
+            RunError: it is missing, cut short, changed since it was written, or not an object, or the name is none.
         """
-        path = self.path / name
+        path = self._at(name)
         try:
-            document, has_seal = unsealed(read_whole(path, limit=_MAX_BYTES))
+            document, has_seal = unsealed(read_whole(path, limit=_RESULTS if name.startswith("cells/") else _MAX_BYTES))
         except FileNotFoundError as error:
             raise RunError(
                 f"no {name} in {self.path}", do="is it the directory of a finished `lm-eval-cna sweep`?"
             ) from error
-        except (OSError, ValueError, RecursionError) as error:
+        except (OSError, ValueError) as error:
             raise RunError(f"cannot read {path}: {error}", do="delete it and run the sweep again") from error
         if not isinstance(document, dict):
             raise RunError(f"{path} does not hold an object", do="delete it and run the sweep again")
@@ -185,11 +191,44 @@ class RunDirectory:
         self._write(name, text.encode())
 
     def _write(self, name: str, data: bytes) -> None:
-        path = self.path / name
+        path = self.place(name)
         try:
             write_whole(path, data)
         except OSError as error:
             raise RunError(f"cannot write {path}: {error.strerror or error}") from error
+
+    def remove(self, name: str) -> None:
+        """Remove a file; one that is not there is removed already.
+
+        Raises:
+            RunError: the directory cannot be written.
+        """
+        path = self.place(name)
+        try:
+            path.unlink(missing_ok=True)
+        except OSError as error:
+            raise RunError(f"cannot write to {self.path}: {error.strerror or error}") from error
+
+    def place(self, name: str) -> Path:
+        """Where a file is written or removed: in the directory, and not where a folder in it leads by a link.
+
+        A link to a file is replaced and not followed. Reading follows links: a run in the hub's cache consists of them.
+
+        Raises:
+            RunError: the name, or a link, leads out of the directory.
+        """
+        path = self._at(name)
+        inside, folder = os.path.realpath(self.path), os.path.realpath(path.parent)
+        if folder != inside and not folder.startswith(f"{inside}{os.sep}"):
+            raise RunError(f"{path.parent} leads out of {self.path}, to {folder}", do="remove the link")
+        return path
+
+    def _at(self, name: str) -> Path:
+        """The path of a name, which may come from a manifest."""
+        parts = name.split("/")
+        if "\0" in name or any(part in ("", ".", "..") for part in parts):
+            raise RunError("a name leads out of the run directory", got=name)
+        return self.path.joinpath(*parts)
 
 
 def find_runs(path: Path) -> list[RunDirectory]:

@@ -11,6 +11,7 @@ from pydantic import BaseModel, ConfigDict, Field
 from lm_eval_cna.errors import RunError
 from lm_eval_cna.scoring.outcome import changed, edit_similarity
 from lm_eval_cna.sweep.cells import BASELINE, Cell
+from lm_eval_cna.sweep.reading import Divergence, read_divergences, read_results
 from lm_eval_cna.sweep.rundir import HARMLESS_KL, RunDirectory
 from lm_eval_cna.sweep.store import Response
 
@@ -99,17 +100,19 @@ def summarize(directory: RunDirectory, cells: list[Cell], settings: list[str]) -
     measured: list[Measured] = []
     counts: dict[Cell, list[dict[str, int]]] = {cell: [] for cell in cells}
     for setting in settings:
-        untouched = _texts(directory.read_json(directory.results_name(BASELINE.key, setting)))
+        untouched = _texts(read_results(directory, directory.results_name(BASELINE.key, setting)))
         for cell in cells:
             name = directory.results_name(cell.key, setting)
             if directory.has(name):
-                results = directory.read_json(name)
+                results = read_results(directory, name)
                 measured += _metrics(cell, results)
                 measured += _changes(cell, _texts(results), untouched)
                 counts[cell].append(((results.get("config") or {}).get("cna") or {}).get(GENERATED) or {})
-    if directory.has(HARMLESS_KL):
-        kept = directory.read_json(HARMLESS_KL)
-        measured += [row for cell in cells for row in _divergence(cell, kept[cell.key])]
+    divergences = read_divergences(directory)
+    for cell in cells if divergences else ():
+        if cell.key not in divergences:
+            raise RunError(f"{directory.path / HARMLESS_KL} lacks {cell.key}", do="delete it and run the sweep again")
+        measured += _divergence(cell, divergences[cell.key])
     for cell, found in counts.items():
         measured += _generated(cell, found)
     return Summary(measured=tuple(measured))
@@ -134,12 +137,12 @@ def _generated(cell: Cell, counts: list[dict[str, int]]) -> list[Measured]:
     ]
 
 
-def _divergence(cell: Cell, kept: dict[str, Any]) -> list[Measured]:
+def _divergence(cell: Cell, kept: Divergence) -> list[Measured]:
     """Mean and 95th percentile of the KL; none where a steered distribution was not finite."""
     return [
-        Measured(**coordinates(cell), task=HARMLESS_TASK, metric=metric, value=kept[field], n=len(kept["values"]))
-        for metric, field in (("harmless_kl", "mean"), ("harmless_kl_p95", "p95"))
-        if kept[field] is not None
+        Measured(**coordinates(cell), task=HARMLESS_TASK, metric=metric, value=value, n=len(kept.values))
+        for metric, value in (("harmless_kl", kept.mean), ("harmless_kl_p95", kept.p95))
+        if value is not None
     ]
 
 
@@ -147,7 +150,8 @@ def _metrics(cell: Cell, results: dict[str, Any]) -> list[Measured]:
     rows = []
     for task, metrics in results["results"].items():
         counts = results.get("n-samples", {}).get(task, {})
-        documents = int(counts.get("effective", metrics.get("sample_len") or 0))
+        length = metrics.get("sample_len")
+        documents = counts.get("effective", length if isinstance(length, int) else 0) or 0
         for key, value in metrics.items():
             metric, _, filter_name = key.partition(",")
             if not filter_name or metric.endswith("_stderr") or not isinstance(value, (int, float)):
@@ -171,6 +175,11 @@ def _changes(cell: Cell, texts: dict[str, list[str]], untouched: dict[str, list[
     """`changed_rate` and `edit_similarity` of a cell's responses against the baseline's (DESIGN section 7)."""
     rows = []
     for task, steered in texts.items():
+        if len(steered) != len(untouched.get(task, ())):
+            raise RunError(
+                f"the results of {cell.key} and of {BASELINE.key} have another number of responses of {task}",
+                do="delete both and run the sweep again",
+            )
         pairs = list(zip(steered, untouched[task], strict=True))
         for metric, values in (
             ("changed_rate", [float(changed(a, b)) for a, b in pairs]),

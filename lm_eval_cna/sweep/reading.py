@@ -1,0 +1,215 @@
+"""A run directory's files, checked before anybody counts with them: they may come from elsewhere. Without torch.
+
+What is checked is what readers rely on; the rest of a file is lm-eval's and stays as it is.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from typing import Annotated, Any, TypeVar
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from lm_eval_cna.errors import RunError
+from lm_eval_cna.scoring.strongreject import FORMS
+from lm_eval_cna.sweep.cells import Cell
+from lm_eval_cna.sweep.rundir import HARMLESS_KL, RunDirectory
+
+# They become names of files.
+_Word = Annotated[str, Field(min_length=1, max_length=100)]  # `Cell.key` makes a name of it
+_Setting = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,100}$")]
+_Count = Annotated[int, Field(ge=0, le=2**53)]
+
+
+class _Part(BaseModel):
+    model_config = ConfigDict(frozen=True, strict=True, extra="ignore")
+
+
+Kind = TypeVar("Kind", bound=_Part)
+
+
+class _PlannedCell(_Part):
+    method: _Word
+    multiplier: Annotated[float, Field(allow_inf_nan=False)]
+    seed: _Count | None
+    size: _Count | None
+
+
+class Plan(_Part):
+    """What is read of a manifest's plan.
+
+    Attributes:
+        planned: its cells, as the file has them.
+        settings: names of the evaluation settings; older manifests have none.
+        judged: tasks whose responses a judge grades.
+        interventions: hash of every intervention, by the file that it is kept in.
+        rows: of a batch.
+    """
+
+    planned: Annotated[tuple[_PlannedCell, ...], Field(alias="cells", strict=False)]
+    settings: Annotated[tuple[_Setting, ...], Field(strict=False)] = ()
+    judged: Annotated[tuple[str, ...], Field(strict=False)] = ()
+    interventions: dict[str, str] = {}
+    rows: Annotated[int, Field(ge=1, le=2**20)] | None = None
+
+    @property
+    def cells(self) -> tuple[Cell, ...]:
+        """The cells of the sweep, in its order."""
+        return tuple(Cell(cell.method, cell.multiplier, cell.seed, cell.size) for cell in self.planned)
+
+
+class _Manifest(_Part):
+    plan: Plan
+    architecture: dict[str, Any] = {}
+    machine: dict[str, Any] = {}
+
+
+class _Sample(_Part):
+    doc_id: int
+    filter: str = "none"
+    metrics: list[str] = []
+    resps: Annotated[list[Annotated[list[Any], Field(min_length=1)]], Field(min_length=1)]
+
+
+class _Counted(_Part):
+    generated: dict[str, _Count] = {}
+
+
+class _Told(_Part):
+    cna: _Counted | None = None
+
+
+class _Results(_Part):
+    results: dict[str, dict[str, Any]]
+    samples: dict[str, list[_Sample]]
+    configs: dict[str, dict[str, Any]] = {}
+    versions: dict[str, Any] = {}
+    group_subtasks: dict[str, list[str]] = {}
+    shots: dict[str, Any] = Field(default={}, alias="n-shot")
+    counted: dict[str, dict[str, _Count | None]] = Field(default={}, alias="n-samples")
+    config: _Told | None = None
+
+
+class Divergence(_Part):
+    """First-token divergence of one cell on harmless prompts, in nats; None where it is not a finite number."""
+
+    values: list[float | None]
+    mean: float | None
+    p95: float | None
+
+
+class _Verdict(_Part):
+    cell: str
+    task: str
+    doc_id: int
+    score: Annotated[float, Field(ge=0, le=1)] | None
+    judgements: dict[str, _Count]
+    unscored_because: str | None
+
+
+class _Judged(_Part):
+    judge: dict[str, Any]
+    rubric_version: Annotated[str, Field(pattern=rf"^({'|'.join(FORMS)})/")]
+    verdicts: list[_Verdict]
+
+
+def read_plan(directory: RunDirectory) -> Plan:
+    """The plan of a sweep.
+
+    Raises:
+        RunError: the manifest is missing or damaged.
+    """
+    return _checked(directory, "manifest.json", _Manifest, directory.manifest(), "").plan
+
+
+def settings_of(directory: RunDirectory, plan: Plan, cell: str) -> tuple[str, ...]:
+    """The evaluation settings that a cell may have results of."""
+    found = (path.stem for path in (directory.path / "cells" / cell).glob("*.json"))
+    return plan.settings or tuple(sorted(found))
+
+
+def results_of(directory: RunDirectory, plan: Plan, cell: str) -> Iterator[dict[str, Any]]:
+    """The results files that a cell has, one an evaluation setting.
+
+    Raises:
+        RunError: one is damaged.
+    """
+    for setting in settings_of(directory, plan, cell):
+        name = directory.results_name(cell, setting)
+        if directory.has(name):
+            yield read_results(directory, name)
+
+
+def read_results(directory: RunDirectory, name: str) -> dict[str, Any]:
+    """lm-eval's results of a cell, with samples.
+
+    Raises:
+        RunError: the file is missing or damaged.
+    """
+    document = directory.read_json(name)
+    _checked(directory, name, _Results, document, "")
+    return document
+
+
+def response_of(directory: RunDirectory, task: str, sample: Mapping[str, Any]) -> str:
+    """The text of a judged task's sample.
+
+    Raises:
+        RunError: its response is no text.
+    """
+    response = sample["resps"][0][0]
+    if not isinstance(response, str):
+        raise RunError(f"a response of {task} in {directory.path} is no text", got=response, do="run the sweep again")
+    return response
+
+
+def read_divergences(directory: RunDirectory) -> dict[str, Divergence]:
+    """First-token divergence by cell; of a run that measured none, nothing.
+
+    Raises:
+        RunError: the file is damaged.
+    """
+    if not directory.has(HARMLESS_KL):
+        return {}
+    document = directory.read_json(HARMLESS_KL)
+    return {key: _checked(directory, HARMLESS_KL, Divergence, entry, key) for key, entry in document.items()}
+
+
+def read_verdicts(directory: RunDirectory, name: str) -> dict[str, Any]:
+    """What a judge said about a run.
+
+    Raises:
+        RunError: the file is missing or damaged.
+    """
+    document = directory.read_json(name)
+    _checked(directory, name, _Judged, document, "")
+    return document
+
+
+def check_hash(directory: RunDirectory, plan: Plan, name: str, sha256: str) -> None:
+    """Make sure that an intervention is the one that the manifest names, wherever it was read from.
+
+    Raises:
+        RunError: it is another one.
+    """
+    named = plan.interventions.get(name, sha256)
+    if named != sha256:
+        raise RunError(
+            f"{name} is not what the sweep in {directory.path} steers with",
+            got=sha256,
+            allowed=f"{named}, as its manifest says",
+            do="put the file back, name the revision that it was begun with, or choose another --output",
+        )
+
+
+def _checked(directory: RunDirectory, name: str, kind: type[Kind], value: Any, at: str) -> Kind:
+    try:
+        return kind.model_validate(value)
+    except ValidationError as error:
+        first = error.errors(include_url=False)[0]
+        where = ".".join([part for part in (at, *map(str, first["loc"])) if part])
+        raise RunError(
+            f"{directory.path / name} is damaged: {where}: {first['msg']}",
+            got=None if first["type"] == "missing" else first["input"],
+            do="delete it and run the sweep again",
+        ) from error
