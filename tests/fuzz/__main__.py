@@ -8,24 +8,33 @@ from __future__ import annotations
 import argparse
 import importlib.util
 import json
+import os
 import platform
-import subprocess
+import shutil
+import signal
 import sys
 import tempfile
 import time
+import traceback
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from benchmarks.machine import ROOT, commit, describe, slug
-from tests.fuzz.targets import TARGETS
-
 SCHEMA = "lm-eval-cna/fuzz/1"
-_START = 120  # seconds that a worker may take to import everything and make the good files
+_GRACE = 60  # seconds that a child may take beyond its time
 
 
 def main() -> int:
     """Fuzz every reader, print the table, write the record."""
+    if importlib.util.find_spec("atheris") is None:
+        print(
+            f"error: atheris is not installed for Python {platform.python_version()}; see `make fuzz`", file=sys.stderr
+        )
+        return 2
+    from benchmarks.machine import ROOT, commit, describe, slug
+    from tests.fuzz.good import build
+    from tests.fuzz.worker import TARGETS  # first of all, since it watches what is imported by it
+
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--seconds", type=int, default=60, help="for each reader")
     parser.add_argument("--seed", type=int, default=1)
@@ -33,19 +42,16 @@ def main() -> int:
     parser.add_argument("--keep", type=Path, help="folder for inputs that are findings; by default a temporary one")
     parser.add_argument("--output", type=Path, help="NAME.json and NAME.md; by default results/fuzz/<machine>")
     given = parser.parse_args()
-    if importlib.util.find_spec("atheris") is None:
-        print(
-            f"error: atheris is not installed for Python {platform.python_version()}; `make fuzz` installs it where "
-            "it has a build",
-            file=sys.stderr,
-        )
-        return 2
-    folder = (given.keep or Path(tempfile.mkdtemp(prefix="fuzz-"))).resolve()
-    folder.mkdir(parents=True, exist_ok=True)
-    rows = []
-    for name in given.only:
-        rows.append(row(name, given.seconds, given.seed, folder))
-        print(_line(rows[-1]), flush=True)
+    keep = Path(tempfile.mkdtemp(prefix="fuzz-", dir=given.keep))
+    memory = Path("/dev/shm")
+    with tempfile.TemporaryDirectory(dir=memory if os.access(memory, os.W_OK) else None) as scratch:
+        good = Path(scratch) / "good"
+        good.mkdir()
+        build(good)
+        rows = []
+        for name in given.only:
+            rows.append(row(name, good, keep, seconds=given.seconds, seed=given.seed))
+            print(_line(rows[-1]), flush=True)
     record = {
         "schema": SCHEMA,
         "machine": describe(),
@@ -62,46 +68,61 @@ def main() -> int:
     print(f"\n{markdown(record)}")
     found = sum(len(row["findings"]) for row in rows)
     if found:
-        print(f"{found} findings; their inputs are in {folder}", file=sys.stderr)
+        print(f"{found} findings; their inputs are in {keep}", file=sys.stderr)
     return int(found > 0)
 
 
-def row(name: str, seconds: int, seed: int, folder: Path) -> dict[str, Any]:
-    """Fuzz one reader; a worker that dies is a finding, and another one goes on for the time that is left."""
-    stem = name.replace(" ", "-").replace("'", "")
-    corpus = folder / stem
-    corpus.mkdir(exist_ok=True)
+def row(name: str, good: Path, keep: Path, *, seconds: int, seed: int) -> dict[str, Any]:
+    """Fuzz one reader in a child; one that dies is a finding, and another goes on for the time that is left."""
     total: dict[str, Any] = {"target": name, "inputs": 0, "seconds": 0.0, "slowest": 0.0, "growth_mib": 0.0}
     findings: dict[tuple[str, str], dict[str, Any]] = {}
     for attempt in range(5):
-        log = folder / f"{stem}-{attempt}.json"
+        log = keep / f"{name.replace(' ', '-').replace(chr(39), '')}-{attempt}.json"
         left = max(1, round(seconds - total["seconds"]))
-        worker = [sys.executable, "-m", "tests.fuzz.worker", name, f"--seconds={left}", f"--seed={seed + attempt}"]
-        started = time.monotonic()
-        try:
-            done = subprocess.run(
-                [*worker, f"--log={log}", f"--corpus={corpus}"],
-                capture_output=True,
-                text=True,
-                errors="replace",
-                timeout=left + _START,
-                check=False,
-            )
-            status, said = done.returncode, done.stderr
-        except subprocess.TimeoutExpired as error:
-            status, said = -9, f"still running: {error}"
-        kept = json.loads(log.read_text(encoding="utf-8")) if log.is_file() else {"seconds": 0.0, "findings": []}
+        folder = good.with_name(log.stem)
+        shutil.copytree(good, folder)
+        ended = _child(name, folder, log, seconds=left, seed=seed + attempt)
+        shutil.rmtree(folder)
+        kept = json.loads(log.read_text(encoding="utf-8")) if log.is_file() else {"findings": []}
         for field in ("inputs", "seconds"):
             total[field] += kept.get(field, 0)
         for field in ("slowest", "growth_mib"):
             total[field] = max(total[field], kept.get(field, 0.0))
         findings |= {(found["kind"], found["where"]): found for found in kept["findings"]}
-        if status != 0:
-            why = next((line for line in said.splitlines() if "ERROR: libFuzzer" in line), said.strip()[-300:])
-            findings["died", why] = {"kind": "died", "where": why, "text": f"status {status}", "input": ""}
-        if status == 0 or time.monotonic() - started < 1 or total["seconds"] >= seconds - 1:
+        if ended is not None:
+            findings["died", ended] = {"kind": "died", "where": "", "text": ended, "input": ""}
+        if ended is None or not kept.get("inputs") or total["seconds"] >= seconds - 1:
             break
     return {**total, "findings": list(findings.values())}
+
+
+def _child(name: str, folder: Path, log: Path, *, seconds: int, seed: int) -> str | None:
+    """Fuzz in a fork, which has everything imported; returns how it died, None where it did not."""
+    from tests.fuzz.worker import fuzz
+
+    said = log.with_suffix(".err")
+    child = os.fork()
+    if child == 0:
+        try:
+            os.dup2(os.open(said, os.O_WRONLY | os.O_CREAT | os.O_TRUNC), 2)
+            fuzz(name, folder, log, seconds=seconds, seed=seed)
+        except BaseException:
+            traceback.print_exc()
+        os._exit(1)
+    until, killed = time.monotonic() + seconds + _GRACE, False
+    while True:
+        found, status = os.waitpid(child, os.WNOHANG)
+        if found:
+            break
+        if not killed and time.monotonic() > until:
+            os.kill(child, signal.SIGKILL)
+            killed = True
+        time.sleep(0.05)
+    if status == 0:
+        return None
+    lines = said.read_text(errors="replace").splitlines()
+    why = next((line for line in lines if "ERROR: libFuzzer" in line), " ".join(lines[-3:])[-300:])
+    return f"status {os.waitstatus_to_exitcode(status)}: {why}"
 
 
 def markdown(record: dict[str, Any]) -> str:

@@ -160,6 +160,7 @@ def _judge(path: Path) -> None:
         return  # `--metadata` is read by lm-eval
     config = parse_judge(said)
     json.dumps(config.public())
+    assert config.model_dump_json()
     make_rubric(config.rubric, config.judge_template, config.max_chars)
 
 
@@ -168,7 +169,7 @@ def _template(path: Path) -> None:
 
 
 def _verdict(path: Path) -> None:
-    text = path.read_bytes().decode("utf-8", "surrogatepass" if b"\xed" in path.read_bytes() else "replace")
+    text = path.read_bytes().decode("utf-8", "replace").replace("\ufffd", "\ud800")
     for form in FORMS.values():
         verdict_metrics(parse_verdict(text, "TAG", form), form)
 

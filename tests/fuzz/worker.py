@@ -1,17 +1,14 @@
-"""One reader under atheris, in a process of its own: what hangs, swells or crashes takes nothing else along.
+"""One reader under atheris, guided by the package's own branches. Importing this module imports the package.
 
 Findings do not end the run: each is written down once, with the input that it was seen with first.
 """
 
 from __future__ import annotations
 
-import argparse
 import json
 import os
 import random
 import resource
-import sys
-import tempfile
 import time
 from pathlib import Path
 from typing import Any
@@ -19,7 +16,6 @@ from typing import Any
 import atheris  # type: ignore[import-not-found]
 
 with atheris.instrument_imports(include=["lm_eval_cna"]):
-    from tests.fuzz.good import build
     from tests.fuzz.mutate import mutated
     from tests.fuzz.targets import TARGETS, Finding, check, put
 
@@ -69,26 +65,26 @@ def _peak_mib() -> float:
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
 
 
-def main() -> None:
-    """Fuzz one reader; does not return."""
-    parser = argparse.ArgumentParser()
-    parser.add_argument("target", choices=list(TARGETS))
-    parser.add_argument("--seconds", type=int, required=True)
-    parser.add_argument("--log", type=Path, required=True)
-    parser.add_argument("--corpus", type=Path, required=True)
-    parser.add_argument("--seed", type=int, default=1)
-    given = parser.parse_args()
-    target = TARGETS[given.target]
-    memory = Path("/dev/shm")
-    folder = Path(tempfile.mkdtemp(dir=memory if os.access(memory, os.W_OK) else None))
-    build(folder)
+def fuzz(name: str, folder: Path, log: Path, *, seconds: int, seed: int) -> None:
+    """Fuzz one reader; does not return.
+
+    Args:
+        name: of the reader.
+        folder: of good files, this process's own.
+        log: what was seen is kept there, inputs beside it.
+        seconds: for how long.
+        seed: of libFuzzer.
+    """
+    target = TARGETS[name]
     path = folder / target.file
     good = path.read_bytes()
-    (given.corpus / "good").write_bytes(good)
     finding = check(target, path)
     if finding is not None:
-        sys.exit(f"the good file of {given.target}: {finding}")
-    log = Log(given.log)
+        raise AssertionError(f"the good file of {name}: {finding}")
+    corpus = log.with_suffix("")
+    corpus.mkdir()
+    (corpus / "good").write_bytes(good)
+    seen = Log(log)
 
     def once(data: bytes) -> None:
         put(path, data)
@@ -97,7 +93,7 @@ def main() -> None:
         took, grown = time.process_time() - started, _peak_mib() - peak
         if found is None and grown > MOST_MIB:
             found = Finding("memory", "", f"{grown:.0f} MiB more")
-        log.add(data, took, found)
+        seen.add(data, took, found)
 
     def mutate(data: bytes, longest: int, seed: int) -> bytes:
         draw = random.Random(seed)
@@ -107,17 +103,8 @@ def main() -> None:
         return mutated(good if draw.random() < 0.4 else data, target.shape, draw)[:longest]
 
     options = [
-        *(f"-max_total_time={given.seconds}", f"-timeout={_HUNG}", f"-rss_limit_mb={_FULL}", f"-seed={given.seed}"),
-        *(
-            f"-max_len={_LONGEST_INPUT}",
-            f"-artifact_prefix={given.log.parent}/",
-            "-verbosity=0",
-            "-print_final_stats=0",
-        ),
+        *(f"-max_total_time={seconds}", f"-timeout={_HUNG}", f"-rss_limit_mb={_FULL}", f"-seed={seed}"),
+        *(f"-max_len={_LONGEST_INPUT}", f"-artifact_prefix={log.parent}/", "-verbosity=0"),
     ]
-    atheris.Setup([sys.argv[0], *options, str(given.corpus)], once, custom_mutator=mutate)
+    atheris.Setup(["fuzz", *options, str(corpus)], once, custom_mutator=mutate)
     atheris.Fuzz()
-
-
-if __name__ == "__main__":
-    main()
