@@ -20,7 +20,7 @@ PIP := $(BIN)/python -m pip install -qq --disable-pip-version-check --no-compile
 SUITABLE := import ensurepip, sys, venv; sys.exit(not (3, 11) <= sys.version_info[:2] <= (3, 14))
 OFFLINE := HF_HUB_OFFLINE=1 HF_DATASETS_OFFLINE=1 TRANSFORMERS_OFFLINE=1
 
-.PHONY: help demo test test-vllm test-quantized browser lint bench faults docs dist try-dist clean
+.PHONY: help demo test test-vllm test-quantized browser lint bench faults fuzz docs dist try-dist clean
 
 help:
 	@echo "make demo    train the small models, steer them, write results/runs/demo (nothing is downloaded but packages)"
@@ -31,6 +31,7 @@ help:
 	@echo "make lint    ruff and mypy"
 	@echo "make bench   side-by-side speed figures, written to results/benchmarks (some rows: BENCH='--only NAME')"
 	@echo "make faults  kills, full disks, damaged files and more put into real runs, written to results/faults"
+	@echo "make fuzz    hostile files for every reader, SECONDS=60 for each, written to results/fuzz (Linux on x86-64)"
 	@echo "make docs    the documentation's pages, in site/"
 	@echo "make dist    a wheel and a source distribution, checked; make try-dist also runs the demo from the wheel"
 	@echo "make clean   remove $(VENV) and $(VENV_VLLM), caches and built packages; results stay"
@@ -84,6 +85,12 @@ bench: $(VENV)/.runtime
 faults: $(VENV)/.dev
 	$(OFFLINE) OMP_NUM_THREADS=1 TOKENIZERS_PARALLELISM=false LM_EVAL_CNA_AUTOLOAD=0 MPLBACKEND=Agg \
 		$(BIN)/python -m tests.faults $(or $(FAULTS),--times 6)
+
+# Atheris guides it by coverage, and has builds for Linux on x86-64 alone; without one, tests.fuzz says so.
+fuzz: $(VENV)/.dev
+	$(PIP) --only-binary atheris -e '.[fuzz]' || echo "atheris has no build for $$($(BIN)/python --version) here" >&2
+	$(OFFLINE) OMP_NUM_THREADS=1 TOKENIZERS_PARALLELISM=false LM_EVAL_CNA_AUTOLOAD=0 MPLBACKEND=Agg \
+		$(BIN)/python -m tests.fuzz --seconds $(or $(SECONDS),60) $(FUZZ)
 
 # Strict: a warning is an error. The pages load nothing from the network.
 docs: $(VENV)/.dev

@@ -14,11 +14,11 @@ from typing import Any
 DEEPEST = 100
 #: Digits of an integer; a float takes 308.
 MOST_DIGITS = 300
-# Possessive, and with an end that may be missing: no text is looked at twice.
-_STRING = re.compile(rb'"[^"\\]*+(?:\\.[^"\\]*+)*+"?', re.DOTALL)
-_NO_BRACKETS = bytes(set(range(256)) - set(b"[]{}"))
-_OPEN = re.compile(rb"[\[{]{%d}" % (DEEPEST + 1))
-_LONG = re.compile(rb"[0-9]{%d}" % (MOST_DIGITS + 1))
+# With an end that may be missing, so that no text is looked at twice.
+_STRING = re.compile(rb'"[^"]*+"?')
+_OTHERS = bytes(set(range(256)) - set(b'[]{}"'))
+_ALIKE = bytes.maketrans(b"{}", b"[]")
+_DEEP = b"[" * (DEEPEST + 1)
 
 
 def load_json(raw: bytes) -> Any:
@@ -31,7 +31,7 @@ def load_json(raw: bytes) -> Any:
         raise ValueError(f"nested more than {DEEPEST} deep")
     text = raw.decode("utf-8-sig")
     try:
-        return json.loads(text, parse_int=_short_int) if _LONG.search(raw) else json.loads(text)
+        return json.loads(text, parse_int=_short_int)
     except RecursionError:  # of what is no JSON: brackets that nothing closes
         raise ValueError("nested too deeply") from None
 
@@ -40,11 +40,13 @@ def _too_deep(raw: bytes) -> bool:
     """Take away the innermost brackets, as often as is allowed; what is left is too deep, or no JSON."""
     if raw.count(b"[") + raw.count(b"{") <= DEEPEST:
         return False
-    brackets = _STRING.sub(b"", raw).translate(None, _NO_BRACKETS)
+    # Two quotes side by side change nothing about what is inside of a text and what is not.
+    left = raw.replace(b"\\\\", b"").replace(b'\\"', b"").translate(_ALIKE, _OTHERS).replace(b'""', b"")
+    brackets = _STRING.sub(b"", left)
     for _ in range(DEEPEST):
-        if _OPEN.search(brackets):
+        if _DEEP in brackets:
             return True
-        fewer = brackets.replace(b"[]", b"").replace(b"{}", b"")
+        fewer = brackets.replace(b"[]", b"")
         if len(fewer) == len(brackets):
             return False
         brackets = fewer

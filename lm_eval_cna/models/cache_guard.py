@@ -25,8 +25,15 @@ def guard_cache(path: str, fingerprint: str, description: str) -> None:
         description: the same for people, shown when another setting meets this cache.
 
     Raises:
-        CacheError: the cache belongs to another model or setting, or its origin is unknown.
+        CacheError: the cache belongs to another model or setting, its origin is unknown, or it is damaged.
     """
+    try:
+        _stamp(path, fingerprint, description)
+    except sqlite3.Error as error:
+        raise CacheError(f"the response cache {path} cannot be used: {error}", do="name a new one") from error
+
+
+def _stamp(path: str, fingerprint: str, description: str) -> None:
     with closing(sqlite3.connect(path, timeout=30)) as database, database:
         database.execute(f"CREATE TABLE IF NOT EXISTS {_TABLE} (fingerprint TEXT PRIMARY KEY, description TEXT)")
         stamps = database.execute(f"SELECT fingerprint, description FROM {_TABLE}").fetchall()

@@ -22,7 +22,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from lm_eval_cna.errors import ConfigError, RunError
+from lm_eval_cna.files import read_whole
 from lm_eval_cna.organism.recipe import Recipe
+from lm_eval_cna.plain_json import load_json
 
 if TYPE_CHECKING:
     from lm_eval_cna.organism.build import Candidate, Progress
@@ -30,6 +32,7 @@ if TYPE_CHECKING:
 SCHEMA = "lm-eval-cna/organism/1"
 VARIANTS = ("base", "instruct", "diffuse")
 _RECORD = "organism.json"
+_MAX_BYTES = 2**24
 
 
 @dataclass(frozen=True)
@@ -114,7 +117,7 @@ def load_organism(directory: Path, recipe: Recipe | None = None) -> OrganismPath
     """The organism in `directory`; None if there is none of `recipe` or any of its files is missing or altered."""
     recipe = recipe or Recipe()
     try:
-        record = json.loads((directory / _RECORD).read_text(encoding="utf-8"))
+        record = load_json(read_whole(directory / _RECORD, limit=_MAX_BYTES))
         if record["schema"] != SCHEMA or record["recipe_sha256"] != recipe.sha256():
             return None
         if record["files"] != _hashes(directory):

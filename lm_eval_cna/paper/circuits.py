@@ -68,6 +68,8 @@ def find(request: Request, target: Target, path: str) -> Found:
                 raise RunError(
                     f"{directory.path} holds circuits with another {field}", got=value, do="choose another --output"
                 )
+        if type(kept.get("size")) is not int:
+            raise RunError(f"{directory.path / _PLAN} is damaged", do="choose another --output")
         return Found(
             _read(directory, "whole"), tuple(_read(directory, f"fold-{i}") for i in range(FOLDS)), kept["size"]
         )

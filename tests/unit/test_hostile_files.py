@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import random
 import signal
 import struct
 import time
@@ -330,6 +331,33 @@ def test_a_server_says_how_long_to_wait_in_any_words(said: str | None) -> None:
     error = Exception("busy")
     error.status, error.headers = 429, {"Retry-After": said}  # type: ignore[attr-defined]
     assert 0 <= describe(error).wait <= 60
+
+
+@pytest.mark.parametrize("seed", range(20))
+def test_the_depth_of_json_is_its_depth(seed: int) -> None:
+    draw = random.Random(seed)
+
+    def grown(left: int) -> Any:
+        if left == 0 or draw.random() < 0.4:
+            return draw.choice(['["', "\\", '"', '\\"', "{}[]", "", "a\n", '\\\\"[', 1, None])
+        if draw.random() < 0.5:
+            return [grown(left - 1) for _ in range(draw.randrange(3))]
+        return {draw.choice(["a", "[", '"', "\\"]): grown(left - 1)}
+
+    def depth(value: Any) -> int:
+        inner = value.values() if isinstance(value, dict) else value if isinstance(value, list) else None
+        return 0 if inner is None else 1 + max(map(depth, inner), default=0)
+
+    for _ in range(50):
+        document = grown(7)
+        for _ in range(draw.randrange(DEEPEST - 9, DEEPEST + 3)):
+            document = [document] if draw.random() < 0.5 else {"a": document}
+        taken = True
+        try:
+            assert load_json(json.dumps(document).encode()) == document
+        except ValueError:
+            taken = False
+        assert taken == (depth(document) <= DEEPEST)
 
 
 def test_json_is_taken_up_to_its_bounds() -> None:
