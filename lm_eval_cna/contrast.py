@@ -17,7 +17,7 @@ from typing import Annotated, Literal
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError
 
 from lm_eval_cna.errors import ContrastError
-from lm_eval_cna.files import read_whole
+from lm_eval_cna.files import is_file, read_whole
 from lm_eval_cna.plain_json import load_json
 from lm_eval_cna.resources import contrasts_dir, packaged_prompts
 
@@ -137,12 +137,12 @@ def find_contrast(name_or_path: str | Path) -> Path:
     """
     path = Path(name_or_path)
     if path.suffix in _SUFFIXES:
-        if not path.is_file():
+        if not is_file(path):
             raise ContrastError("no such contrast set", got=str(path), allowed=_packaged())
         return path
     for suffix in _SUFFIXES:
         packaged = contrasts_dir() / f"{name_or_path}{suffix}"
-        if packaged.is_file() and packaged.parent == contrasts_dir() and name_or_path != "universal":
+        if is_file(packaged) and packaged.parent == contrasts_dir() and name_or_path != "universal":
             return packaged
     raise ContrastError("no such contrast set", got=str(name_or_path), allowed=_packaged())
 

@@ -44,3 +44,22 @@ def read_whole(path: Path, *, limit: int) -> bytes:
             most = f"{limit >> 20} MiB" if limit >= 2**20 else f"{limit:,} bytes"
             raise OSError(errno.EFBIG, f"it is too large; allowed: up to {most}")
         return file.read()
+
+
+def is_file(path: Path) -> bool:
+    """Whether a file is there; what cannot be the name of one is none."""
+    try:
+        return path.is_file()
+    except (OSError, ValueError):  # too long, or with a NUL
+        return False
+
+
+def usable_path(path: Path) -> Path:
+    """A path, as a configuration's validator takes it.
+
+    Raises:
+        ValueError: no file can have that name.
+    """
+    if b"\0" in os.fsencode(path):  # raises where half a surrogate pair is in it
+        raise ValueError("no name of a file holds a NUL")
+    return path

@@ -27,7 +27,7 @@ from lm_eval_cna.circuit_file import (
     read_circuit_fields,
 )
 from lm_eval_cna.errors import InterventionError
-from lm_eval_cna.files import write_whole
+from lm_eval_cna.files import is_file, write_whole
 from lm_eval_cna.neurons import Expert, Neuron, Place, by_projection, in_order
 from lm_eval_cna.plain_json import load_json
 from lm_eval_cna.provenance import DiscoveryInfo, LayerIndex, ModelInfo, Record
@@ -267,7 +267,7 @@ def read_intervention(source: str | Path) -> Circuit | Vectors:
         InterventionError: the file is missing, damaged, of another schema, or inconsistent.
     """
     path = hub.fetch(str(source)) if str(source).startswith(hub.SCHEME) else Path(source)
-    if not path.is_file():
+    if not is_file(path):
         raise InterventionError("no such intervention file", got=str(path), do="make one with `lm-eval-cna discover`")
     try:
         if path.suffix == ".safetensors":

@@ -9,9 +9,10 @@ import os
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, field_validator
 
 from lm_eval_cna.errors import ConfigError
+from lm_eval_cna.files import usable_path
 from lm_eval_cna.hashing import json_sha256
 
 #: Arguments that decide how the judge is reached or how fast it is, not what it answers: not part of its fingerprint.
@@ -59,7 +60,7 @@ class JudgeConfig(BaseModel):
     backoff: Annotated[
         float, Field(ge=0, le=600, description="seconds before the first further attempt; doubles, up to 60")
     ] = 1.0
-    ledger: Path | None = Field(
+    ledger: Annotated[Path, AfterValidator(usable_path)] | None = Field(
         default=None, description="SQLite file of what the judge has said; by default judge.sqlite in the user's cache"
     )
 

@@ -6,15 +6,14 @@ Importable without torch.
 from __future__ import annotations
 
 import math
-import os
 import re
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
 from lm_eval_cna.errors import ConfigError
-from lm_eval_cna.files import read_whole
+from lm_eval_cna.files import is_file, read_whole, usable_path
 from lm_eval_cna.judging.config import JudgeConfig
 from lm_eval_cna.methods import OF_VECTORS
 from lm_eval_cna.plain_yaml import load_yaml
@@ -63,7 +62,7 @@ class SweepConfig(_Model):
     """A sweep: methods x multipliers on tasks, against one baseline."""
 
     model: Annotated[str, Field(min_length=1, description="model name on the hub, or path")]
-    output: Annotated[Path, Field(description="run directory; a rerun continues there")]
+    output: Annotated[Path, AfterValidator(usable_path), Field(description="run directory; a rerun continues there")]
     model_args: dict[str, Any] = Field(default_factory=dict, description="arguments of cna-hf or cna-vllm: dtype, ...")
     contrast: str = Field(default="refusal", description="contrast set to discover from: a name or a file")
     circuit: str | None = Field(default=None, description="circuit file, instead of discovery")
@@ -118,13 +117,6 @@ class SweepConfig(_Model):
     hf_hub_log_args: dict[str, Any] | None = Field(
         default=None, description="write every cell as lm_eval does, and upload it: as lm_eval's --hf_hub_log_args"
     )
-
-    @field_validator("output")
-    @classmethod
-    def _can_be_a_path(cls, value: Path) -> Path:
-        if b"\0" in os.fsencode(value):
-            raise ValueError("no name of a file holds a NUL")
-        return value
 
     @field_validator("tasks", mode="before")
     @classmethod
@@ -237,7 +229,7 @@ def read_config(path: Path) -> dict[str, Any]:
     Raises:
         ConfigError: no such file, not YAML, or not a mapping.
     """
-    if not path.is_file():
+    if not is_file(path):
         raise ConfigError("no such configuration file", got=str(path))
     try:
         values = load_yaml(read_whole(path, limit=_MAX_BYTES))

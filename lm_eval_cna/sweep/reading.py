@@ -15,8 +15,8 @@ from lm_eval_cna.scoring.strongreject import FORMS
 from lm_eval_cna.sweep.cells import Cell
 from lm_eval_cna.sweep.rundir import HARMLESS_KL, RunDirectory
 
-# They become names of files.
-_Word = Annotated[str, Field(min_length=1, max_length=100)]  # `Cell.key` makes a name of it
+_Word = Annotated[str, Field(min_length=1, max_length=100)]
+# It becomes the name of a file; of a cell's method, `Cell.key` makes one.
 _Setting = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,100}$")]
 _Count = Annotated[int, Field(ge=0, le=2**53)]
 
@@ -25,7 +25,7 @@ class _Part(BaseModel):
     model_config = ConfigDict(frozen=True, strict=True, extra="ignore")
 
 
-Kind = TypeVar("Kind", bound=_Part)
+_Kind = TypeVar("_Kind", bound=_Part)
 
 
 class _PlannedCell(_Part):
@@ -202,7 +202,7 @@ def check_hash(directory: RunDirectory, plan: Plan, name: str, sha256: str) -> N
         )
 
 
-def _checked(directory: RunDirectory, name: str, kind: type[Kind], value: Any, at: str) -> Kind:
+def _checked(directory: RunDirectory, name: str, kind: type[_Kind], value: Any, at: str) -> _Kind:
     try:
         return kind.model_validate(value)
     except ValidationError as error:

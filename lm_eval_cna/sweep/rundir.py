@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from lm_eval_cna.errors import RunError
-from lm_eval_cna.files import read_whole, write_whole
+from lm_eval_cna.files import is_file, read_whole, write_whole
 from lm_eval_cna.seal import sealed, unsealed
 
 #: What was proven of the steering before anything was computed (`lm_eval_cna.proof`).
@@ -146,10 +146,7 @@ class RunDirectory:
 
     def has(self, name: str) -> bool:
         """Whether a file is there; files are renamed into place, so it is whole then."""
-        try:
-            return self._at(name).is_file()
-        except OSError:  # a name that is too long
-            return False
+        return is_file(self._at(name))
 
     def read_json(self, name: str) -> dict[str, Any]:
         """Read one of the directory's JSON files.

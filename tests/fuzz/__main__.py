@@ -30,14 +30,12 @@ def main() -> int:
         print(
             f"error: atheris is not installed for Python {platform.python_version()} on {platform.system()} "
             f"{platform.machine()}; `make fuzz` installs it where it has a build: Linux on x86-64, "
-            "Python 3.11 to 3.14. "
-            "tests/unit/test_fuzz_readers.py needs none",
+            "Python 3.11 to 3.14. tests/unit/test_fuzz_readers.py needs none",
             file=sys.stderr,
         )
         return 2
     from benchmarks.machine import ROOT, commit, describe, slug
-    from tests.fuzz.good import build
-    from tests.fuzz.worker import TARGETS  # first of all, since it watches what is imported by it
+    from tests.fuzz.worker import TARGETS, build  # what it imports is watched, so nothing else may import the package
 
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--seconds", type=int, default=60, help="for each reader")

@@ -18,8 +18,10 @@ from lm_eval.models.openai_completions import LocalChatCompletion
 
 from lm_eval_cna.analysis.baseline import make_baseline, read_baseline
 from lm_eval_cna.analysis.evidence import read_evidence
+from lm_eval_cna.analysis.leaderboard import leaderboard
 from lm_eval_cna.analysis.outcomes import read_outcomes
 from lm_eval_cna.analysis.protocol import differences, read_protocol
+from lm_eval_cna.analysis.regression import check_run
 from lm_eval_cna.analysis.stability import judge as judge_stability
 from lm_eval_cna.analysis.verdicts import DamageBudget
 from lm_eval_cna.contrast import load_contrast
@@ -31,9 +33,11 @@ from lm_eval_cna.judging.config import parse_judge
 from lm_eval_cna.judging.ledger import Ledger
 from lm_eval_cna.judging.rubric import make_rubric
 from lm_eval_cna.paper.plan import read_prompts
+from lm_eval_cna.report import check as checks
 from lm_eval_cna.report.contents import contents
 from lm_eval_cna.report.html import page
 from lm_eval_cna.report.interventions import facts, overlap_rows, profile_rows
+from lm_eval_cna.report.leaderboard import as_csv
 from lm_eval_cna.report.runs import read_runs
 from lm_eval_cna.report.samples import browser_data
 from lm_eval_cna.report.stability import fold_rows, pair_rows, stability_rows
@@ -251,9 +255,17 @@ def _run(path: Path) -> None:
 
 
 def _report(path: Path) -> None:
-    """What a report does with a run, figures aside."""
-    runs = read_runs([_run_of(path)], DamageBudget())
+    """What a report and a leaderboard do with a run, figures aside."""
+    run = _run_of(path)
+    each((lambda: as_csv(leaderboard([run, run])),))
+    runs = read_runs([run], DamageBudget())
     page(contents(runs), browser_data(runs))
+
+
+def _baseline(path: Path) -> None:
+    """What `check` does with a baseline."""
+    found = check_run(RunDirectory(path.parent / "run"), read_baseline(path))
+    checks.rows(found)
 
 
 CELL = "run/cells/cna-m0/plain.json"
@@ -280,7 +292,7 @@ TARGETS: dict[str, Target] = {
     "report of results": Target(CELL, "json", _report),
     "report of a summary": Target("run/summary.json", "json", _report),
     "report of a self-check": Target("run/self_check.json", "json", _report),
-    "baseline": Target("baseline.json", "json", read_baseline),
+    "baseline": Target("baseline.json", "json", _baseline),
     "prompts": Target("prompts.jsonl", "lines", read_prompts),
     "prompts as text": Target("prompts.txt", "text", read_prompts),
     "response store": Target("store/responses.sqlite", "sqlite", _store),

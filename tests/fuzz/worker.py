@@ -16,8 +16,11 @@ from typing import Any
 import atheris  # type: ignore[import-not-found]
 
 with atheris.instrument_imports(include=["lm_eval_cna"]):
+    from tests.fuzz.good import build
     from tests.fuzz.mutate import mutated
     from tests.fuzz.targets import TARGETS, Finding, check, put
+
+__all__ = ["TARGETS", "build", "fuzz"]
 
 #: The most by which one input may raise the peak of the process's memory, MiB.
 MOST_MIB = 256

@@ -263,7 +263,7 @@ def test_what_is_not_a_finished_run_is_said(tmp_path: Path) -> None:
     path = run.path / run.results_name("cna-m0", "plain")
     kept = path.read_text(encoding="utf-8")
     path.write_text(json.dumps({"results": {}, "samples": {"harm": [{}]}}), encoding="utf-8")
-    with pytest.raises(RunError, match=r"cna-m0 in .* is damaged"):
+    with pytest.raises(RunError, match=r"cna-m0.* is damaged"):
         collect(run)
     path.write_text(kept, encoding="utf-8")
     (run.path / run.results_name("baseline", "plain")).unlink()

@@ -11,8 +11,9 @@ from pathlib import Path
 
 import pytest
 
-from lm_eval_cna.errors import CNAError
+from lm_eval_cna.errors import CacheError, CNAError
 from lm_eval_cna.judging.ledger import Ledger
+from lm_eval_cna.models.cache_guard import guard_cache
 from lm_eval_cna.scoring.strongreject import unscored
 from lm_eval_cna.sweep.store import STORE_NAME, Response, ResponseStore, _checksum
 
@@ -123,3 +124,10 @@ def test_a_reply_that_is_no_text_counts_as_not_there(tmp_path: Path) -> None:
         database.execute("UPDATE answers SET reply = x'ff', checksum = NULL")
     with Ledger(tmp_path / "ledger.sqlite") as ledger:
         assert ledger.replies(["more"]) == {}
+
+
+@pytest.mark.parametrize("data", [b"no database " * 100, b"SQLite format 3\x00" + bytes(200)])
+def test_a_response_cache_that_is_no_database_is_one_line(data: bytes, tmp_path: Path) -> None:
+    (tmp_path / "cache.db").write_bytes(data)
+    with pytest.raises(CacheError, match=r"cache\.db cannot be used"):
+        guard_cache(str(tmp_path / "cache.db"), "f", "a model")

@@ -310,6 +310,14 @@ def test_a_sweep_that_could_not_be_written_down_or_would_not_end(text: bytes, tm
         assert refused(_config, tmp_path / "s.yaml")
 
 
+@pytest.mark.parametrize("name", ["x" * 5_000, "a\0b", "\ud800", "x/" * 3_000])
+@pytest.mark.parametrize("suffix", [".json", ".safetensors", ".jsonl", ".yaml", ""])
+def test_what_can_be_no_name_of_a_file_is_no_file(name: str, suffix: str) -> None:
+    for read in (read_intervention, load_contrast, _config):
+        assert refused(read, Path(name + suffix))
+    assert refused(lambda path: parse_judge({"model": "m", "ledger": str(path)}), Path(f"\0{name}"))
+
+
 def test_a_contrast_set_with_half_a_character(tmp_path: Path) -> None:
     (tmp_path / "c.jsonl").write_bytes(CONTRAST.replace(b'"a"', b'"a\\ud800"'))
     assert refused(load_contrast, tmp_path / "c.jsonl")

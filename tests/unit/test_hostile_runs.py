@@ -16,6 +16,8 @@ from lm_eval_cna.analysis.baseline import make_baseline
 from lm_eval_cna.analysis.outcomes import read_outcomes
 from lm_eval_cna.analysis.verdicts import DamageBudget
 from lm_eval_cna.errors import RunError
+from lm_eval_cna.organism.store import load_organism
+from lm_eval_cna.report.files import ReportFiles
 from lm_eval_cna.report.page import write_report
 from lm_eval_cna.report.runs import read_runs
 from lm_eval_cna.sweep.reading import read_plan, results_of
@@ -172,6 +174,17 @@ def test_a_lock_is_neither_waited_for_nor_made_elsewhere(run: RunDirectory) -> N
     with pytest.raises(RunError, match="cannot write to"), run.lock():
         pass
     assert not elsewhere.exists()
+
+
+def test_a_list_of_a_report_s_files_that_is_a_pipe_is_replaced(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "report.files.json")
+    ReportFiles(tmp_path).finish()
+    assert json.loads((tmp_path / "report.files.json").read_bytes())["files"] == []
+
+
+def test_an_organism_whose_record_is_a_pipe_is_none(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "organism.json")
+    assert load_organism(tmp_path) is None
 
 
 def test_groups_in_a_circle_and_groups_that_double(run: RunDirectory) -> None:
