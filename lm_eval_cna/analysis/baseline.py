@@ -18,7 +18,7 @@ from pydantic import BeforeValidator, Field, PlainSerializer, ValidationError, m
 
 from lm_eval_cna.analysis.evidence import CONTROLS
 from lm_eval_cna.analysis.null import Null, against_controls
-from lm_eval_cna.analysis.outcomes import Outcomes, read_outcomes
+from lm_eval_cna.analysis.outcomes import LARGEST, Outcomes, read_outcomes
 from lm_eval_cna.analysis.paired import Document, Kind
 from lm_eval_cna.analysis.protocol import Protocol, read_protocol
 from lm_eval_cna.analysis.rates import Record
@@ -69,7 +69,9 @@ def _line(values: tuple[float | None, ...]) -> str:
 
 
 Scores = Annotated[
-    tuple[Annotated[float, Field(allow_inf_nan=False)] | None, ...], BeforeValidator(_numbers), PlainSerializer(_line)
+    tuple[Annotated[float, Field(gt=-LARGEST, lt=LARGEST)] | None, ...],
+    BeforeValidator(_numbers),
+    PlainSerializer(_line),
 ]
 
 

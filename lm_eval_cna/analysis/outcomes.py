@@ -22,7 +22,7 @@ from lm_eval_cna.sweep.summary import HARMLESS_TASK, read_summary
 
 Values = dict[Document, float]
 #: What is larger is no measurement, and its square or its sum with others no number; it is left out, as infinity is.
-_LARGEST = 1e100
+LARGEST = 1e100
 #: Metrics that are means whatever values one run happens to have: a quality of exactly 1 everywhere is no rate.
 _MEANS = ("quality", "harmless_kl", "strongreject_score", "rating10_score", "judge_conv", "judge_spec", "judge_rating")
 
@@ -184,4 +184,4 @@ def _take_verdicts(
 
 
 def _is_number(value: Any) -> TypeGuard[float]:
-    return isinstance(value, (int, float)) and abs(value) < _LARGEST  # neither NaN nor infinity is
+    return isinstance(value, (int, float)) and abs(value) < LARGEST  # neither NaN nor infinity is
