@@ -13,7 +13,7 @@ from contextlib import closing, suppress
 from pathlib import Path
 from typing import Any
 
-import yaml
+from lm_eval_cna.plain_yaml import load_yaml
 
 #: Stand for what `json.dumps` cannot write; see `_written`.
 _PLACEHOLDERS = {
@@ -145,7 +145,7 @@ def _yaml(data: bytes, draw: random.Random) -> bytes:
         places = [at for at, byte in enumerate(data) if byte in b" ,[\n"] or [0]
         at = draw.choice(places) + 1
         return data[:at] + draw.choice(_SNIPPETS) + data[draw.choice((at, min(at + 8, len(data)))) :]
-    return _written(document(yaml.safe_load(data), draw))  # JSON is YAML
+    return _written(document(load_yaml(data), draw))  # JSON is YAML
 
 
 def _safetensors(data: bytes, draw: random.Random) -> bytes:
