@@ -12,6 +12,7 @@ from collections.abc import Callable, Iterable, Sequence
 from typing import Any, NamedTuple
 
 from lm_eval_cna.errors import JudgeError
+from lm_eval_cna.hashing import json_sha256
 from lm_eval_cna.judging.asking import Asker, Deliver
 from lm_eval_cna.judging.config import JudgeConfig
 from lm_eval_cna.judging.failure import Failure
@@ -133,7 +134,7 @@ _judges: dict[str, Judge] = {}
 
 def shared_judge(config: JudgeConfig) -> Judge:
     """The judge of this configuration; two tasks of one process share it, and with it a loaded model."""
-    return _judges.setdefault(config.model_dump_json(), Judge(config))
+    return _judges.setdefault(json_sha256(config.model_dump()), Judge(config))
 
 
 def count_missing(items: Iterable[JudgeItem], judge: Judge, ledger: Ledger) -> int:

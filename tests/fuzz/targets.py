@@ -30,6 +30,7 @@ from lm_eval_cna.errors import CNAError
 from lm_eval_cna.intervention import Circuit, read_intervention
 from lm_eval_cna.judging.asking import Asker
 from lm_eval_cna.judging.config import parse_judge
+from lm_eval_cna.judging.judge import _judges, shared_judge
 from lm_eval_cna.judging.ledger import Ledger
 from lm_eval_cna.judging.rubric import make_rubric
 from lm_eval_cna.paper.plan import read_prompts
@@ -164,8 +165,8 @@ def _judge(path: Path) -> None:
         return  # `--metadata` is read by lm-eval
     config = parse_judge(said)
     json.dumps(config.public())
-    assert config.model_dump_json()
-    make_rubric(config.rubric, config.judge_template, config.max_chars)
+    shared_judge(config)
+    _judges.clear()
 
 
 def _template(path: Path) -> None:

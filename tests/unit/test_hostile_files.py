@@ -25,6 +25,7 @@ from lm_eval_cna.errors import CNAError, ContrastError
 from lm_eval_cna.intervention import Vectors, read_intervention
 from lm_eval_cna.judging.config import parse_judge
 from lm_eval_cna.judging.failure import describe
+from lm_eval_cna.judging.judge import shared_judge
 from lm_eval_cna.paper.plan import read_prompts
 from lm_eval_cna.plain_json import DEEPEST, MOST_DIGITS, load_json
 from lm_eval_cna.plain_yaml import load_yaml
@@ -332,6 +333,11 @@ def test_a_contrast_set_that_names_a_device() -> None:
 def test_a_judge_that_is_no_mapping_of_names() -> None:
     with pytest.raises(CNAError):
         parse_judge({1: "x"})
+
+
+def test_a_judge_with_half_a_character_among_its_arguments() -> None:
+    config = parse_judge({"model": "m", "model_args": {"\ud800": "\udfff"}})
+    assert shared_judge(config) is shared_judge(config)
 
 
 @pytest.mark.parametrize("said", ["nan", "NaN", "-inf", "inf", "1e999", "-1", "x", None, "9" * 5_000])
