@@ -236,6 +236,8 @@ def _damaged(a: Round, damage: Callable[[bytes], bytes]) -> Outcome:
     shutil.copytree(a.bench.stages[stage], a.folder)
     files = sorted(path for path in a.folder.rglob("*") if path.suffix in (".json", ".safetensors", ".sqlite"))
     files = [path for path in files if path.parent != a.folder or path.name == LEDGER]
+    if a.command == "sweep":  # which reads nothing of what a judge said; `judge` and `report` have rounds of their own
+        files = [path for path in files if path.parent.name != "judged" and path.name != LEDGER]
     # The many results files would have nearly every round.
     few = [path for path in files if "cells" not in path.parts]
     path = a.draw.choice(few if a.draw.random() < 0.75 else files)
