@@ -28,7 +28,7 @@ from rich.text import Text
 Tell = Callable[[str, int, int, str], None]
 _PLAIN_EVERY = 5.0  # seconds between plain lines of one stage
 #: What CI systems take for a command to themselves: `::name` where a line begins, `##[name` or `##vso[name` anywhere.
-_COMMAND = re.compile(r"^\s*:(?=:)|#(?=#\w*\[)", re.MULTILINE)
+_COMMAND = re.compile(r"^[^\S\n]*:(?=:)|#(?=#\w*\[)", re.MULTILINE)
 
 
 @contextmanager
