@@ -37,7 +37,7 @@ _PLAIN = {"text", "text_special", "code_inline", "strong_open", "strong_close", 
 
 @pytest.fixture(scope="module")
 def rich(tmp_path_factory: pytest.TempPathFactory) -> RunDirectory:
-    return rich_run(tmp_path_factory.mktemp("rich") / "run", n=20, controls=19)
+    return rich_run(tmp_path_factory.mktemp("rich") / "run", n=20, controls=2)
 
 
 def blocks(text: str) -> list[tuple[str, int, tuple[str, ...]]]:

@@ -42,7 +42,7 @@ FORMULA = re.compile(r"\s*[=+\-@|%\uff1d\uff0b\uff0d\uff20]")
 
 @pytest.fixture(scope="module")
 def rich(tmp_path_factory: pytest.TempPathFactory) -> RunDirectory:
-    return rich_run(tmp_path_factory.mktemp("rich") / "run", n=20, controls=19)
+    return rich_run(tmp_path_factory.mktemp("rich") / "run", n=20, controls=2)
 
 
 @pytest.fixture(scope="module")
