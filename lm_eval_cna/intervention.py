@@ -9,12 +9,10 @@ from __future__ import annotations
 import hashlib
 import json
 import math
-import re
 from collections import Counter
-from collections.abc import Mapping, Sequence
 from itertools import pairwise
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal, Self
+from typing import Annotated, Any, Literal, Self
 
 from pydantic import ConfigDict, Field, ValidationError, model_validator
 
@@ -29,28 +27,8 @@ from lm_eval_cna.circuit_file import (
 from lm_eval_cna.errors import InterventionError
 from lm_eval_cna.files import is_file, write_whole
 from lm_eval_cna.neurons import Expert, Neuron, Place, by_projection, in_order
-from lm_eval_cna.plain_json import load_json
 from lm_eval_cna.provenance import DiscoveryInfo, LayerIndex, ModelInfo, Record
-from lm_eval_cna.seal import SEAL
-
-if TYPE_CHECKING:
-    import torch
-
-__all__ = [
-    "CIRCUIT_SCHEMA",
-    "EXPERTS_SCHEMA",
-    "VECTORS_SCHEMA",
-    "Circuit",
-    "Intervention",
-    "Neuron",
-    "Vectors",
-    "read_intervention",
-    "tensor_bytes",
-]
-
-VECTORS_SCHEMA: Literal["lm-eval-cna/vectors/1"] = "lm-eval-cna/vectors/1"
-_METADATA_KEY = "lm-eval-cna"
-_MAX_BYTES = 2**30  # the largest models have 10 MB of vectors
+from lm_eval_cna.vectors_file import VECTORS_SCHEMA, read_vectors_fields, tensor_bytes, vectors_document
 
 
 class Intervention(Record):
@@ -248,12 +226,8 @@ class Vectors(Intervention):
         Raises:
             InterventionError: the file cannot be written there.
         """
-        from safetensors.torch import save
-
-        header = json.dumps(self.model_dump(by_alias=True, mode="json"), allow_nan=False)
-        tensors = {f"layer.{layer}": self.tensors[layer].float().contiguous().cpu() for layer in self.layers}
-        metadata = {_METADATA_KEY: header, SEAL: _contents_sha256(header, tensors)}
-        _write_atomically(Path(path), save(tensors, metadata=metadata))
+        header = self.model_dump(by_alias=True, mode="json")
+        _write_atomically(Path(path), vectors_document(header, {layer: self.tensors[layer] for layer in self.layers}))
 
 
 def read_intervention(source: str | Path) -> Circuit | Vectors:
@@ -271,59 +245,12 @@ def read_intervention(source: str | Path) -> Circuit | Vectors:
         raise InterventionError("no such intervention file", got=str(path), do="make one with `lm-eval-cna discover`")
     try:
         if path.suffix == ".safetensors":
-            return _read_vectors(path)
+            return Vectors.model_validate(read_vectors_fields(path))
         return Circuit.model_validate(read_circuit_fields(path))
     except OSError as error:
         raise InterventionError(f"cannot read {path}: {error.strerror or error}") from error
     except ValidationError as error:
         raise InterventionError(f"{path} is not a valid intervention file: {_first_error(error)}") from error
-
-
-def _read_vectors(path: Path) -> Vectors:
-    from safetensors import SafetensorError, safe_open
-
-    size = path.stat().st_size
-    if size > _MAX_BYTES:
-        raise InterventionError(f"{path} is too large", got=f"{size:,} bytes", allowed=f"up to {_MAX_BYTES:,}")
-    try:
-        with safe_open(path, framework="pt") as file:
-            metadata, keys = file.metadata() or {}, sorted(file.keys())
-            header = load_json(metadata.get(_METADATA_KEY, "null").encode())
-            layers = _layers_of(path, keys)  # before any of them is read
-            tensors = {key: file.get_tensor(key) for key in keys}
-    except (SafetensorError, ValueError) as error:
-        raise InterventionError(f"{path} is not a readable safetensors file: {error}") from error
-    if SEAL in metadata and metadata[SEAL] != _contents_sha256(metadata.get(_METADATA_KEY, ""), tensors):
-        raise InterventionError(f"{path} is damaged: it is not what was written there", do="make it again")
-    if not isinstance(header, dict) or header.get("schema") != VECTORS_SCHEMA:
-        got = header.get("schema") if isinstance(header, dict) else None
-        raise InterventionError(f"{path} is not a vectors file", got=got or "no header", allowed=VECTORS_SCHEMA)
-    by_layer = {layer: tensors[key] for layer, key in zip(layers, keys, strict=True)}
-    return Vectors.model_validate({**header, "tensors": by_layer})
-
-
-def _layers_of(path: Path, keys: Sequence[str]) -> list[int]:
-    named = [re.fullmatch(r"layer\.(0|[1-9][0-9]{0,5})", key) for key in keys]  # layer.00 would be layer.0
-    strange = next((key for key, found in zip(keys, named, strict=True) if found is None), None)
-    if strange is not None:
-        raise InterventionError(f"{path} has a tensor of unknown name", got=strange, allowed="layer.<number>")
-    return [int(found[1]) for found in named if found is not None]
-
-
-def _contents_sha256(header: str, tensors: Mapping[str, torch.Tensor]) -> str:
-    """Hash of all that a vectors file holds."""
-    data = header.encode()
-    for key, tensor in sorted(tensors.items()):
-        data += f"{key} {tuple(tensor.shape)} {tensor.dtype} ".encode() + tensor_bytes(tensor)
-    return _sha256(data)
-
-
-def tensor_bytes(tensor: torch.Tensor) -> bytes:
-    """The raw bytes of a tensor, on the host."""
-    import torch
-
-    raw: bytes = tensor.detach().cpu().contiguous().view(torch.uint8).numpy().tobytes()
-    return raw
 
 
 def _sha256(data: bytes) -> str:

@@ -13,8 +13,8 @@ from lm_eval_cna.architecture import find_architecture
 from lm_eval_cna.errors import ArchitectureError, CNAError, InterventionError, SteeringError
 from lm_eval_cna.experts import routed_activations
 from lm_eval_cna.fit import describe_model, fit_warnings, named_columns, shape_of
-from lm_eval_cna.intervention import Circuit, Neuron
-from lm_eval_cna.neurons import SHARED
+from lm_eval_cna.intervention import Circuit
+from lm_eval_cna.neurons import SHARED, Neuron
 from lm_eval_cna.steering import Setting, apply, steer
 from lm_eval_cna.steering_rows import RowSteering
 from tests.by_hand import scaled_by_hand

@@ -10,9 +10,10 @@ import pytest
 import torch
 from lm_eval.tasks import TaskManager
 
+from lm_eval_cna.circuit_file import EXPERTS_SCHEMA
 from lm_eval_cna.cli import main
 from lm_eval_cna.errors import SteeringError
-from lm_eval_cna.intervention import EXPERTS_SCHEMA, Circuit, Vectors, read_intervention
+from lm_eval_cna.intervention import Circuit, Vectors, read_intervention
 from lm_eval_cna.models.hf import CNAHFLM
 from lm_eval_cna.neurons import SHARED
 from lm_eval_cna.report.page import write_report

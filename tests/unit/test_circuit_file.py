@@ -14,9 +14,10 @@ from hypothesis import strategies as st
 from pydantic import ValidationError
 
 from lm_eval_cna.analysis.profile import layer_profile, overlap
+from lm_eval_cna.circuit_file import CIRCUIT_SCHEMA, EXPERTS_SCHEMA
 from lm_eval_cna.errors import InterventionError
-from lm_eval_cna.intervention import CIRCUIT_SCHEMA, EXPERTS_SCHEMA, Circuit, Neuron, read_intervention
-from lm_eval_cna.neurons import SHARED, Expert
+from lm_eval_cna.intervention import Circuit, read_intervention
+from lm_eval_cna.neurons import SHARED, Expert, Neuron
 from lm_eval_cna.provenance import DiscoveryInfo, ExpertsInfo, ModelInfo, UniversalFilter
 from lm_eval_cna.report.interventions import facts, overlap_rows
 

@@ -21,8 +21,7 @@ from lm_eval_cna.discovery import (
     universal_neurons,
 )
 from lm_eval_cna.errors import ConfigError
-from lm_eval_cna.intervention import Neuron
-from lm_eval_cna.neurons import SHARED, Layout, Part
+from lm_eval_cna.neurons import SHARED, Layout, Neuron, Part
 from lm_eval_cna.thirds import THIRDS, third_of_layers
 
 

@@ -34,6 +34,7 @@ FLOORS = {
     "projection": 1,
     "hub": 1,
     "intervention": 1,
+    "vectors_file": 1,
     "neurons": 1,
     "fingerprint": 1,
     "fit": 1,

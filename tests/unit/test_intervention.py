@@ -16,9 +16,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from safetensors.torch import save
 
+from lm_eval_cna.circuit_file import CIRCUIT_SCHEMA
 from lm_eval_cna.errors import InterventionError
-from lm_eval_cna.intervention import CIRCUIT_SCHEMA, VECTORS_SCHEMA, Circuit, Neuron, Vectors, read_intervention
+from lm_eval_cna.intervention import Circuit, Vectors, read_intervention
+from lm_eval_cna.neurons import Neuron
 from lm_eval_cna.provenance import DiscoveryInfo, ModelInfo, UniversalFilter
+from lm_eval_cna.vectors_file import VECTORS_SCHEMA
 
 DOCUMENT: dict[str, Any] = {
     "schema": CIRCUIT_SCHEMA,

@@ -6,7 +6,8 @@ import pytest
 
 from lm_eval_cna.analysis.profile import LayerShares, final_layers, layer_profile, overlap
 from lm_eval_cna.errors import CNAError
-from lm_eval_cna.intervention import Circuit, Neuron
+from lm_eval_cna.intervention import Circuit
+from lm_eval_cna.neurons import Neuron
 from lm_eval_cna.provenance import ModelInfo
 
 

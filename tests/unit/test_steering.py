@@ -9,7 +9,8 @@ from torch import nn
 
 from lm_eval_cna.architecture import find_architecture
 from lm_eval_cna.errors import InterventionError, SteeringError
-from lm_eval_cna.intervention import Circuit, Neuron, Vectors
+from lm_eval_cna.intervention import Circuit, Vectors
+from lm_eval_cna.neurons import Neuron
 from lm_eval_cna.provenance import ModelInfo
 from lm_eval_cna.steering import Setting, apply, steer
 from lm_eval_cna.steering_modes import Mode
