@@ -15,7 +15,7 @@ from lm_eval.tasks import TaskManager
 
 from lm_eval_cna.errors import CNAError, RunError
 from lm_eval_cna.resources import tasks_dir
-from lm_eval_cna.sweep import answers, place
+from lm_eval_cna.sweep import answers, executor
 from lm_eval_cna.sweep.config import parse_config
 from lm_eval_cna.sweep.processes import Processes, Together, follow
 from lm_eval_cna.sweep.runner import run_sweep
@@ -40,11 +40,11 @@ def main(config: str, out: str, fault: str = "") -> None:
     ended = "well"
     with Processes() as processes:
         compute = counting(fault == str(processes.rank))
-        place.compute = answers.compute = compute  # the leader's, and what the others import when they need it
+        executor.compute = answers.compute = compute  # the leader's, and what the others import when they need it
         try:
             if processes.leads:
                 manager = TaskManager(include_path=str(tasks_dir()), include_defaults=False)
-                run_sweep(checked, task_manager=manager, place=Together(processes))
+                run_sweep(checked, task_manager=manager, executor=Together(processes))
             else:
                 follow(processes, checked)
         except CNAError as error:

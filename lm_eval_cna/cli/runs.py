@@ -33,7 +33,7 @@ if TYPE_CHECKING:
     from threading import Event
 
     from lm_eval_cna.sweep.config import SweepConfig
-    from lm_eval_cna.sweep.place import Place
+    from lm_eval_cna.sweep.executor import Executor
 
 
 def sweep(
@@ -147,9 +147,9 @@ def sweep(
     from lm_eval_cna.report.page import write_report
     from lm_eval_cna.sweep.runner import run_sweep
 
-    with progress(errors) as tell, _places(ray, cpus_per_task, gpus_per_task) as places:
-        place = None if places is None else places(None)
-        directory = run_sweep(checked, progress=tell, command=typed_command(), place=place)
+    with progress(errors) as tell, _executors(ray, cpus_per_task, gpus_per_task) as executors:
+        executor = None if executors is None else executors(None)
+        directory = run_sweep(checked, progress=tell, command=typed_command(), executor=executor)
     print_report(write_report([directory], directory.path, samples=samples))
 
 
@@ -158,8 +158,8 @@ def _sweep_many(configs: list[SweepConfig], ray: str | None, cpus: float | None,
     from lm_eval_cna.report.page import write_report
     from lm_eval_cna.sweep.many import run_sweeps
 
-    with progress(errors) as tell, _places(ray, cpus, gpus) as places:
-        directories = run_sweeps(configs, progress=tell, command=typed_command(), places=places)
+    with progress(errors) as tell, _executors(ray, cpus, gpus) as executors:
+        directories = run_sweeps(configs, progress=tell, command=typed_command(), executors=executors)
     for directory in directories:
         say(f"report: {write_report([directory], directory.path)}")
     paths = [str(directory.path) for directory in directories]
@@ -168,8 +168,8 @@ def _sweep_many(configs: list[SweepConfig], ray: str | None, cpus: float | None,
 
 
 @contextmanager
-def _places(address: str | None, cpus: float | None, gpus: float | None) -> Iterator[Callable[..., Place] | None]:
-    """What makes the place where a sweep is computed; None is this process."""
+def _executors(address: str | None, cpus: float | None, gpus: float | None) -> Iterator[Callable[..., Executor] | None]:
+    """What makes the executor of a sweep; None is this process."""
     if address is None:
         if (cpus, gpus) != (None, None):
             raise ConfigError(
@@ -185,14 +185,14 @@ def _places(address: str | None, cpus: float | None, gpus: float | None) -> Iter
         return
     if launch.processes() > 1:
         raise ConfigError("--ray in several processes", do="start the command alone; Ray starts its workers itself")
-    from lm_eval_cna.sweep.ray import RayPlace, cluster
+    from lm_eval_cna.sweep.ray import RayExecutor, cluster
 
-    def place(stop: Event | None) -> Place:
-        return RayPlace(cpus_per_task=1 if cpus is None else cpus, gpus_per_task=gpus, stop=stop)
+    def executor(stop: Event | None) -> Executor:
+        return RayExecutor(cpus_per_task=1 if cpus is None else cpus, gpus_per_task=gpus, stop=stop)
 
-    place(None)  # refuses wrong numbers
+    executor(None)  # refuses wrong numbers
     with cluster(address):
-        yield place
+        yield executor
 
 
 def judge(

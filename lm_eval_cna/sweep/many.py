@@ -19,12 +19,12 @@ from lm_eval_cna.models.arguments import naming_the_model
 from lm_eval_cna.sweep.begin import Begun, Checked, begin, check
 from lm_eval_cna.sweep.config import SweepConfig
 from lm_eval_cna.sweep.engines import check_elsewhere
-from lm_eval_cna.sweep.place import Place, Progress
+from lm_eval_cna.sweep.executor import Executor, Progress
 from lm_eval_cna.sweep.rundir import RunDirectory
 from lm_eval_cna.sweep.runner import compute, conclude, evaluate, lm_eval_once, run_checked, self_check
 
-#: Makes the place for one run; a place gives up soon after the event is set.
-Places = Callable[[Event], Place]
+#: Makes the executor of one run, which gives up soon after the event is set.
+Executors = Callable[[Event], Executor]
 
 
 def run_sweeps(
@@ -32,9 +32,9 @@ def run_sweeps(
     *,
     progress: Progress | None = None,
     command: list[str] | None = None,
-    places: Places | None = None,
+    executors: Executors | None = None,
 ) -> list[RunDirectory]:
-    """Run many sweeps: one after another here, or all at the same time where `places` computes them.
+    """Run many sweeps: one after another here, or all at the same time where `executors` computes them.
 
     What goes wrong in one run leaves the others alone and is said at the end.
 
@@ -42,7 +42,7 @@ def run_sweeps(
         configs: the sweeps, each with an output of its own.
         progress: as for `run_sweep`; stages begin with the name of the run directory.
         command: what the user typed, for the manifests.
-        places: for runs that are computed elsewhere; their answers are awaited together.
+        executors: for runs that are computed elsewhere; their answers are awaited together.
 
     Raises:
         CNAError: a run is not usable, before the first has begun; or some runs have failed.
@@ -52,16 +52,16 @@ def run_sweeps(
     checked = []
     for number, config in enumerate(configs):
         tell("checks", number, len(configs), config.output.name)
-        checked.append(_check_run(config, elsewhere=places is not None))
+        checked.append(_check_run(config, elsewhere=executors is not None))
     tell("checks", len(configs), len(configs), "")
     failed: dict[str, str] = {}
     with lm_eval_once():
-        if places is None:
+        if executors is None:
             for one in checked:
                 with _set_aside(one, failed), one.directory.lock():
                     run_checked(one, tell=_named(one, tell), command=command)
         else:
-            _run_together(checked, places, tell, command, failed)
+            _run_together(checked, executors, tell, command, failed)
     if failed:
         raise RunError(
             f"{len(failed)} of {len(configs)} runs failed: "
@@ -72,7 +72,7 @@ def run_sweeps(
 
 
 def _run_together(
-    checked: Sequence[Checked], places: Places, tell: Progress, command: list[str] | None, failed: dict[str, str]
+    checked: Sequence[Checked], executors: Executors, tell: Progress, command: list[str] | None, failed: dict[str, str]
 ) -> None:
     """Begin all runs; while their answers come in, each in a thread that writes them, evaluate those that have all.
 
@@ -87,7 +87,7 @@ def _run_together(
                     locks.enter_context(one.directory.lock())
                     begun = begin(one, command)
                     self_check(begun, _named(one, tell))
-                    waiting[threads.submit(compute, begun, places(stop), _named(one, tell))] = one, begun
+                    waiting[threads.submit(compute, begun, executors(stop), _named(one, tell))] = one, begun
             for finished in as_completed(waiting):
                 one, begun = waiting.pop(finished)
                 with _set_aside(one, failed):

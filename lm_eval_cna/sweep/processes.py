@@ -26,9 +26,9 @@ from lm_eval_cna.steering import Setting
 from lm_eval_cna.sweep.batches import Batch
 from lm_eval_cna.sweep.begin import Begun, load
 from lm_eval_cna.sweep.config import SweepConfig
+from lm_eval_cna.sweep.executor import Progress, ThisProcess
 from lm_eval_cna.sweep.interventions import Interventions, prepare
 from lm_eval_cna.sweep.parcel import pack_batch, pack_sweep, unpack_responses
-from lm_eval_cna.sweep.place import Progress, ThisProcess
 from lm_eval_cna.sweep.rundir import HARMLESS_KL, RunDirectory
 from lm_eval_cna.sweep.self_check import proof_of
 from lm_eval_cna.sweep.store import Response

@@ -23,8 +23,8 @@ from lm_eval_cna.errors import ConfigError
 from lm_eval_cna.sweep.batches import Batch
 from lm_eval_cna.sweep.begin import Begun
 from lm_eval_cna.sweep.crew import Crew, Job, Needs
+from lm_eval_cna.sweep.executor import Progress
 from lm_eval_cna.sweep.parcel import pack_sweep, unpack_responses
-from lm_eval_cna.sweep.place import Progress
 from lm_eval_cna.sweep.rundir import HARMLESS_KL
 from lm_eval_cna.sweep.store import Response
 
@@ -70,7 +70,7 @@ def cluster(address: str) -> Iterator[None]:
         ray.shutdown()
 
 
-class RayPlace:
+class RayExecutor:
     """Computes one sweep on the cluster that this process is connected to (see `cluster`).
 
     Args:

@@ -26,10 +26,10 @@ from lm_eval_cna.sweep.batches import Batch
 from lm_eval_cna.sweep.begin import Begun, Checked, begin, check
 from lm_eval_cna.sweep.config import SweepConfig
 from lm_eval_cna.sweep.engines import check_elsewhere
+from lm_eval_cna.sweep.executor import Executor, Progress, ThisProcess
 from lm_eval_cna.sweep.interventions import file_of
 from lm_eval_cna.sweep.judged import judge_run
 from lm_eval_cna.sweep.layout import parts_of
-from lm_eval_cna.sweep.place import Place, Progress, ThisProcess
 from lm_eval_cna.sweep.replay import Replay
 from lm_eval_cna.sweep.rundir import HARMLESS_KL, SELF_CHECK, RunDirectory
 from lm_eval_cna.sweep.self_check import prove_sweep, proven_of
@@ -43,7 +43,7 @@ def run_sweep(
     progress: Progress | None = None,
     task_manager: TaskManager | None = None,
     command: list[str] | None = None,
-    place: Place | None = None,
+    executor: Executor | None = None,
 ) -> RunDirectory:
     """Run a sweep, or continue one.
 
@@ -52,7 +52,7 @@ def run_sweep(
         progress: called with (stage, done, in all, detail): responses first, then cells to evaluate, then verdicts.
         task_manager: one that knows our tasks; building one takes seconds, so callers of several sweeps share it.
         command: what the user typed, for the manifest.
-        place: where the answers are computed; by default in this process.
+        executor: where the answers are computed; by default in this process.
 
     Raises:
         CNAError: the configuration, a file, the model or the run directory is not usable.
@@ -61,23 +61,23 @@ def run_sweep(
     tell = progress or (lambda stage, done, total, detail: None)
     directory = RunDirectory(config.output)
     with directory.lock(), lm_eval_once():
-        run_checked(check(config, task_manager), tell=tell, command=command, place=place)
+        run_checked(check(config, task_manager), tell=tell, command=command, executor=executor)
     return directory
 
 
 def run_checked(
-    checked: Checked, *, tell: Progress, command: list[str] | None = None, place: Place | None = None
+    checked: Checked, *, tell: Progress, command: list[str] | None = None, executor: Executor | None = None
 ) -> None:
     """Run a sweep that is known to be sound, in a locked directory and within `lm_eval_once`.
 
     Raises:
         CNAError: a file, the model or the run directory is not usable.
     """
-    if place is not None:
+    if executor is not None:
         check_elsewhere(checked.config)
-    begun, place = begin(checked, command), place or ThisProcess()
-    self_check(begun, tell, place)
-    compute(begun, place, tell)
+    begun, executor = begin(checked, command), executor or ThisProcess()
+    self_check(begun, tell, executor)
+    compute(begun, executor, tell)
     evaluate(begun, tell)
     chat_template = begun.chat_template
     begun.lm.close()
@@ -85,7 +85,7 @@ def run_checked(
     conclude(checked, chat_template, tell)
 
 
-def self_check(begun: Begun, tell: Progress, place: Place | None = None) -> None:
+def self_check(begun: Begun, tell: Progress, executor: Executor | None = None) -> None:
     """Prove the steering on the model that is there, if an answer is missing or the proof is.
 
     Raises:
@@ -97,17 +97,17 @@ def self_check(begun: Begun, tell: Progress, place: Place | None = None) -> None
         todo = _missing(begun, store)
     if todo or not begun.directory.has(SELF_CHECK):
         tell("self-check", 0, 1, "m = 1 is the identity, m = 0 is not, undo restores")
-        if place is not None:
-            place.prepare(begun)
+        if executor is not None:
+            executor.prepare(begun)
         prove_sweep(begun)
         tell("self-check", 1, 1, "")
 
 
-def compute(begun: Begun, place: Place, tell: Progress) -> None:
+def compute(begun: Begun, executor: Executor, tell: Progress) -> None:
     """Compute every batch of which a response is missing, whole, and write it in one transaction; then the KL.
 
     Raises:
-        CNAError: the model or the place cannot go on; what was finished is kept.
+        CNAError: the model or the executor cannot go on; what was finished is kept.
     """
     sweep, directory = begun.layout, begun.directory
     with ResponseStore(directory.path) as store:
@@ -115,7 +115,7 @@ def compute(begun: Begun, place: Place, tell: Progress) -> None:
         total, left = sum(len(batch.rows) for batch in sweep.plan), sum(len(batch.rows) for batch in todo)
         done, tokens, started = total - left, 0, time.monotonic()
         tell("responses", done, total, "")
-        for batch, responses in place.answers(begun, todo, tell):
+        for batch, responses in executor.answers(begun, todo, tell):
             store.put(
                 {
                     (sweep.contexts[cell], request.key): response
@@ -127,7 +127,7 @@ def compute(begun: Begun, place: Place, tell: Progress) -> None:
             speed = tokens / max(time.monotonic() - started, 1e-9)
             tell("responses", done, total, f"{speed:.0f} tokens/s" if tokens else "")
     if begun.config.measures_kl and not directory.has(HARMLESS_KL):
-        measured = place.divergence(begun)
+        measured = executor.divergence(begun)
         kept = {cell.key: divergence for cell, divergence in zip(sweep.cells, measured, strict=True)}
         directory.write_json(HARMLESS_KL, kept)
 

@@ -88,7 +88,7 @@ class Worker:
         return pack_responses(responses)
 
     def _divergence(self) -> list[dict[str, Any]]:
-        from lm_eval_cna.sweep.place import measure_divergence
+        from lm_eval_cna.sweep.executor import measure_divergence
 
         return measure_divergence(self._lm, self._config, self.settings)
 

@@ -23,7 +23,7 @@ from lm_eval_cna.errors import ConfigError  # noqa: E402
 from lm_eval_cna.sweep import crew, runner  # noqa: E402
 from lm_eval_cna.sweep.config import parse_config  # noqa: E402
 from lm_eval_cna.sweep.many import run_sweeps  # noqa: E402
-from lm_eval_cna.sweep.ray import RayPlace  # noqa: E402
+from lm_eval_cna.sweep.ray import RayExecutor  # noqa: E402
 from lm_eval_cna.sweep.rundir import RunDirectory  # noqa: E402
 from tests.checkpoints import save_llama  # noqa: E402
 from tests.integration.test_sweep import assert_equal_runs, stored, values  # noqa: E402
@@ -193,7 +193,9 @@ def test_a_killed_node_changes_nothing(
             kept_when_killed = kept
             nodes.kill_second()
 
-    directory = runner.run_sweep(asked(model, tmp_path / "run"), task_manager=manager, progress=tell, place=RayPlace())
+    directory = runner.run_sweep(
+        asked(model, tmp_path / "run"), task_manager=manager, progress=tell, executor=RayExecutor()
+    )
     handed_out = ledger.handed_out()
     again = [batch for batch, times in handed_out.items() if times > 1]
     print(
@@ -220,7 +222,7 @@ def test_a_users_error_on_a_worker_is_one_clear_line(
 
     monkeypatch.setattr(place, "pack_sweep", without_the_model_there)
     with pytest.raises(ConfigError, match=r"^on \S+: cannot load the model: .*not-on-that-machine") as caught:
-        runner.run_sweep(asked(model, tmp_path / "run"), task_manager=manager, place=RayPlace())
+        runner.run_sweep(asked(model, tmp_path / "run"), task_manager=manager, executor=RayExecutor())
     assert "\n" not in str(caught.value) and "ray::" not in str(caught.value)
 
 
@@ -233,7 +235,7 @@ def test_many_models_run_together(
     told: list[str] = []
     found = run_sweeps(
         [asked(path, tmp_path / "together" / path.name, **SMALL) for path in (model, other)],
-        places=lambda stop: RayPlace(stop=stop),
+        executors=lambda stop: RayExecutor(stop=stop),
         progress=lambda stage, *_: told.append(stage),
     )
     # Both begin before either is evaluated, and each is what it is alone.

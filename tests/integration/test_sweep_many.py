@@ -114,4 +114,4 @@ def test_a_model_of_the_command_line_is_refused(
 def test_vllm_is_not_computed_elsewhere(models: list[Path], tmp_path: Path) -> None:
     asked = parse_config({"model": str(models[0]), "output": str(tmp_path / "run"), "engine": "vllm"})
     with pytest.raises(ConfigError, match=r"run run: .*vllm"):
-        run_sweeps([asked], places=lambda stop: pytest.fail("began"))
+        run_sweeps([asked], executors=lambda stop: pytest.fail("began"))

@@ -20,8 +20,8 @@ from lm_eval_cna.sweep import worker as workers
 from lm_eval_cna.sweep.answers import compute
 from lm_eval_cna.sweep.begin import Begun, begin, check
 from lm_eval_cna.sweep.config import parse_config
+from lm_eval_cna.sweep.executor import ThisProcess
 from lm_eval_cna.sweep.parcel import pack_batch, pack_sweep, unpack_batch, unpack_interventions, unpack_responses
-from lm_eval_cna.sweep.place import ThisProcess
 from lm_eval_cna.sweep.ray import cluster, put_weights_away
 from lm_eval_cna.sweep.worker import Worker
 from tests.checkpoints import save_llama

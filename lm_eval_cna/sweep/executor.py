@@ -22,7 +22,7 @@ from lm_eval_cna.sweep.store import Response
 Progress = Callable[[str, int, int, str], None]
 
 
-class Place(Protocol):
+class Executor(Protocol):
     """Computes what a sweep asks."""
 
     def prepare(self, begun: Begun) -> None:
