@@ -47,11 +47,6 @@ class Divergence:
     mean: float | None
     p95: float | None
 
-    @property
-    def unmeasured(self) -> int:
-        """The number of prompts without a finite KL."""
-        return self.values.count(None)
-
 
 def harmless_kl(
     model: nn.Module,

@@ -74,11 +74,6 @@ class Standing(Record):
     strongest: Strongest | None
     texts: tuple[str, ...]
 
-    @property
-    def beaten(self) -> tuple[str, ...]:
-        """The kinds of random neurons that the effect is beyond, by a test."""
-        return tuple(rival.method for rival in self.rivals if rival.null.beyond)
-
 
 def standings(evidence: Evidence, outcomes: Outcomes) -> tuple[Standing, ...]:
     """Every effect of the circuit on a claimed metric, at the multipliers where a control beyond `random` was run.

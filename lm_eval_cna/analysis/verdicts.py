@@ -81,11 +81,6 @@ class Verdict(Subject):
     broken: bool
     text: str
 
-    @property
-    def stands(self) -> bool:
-        """Whether the claim holds as one about behaviour: specific, and the text is whole."""
-        return self.finding == "specific" and not self.broken
-
 
 def verdict(claim: Claim, *, broken: str | None = None, level: float = 0.95) -> Verdict:
     """Say what a comparison shows.

@@ -79,7 +79,7 @@ def test_a_special_circuit(tmp_path: Path) -> None:
         "exact McNemar p < 0.001 after Holm), outside the null band of 19 random controls (-3.0 to 0.0 points; "
         "p = 0.05)."
     )
-    assert (found.finding, found.broken, found.stands) == ("specific", False, True)
+    assert (found.finding, found.broken) == ("specific", False)
     row = evidence.find("cna-m0", "harm", "refusal_rate")
     assert row is not None and row.paired is not None and row.null is not None and row.interval is not None
     assert (row.n, row.value, row.paired.lost, row.paired.gained) == (N, 0.38, 62, 0)
@@ -99,7 +99,6 @@ def test_a_circuit_like_any_other(tmp_path: Path) -> None:
     assert found.finding == "unspecific"
     assert "lowers refusal on harm by 30.0 points" in found.text
     assert "no effect distinguishable from random neurons: inside the null band of 19 random controls" in found.text
-    assert not found.stands
 
 
 def test_few_controls_never_make_it_significant(tmp_path: Path) -> None:
@@ -130,7 +129,7 @@ def test_broken_text_is_said(tmp_path: Path) -> None:
     lost = lambda cell: 62 if cell.method == "cna" else 1  # noqa: E731
     run = make_run(tmp_path, sweep(19), refuse(lost, quality=0.4))
     found = one(collect(run), "cna-m0")
-    assert found.broken and not found.stands
+    assert found.broken
     assert "The text is broken there (mean quality 0.40, baseline 1.00; 40.0 % of the answers degenerate" in found.text
     lenient = collect(run, budget=DamageBudget(quality=0.3, degenerate=0.5))
     assert not one(lenient, "cna-m0").broken

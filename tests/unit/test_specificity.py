@@ -45,10 +45,15 @@ def stand(path: Path, lost: Mapping[str, int], **more: Any) -> tuple[Standing, .
     return standings(collect(run), read_outcomes(run))
 
 
+def beaten(found: Standing) -> tuple[str, ...]:
+    """The kinds of random neurons that the effect is beyond, by a test."""
+    return tuple(rival.method for rival in found.rivals if rival.null.beyond)
+
+
 def test_a_circuit_that_beats_every_kind(tmp_path: Path) -> None:
     (found,) = stand(tmp_path, {"cna": 40, **dict.fromkeys(KINDS, 2), "top-activation": 10})
     assert (found.cell, found.task, found.metric, found.multiplier) == (CNA.key, "harm", "refusal_rate", 0.0)
-    assert found.beaten == KINDS and [rival.null.seeds for rival in found.rivals] == [SEEDS] * 4
+    assert beaten(found) == KINDS and [rival.null.seeds for rival in found.rivals] == [SEEDS] * 4
     assert found.effect.effect == pytest.approx(-0.8)
     assert found.rivals[0].null.low == pytest.approx(-0.06) and found.rivals[0].null.high == pytest.approx(-0.04)
     theirs = found.strongest
@@ -73,14 +78,14 @@ def test_a_circuit_that_beats_every_kind(tmp_path: Path) -> None:
 
 def test_a_circuit_that_its_own_third_matches(tmp_path: Path) -> None:
     (found,) = stand(tmp_path, {"cna": 40, "random": 2, "random-bottom": 2, "random-middle": 2, "random-top": 39})
-    assert found.beaten == KINDS[:3] and found.strongest is None
+    assert beaten(found) == KINDS[:3] and found.strongest is None
     (text,) = found.texts
     assert text.endswith("It is not beyond random neurons of the top third.")
 
 
 def test_a_circuit_like_any_neurons(tmp_path: Path) -> None:
     (found,) = stand(tmp_path, {"cna": 2, **dict.fromkeys(KINDS, 2)})
-    assert found.beaten == ()
+    assert beaten(found) == ()
     assert found.texts == (
         "Ablation of the circuit (m = 0) changes refusal on harm by -4.0 points, an effect that cannot be told from "
         "chance, and so not from that of other neurons.",
@@ -89,13 +94,13 @@ def test_a_circuit_like_any_neurons(tmp_path: Path) -> None:
 
 def test_an_effect_that_any_neurons_have(tmp_path: Path) -> None:
     (found,) = stand(tmp_path, {"cna": 30, **dict.fromkeys(KINDS, 30)})
-    assert found.beaten == () and found.texts[0].endswith("It is not beyond random neurons of any kind.")
+    assert beaten(found) == () and found.texts[0].endswith("It is not beyond random neurons of any kind.")
 
 
 @pytest.mark.parametrize("seeds", [1, 18])
 def test_few_seeds_support_no_test(tmp_path: Path, seeds: int) -> None:
     (found,) = stand(tmp_path, {"cna": 40, **dict.fromkeys(KINDS, 2)}, seeds=seeds)
-    assert found.beaten == () and "there is no test" in found.texts[0] and "p =" not in found.texts[0]
+    assert beaten(found) == () and "there is no test" in found.texts[0] and "p =" not in found.texts[0]
 
 
 def test_the_most_active_neurons_may_do_the_same(tmp_path: Path) -> None:
