@@ -88,7 +88,7 @@ class Target:
     read: Callable[[Path], Any]
 
 
-def check(target: Target, path: Path) -> Finding | None:
+def check(target: Target, path: Path, *, seconds: float = SECONDS) -> Finding | None:
     """Have a file read, and say what is wrong with how it went."""
     started = time.process_time()
     try:
@@ -100,7 +100,7 @@ def check(target: Target, path: Path) -> Finding | None:
     except (Exception, RecursionError) as error:
         return Finding(type(error).__name__, _line(error), str(error)[:300])
     took = time.process_time() - started
-    return Finding("slow", "", f"{took:.1f} s") if took > SECONDS else None
+    return Finding("slow", "", f"{took:.1f} s") if took > seconds else None
 
 
 def _line(error: BaseException) -> str:

@@ -70,7 +70,7 @@ def test_what_is_no_plain_table_of_ours_is_refused_before_it_runs(kind: str, wha
     before, started = path.read_bytes(), time.process_time()
     with pytest.raises(CNAError) as error:
         use(path)
-    assert time.process_time() - started < 1 and "\n" not in str(error.value)
+    assert time.process_time() - started < 3 and "\n" not in str(error.value)
     assert path.read_bytes() == before
 
 
