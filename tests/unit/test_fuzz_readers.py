@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+import re
 from pathlib import Path
 
 import pytest
@@ -16,6 +17,40 @@ from tests.fuzz.targets import TARGETS, check, put
 #: Of each reader; a report takes a tenth of a second.
 EXAMPLES, REPORTS = 30, 5
 SECONDS = 5.0  # `make fuzz` has one, on a machine that does nothing else
+
+
+#: Module that opens files -> the readers that try it, or why none needs to.
+OPENED = {
+    "analysis/baseline.py": ("baseline",),
+    "circuit_file.py": ("circuit", "circuit of experts", "reference circuit"),
+    "contrast.py": ("contrast",),
+    "contrast_sources.py": ("contrast by reference",),
+    "database.py": ("response store", "judge's ledger"),
+    "files.py": "opens them for the others",
+    "intervention.py": ("vectors",),
+    "judging/ledger.py": ("judge's ledger",),
+    "judging/rubric.py": ("judge's template",),
+    "models/checkpoint.py": "reads what transformers reads, with its library",
+    "organism/store.py": "holds every file against its hash, in the user's own cache",
+    "paper/plan.py": ("prompts", "prompts as text"),
+    "report/files.py": "takes its list of files for absent where pydantic does not know it",
+    "stability.py": ("stability",),
+    "sweep/config.py": ("sweep", "many sweeps"),
+    "sweep/rundir.py": ("manifest", "results", "summary", "verdicts", "divergences", "self-check", "evidence"),
+    "sweep/store.py": ("response store",),
+}
+
+
+def test_every_module_that_opens_files_from_elsewhere_is_tried(repo_root: Path) -> None:
+    package = repo_root / "lm_eval_cna"
+    opens = re.compile(r"\b(read_whole|open_database|safe_open)\(")
+    found = {
+        path.relative_to(package).as_posix()
+        for path in package.rglob("*.py")
+        if opens.search(path.read_text(encoding="utf-8"))
+    }
+    assert found == set(OPENED), "a new reader takes a line in tests/fuzz/targets.py and here"
+    assert all(isinstance(by, str) or set(by) <= set(TARGETS) for by in OPENED.values())
 
 
 @pytest.fixture(scope="module")
