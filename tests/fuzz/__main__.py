@@ -44,6 +44,7 @@ def main() -> int:
     parser.add_argument("--keep", type=Path, help="folder for inputs that are findings; by default a temporary one")
     parser.add_argument("--output", type=Path, help="NAME.json and NAME.md; by default results/fuzz/<machine>")
     given = parser.parse_args()
+    measured = commit()  # what was imported; a checkout may change while this runs
     keep = Path(tempfile.mkdtemp(prefix="fuzz-", dir=given.keep))
     memory = Path("/dev/shm")
     with tempfile.TemporaryDirectory(dir=memory if os.access(memory, os.W_OK) else None) as scratch:
@@ -57,7 +58,7 @@ def main() -> int:
     record = {
         "schema": SCHEMA,
         "machine": describe(),
-        "commit": commit(),
+        "commit": measured,
         "date": datetime.now(UTC).isoformat(timespec="seconds"),
         "seconds": given.seconds,
         "seed": given.seed,
