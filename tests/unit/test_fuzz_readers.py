@@ -27,7 +27,6 @@ OPENED = {
     "contrast_sources.py": ("contrast by reference",),
     "database.py": ("response store", "judge's ledger"),
     "files.py": "opens them for the others",
-    "intervention.py": ("vectors",),
     "judging/ledger.py": ("judge's ledger",),
     "judging/rubric.py": ("judge's template",),
     "models/checkpoint.py": "reads what transformers reads, with its library",
@@ -38,6 +37,7 @@ OPENED = {
     "sweep/config.py": ("sweep", "many sweeps"),
     "sweep/rundir.py": ("manifest", "results", "summary", "verdicts", "divergences", "self-check", "evidence"),
     "sweep/store.py": ("response store",),
+    "vectors_file.py": ("vectors",),
 }
 
 
