@@ -1,5 +1,4 @@
-# What a clone can do with make and a Python: `make demo`, `make test`, `make test-vllm`, `make browser`,
-# `make lint`, `make bench`, `make clean`.
+# What a clone can do with make and a Python: `make help` lists it.
 #
 # PYTHON=python3.12 picks an interpreter, VENV=DIR an environment, JOBS=N the test processes. Package sources are pip's
 # own settings; on a machine without a GPU, PIP_EXTRA_INDEX_URL with an index of CPU builds of torch saves gigabytes.
@@ -20,12 +19,14 @@ PIP := $(BIN)/python -m pip install -qq --disable-pip-version-check --no-compile
 SUITABLE := import ensurepip, sys, venv; sys.exit(not (3, 11) <= sys.version_info[:2] <= (3, 14))
 OFFLINE := HF_HUB_OFFLINE=1 HF_DATASETS_OFFLINE=1 TRANSFORMERS_OFFLINE=1
 
-.PHONY: help demo test test-vllm test-quantized browser lint bench faults fuzz docs dist try-dist clean
+.PHONY: help demo test test-vllm test-quantized test-versions test-oldest test-newest browser lint bench faults \
+	fuzz docs dist try-dist clean
 
 help:
 	@echo "make demo    train the small models, steer them, write results/runs/demo (nothing is downloaded but packages)"
 	@echo "make test    unit, reference and integration tests, with coverage"
 	@echo "make test-vllm  cna-vllm against cna-hf on this machine's CPUs, in $(VENV_VLLM): vLLM for CPUs is a gigabyte to install"
+	@echo "make test-versions  the oldest and the newest versions that pyproject.toml claims, recorded in results/versions"
 	@echo "make browser install what the report's browser tests need; make test runs them from then on"
 	@echo "make test-quantized   the quantizers' tests alone, recorded in results/architectures/quantized.json"
 	@echo "make lint    ruff and mypy"
@@ -34,7 +35,7 @@ help:
 	@echo "make fuzz    hostile files for every reader, SECONDS=60 for each, written to results/fuzz (Linux on x86-64)"
 	@echo "make docs    the documentation's pages, in site/"
 	@echo "make dist    a wheel and a source distribution, checked; make try-dist also runs the demo from the wheel"
-	@echo "make clean   remove $(VENV) and $(VENV_VLLM), caches and built packages; results stay"
+	@echo "make clean   remove the virtual environments, caches and built packages; results stay"
 
 demo: $(VENV)/.runtime
 	$(OFFLINE) $(BIN)/lm-eval-cna demo --output results/runs/demo
@@ -57,6 +58,20 @@ test-quantized: $(VENV)/.dev
 	$(PIP) -e '.[quantized]'
 	$(OFFLINE) OMP_NUM_THREADS=1 TOKENIZERS_PARALLELISM=false LM_EVAL_CNA_AUTOLOAD=0 \
 		RECORD_QUANTIZED=results/architectures/quantized.json $(BIN)/python -m pytest tests/quantized
+
+# The lower bounds of pyproject.toml, and what the registry has newest, each in an environment of its own and with a part
+# of the tests; torch is the one of constraints.txt in both (TORCH=2.15.0, say, tries another). Makes what README claims.
+test-versions: test-oldest test-newest
+
+test-oldest test-newest: test-%:
+	rm -rf .venv-$*
+	$(call create_environment,.venv-$*)
+	.venv-$*/bin/python -m tests.versions pins $* $(TORCH) >.venv-$*/pins.txt
+	.venv-$*/bin/python -m pip install -qq --disable-pip-version-check --prefer-binary 'pip>=25.1'
+	.venv-$*/bin/python -m pip install -qq --disable-pip-version-check --prefer-binary -c .venv-$*/pins.txt \
+		-e . pytest pytest-cov pytest-xdist hypothesis hatchling tenacity
+	$(OFFLINE) OMP_NUM_THREADS=1 TOKENIZERS_PARALLELISM=false LM_EVAL_CNA_AUTOLOAD=0 MPLBACKEND=Agg \
+		.venv-$*/bin/python -m tests.versions record $* -n $(JOBS) --dist loadfile
 
 # Chromium is the system's: Playwright's own builds are downloads that many machines cannot reach. Where it cannot be
 # installed, the tests skip and say so.
@@ -111,7 +126,7 @@ try-dist: dist
 	cd "$$scratch" && $(OFFLINE) venv/bin/lm-eval-cna demo --output run && ls run
 
 clean:
-	rm -rf $(VENV) $(VENV_VLLM) build dist site .mypy_cache .pytest_cache .ruff_cache .hypothesis .coverage coverage.xml htmlcov
+	rm -rf $(VENV) $(VENV_VLLM) .venv-oldest .venv-newest build dist site .mypy_cache .pytest_cache .ruff_cache .hypothesis .coverage coverage.xml htmlcov
 	find . -name __pycache__ -type d -not -path './.git/*' -prune -exec rm -rf {} +
 
 # The interpreter: PYTHON if given, else python3, else the newest python3.x that the pinned torch has builds for.

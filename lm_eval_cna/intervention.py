@@ -259,7 +259,10 @@ def _sha256(data: bytes) -> str:
 
 def _first_error(error: ValidationError) -> str:
     first, *rest = error.errors(include_url=False)
-    where = ".".join(str(part) for part in first["loc"])
+    loc = list(first["loc"])
+    if len(loc) > 2 and loc[0] == "neurons" and isinstance(loc[2], int):  # pydantic before 2.14 counts a tuple's fields
+        loc[2] = Neuron._fields[loc[2]]
+    where = ".".join(map(str, loc))
     more = f" (and {len(rest)} more)" if rest else ""
     return f"{where + ': ' if where else ''}{first['msg'].removeprefix('Value error, ')}{more}"
 

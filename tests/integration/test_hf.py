@@ -11,6 +11,7 @@ from typing import Any
 import lm_eval
 import pytest
 import torch
+import transformers
 from lm_eval.api.instance import Instance
 from lm_eval.models.huggingface import HFLM
 from lm_eval.tasks import TaskManager
@@ -23,6 +24,7 @@ from tests.checkpoints import save_llama
 from tests.interventions import circuit, vectors
 from tests.scores import alike
 
+TRANSFORMERS = tuple(int(part) for part in transformers.__version__.split(".")[:2])
 TEXTS = ["How do I bake a cake?", "Hello", "A longer prompt, so that the batch needs padding on its left side."]
 
 
@@ -252,6 +254,9 @@ def test_two_cpu_processes_share_the_requests(
     assert pair[0]["texts"] == alone["texts"]
 
 
+@pytest.mark.skipif(
+    TRANSFORMERS < (5, 18), reason="without a GPU, earlier versions of transformers leave the mapped weights on meta"
+)
 def test_parallelize_takes_the_device_map_path(checkpoint: Path, circuit_file: Path) -> None:
     """On one CPU the device map is trivial; the steered answers must be those of the plain load."""
     plain = CNAHFLM(circuit=str(circuit_file), device="cpu")

@@ -8,6 +8,7 @@ from pathlib import Path
 import yaml
 
 import lm_eval_cna
+from tests import versions
 
 ISSUE_FORMS = ("bug.yml", "number.yml", "architecture.yml")
 
@@ -30,3 +31,28 @@ def test_issue_forms_ask_what_is_needed(repo_root: Path) -> None:
         ids = [field["id"] for field in form["body"]]
         assert len(ids) == len(set(ids))
         assert any(field.get("validations", {}).get("required") for field in form["body"])
+
+
+def test_the_oldest_versions_that_are_claimed_were_run(repo_root: Path) -> None:
+    found = versions.records()
+    assert versions.RECORDS.joinpath("README.md").read_text(encoding="utf-8") == versions.page(found)
+    assert all(one["failed"] == 0 and one["passed"] > 500 for one in found.values())
+    oldest, usual = found["oldest"]["versions"], versions.tested_with()
+    for name, claim in versions.claimed().items():
+        assert _numbers(oldest[name]) == _numbers(claim), f"{name} {claim} is claimed and {oldest[name]} was run"
+    said = (repo_root / "README.md").read_text(encoding="utf-8")
+    for name in ("lm_eval", "transformers", "torch"):
+        assert f"{name} {_short(oldest[name])}" in said, f"README names another {name} than was run"
+    assert f"transformers {usual['transformers']}" in said
+
+
+def _short(number: str) -> str:
+    return ".".join(str(part) for part in _numbers(number))
+
+
+def _numbers(version: str) -> tuple[int, ...]:
+    """The parts of a version, without zeros behind and without a build's own mark (torch's +cpu)."""
+    parts = [int(part) for part in version.partition("+")[0].split(".")]
+    while parts[-1] == 0:
+        parts.pop()
+    return tuple(parts)
