@@ -18,7 +18,7 @@ from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationErr
 
 from lm_eval_cna.errors import ContrastError
 from lm_eval_cna.files import is_file, read_whole
-from lm_eval_cna.plain_json import load_json
+from lm_eval_cna.plain_json import load_json, whole_text
 from lm_eval_cna.resources import contrasts_dir, packaged_prompts
 
 _MAX_BYTES = 64 * 2**20
@@ -80,17 +80,11 @@ def prompts_sha256(*classes: Sequence[str]) -> str:
     return hashlib.sha256(canonical.encode()).hexdigest()
 
 
-def _whole_text(text: str) -> str:
-    """Refuse half a surrogate pair, which an escape in JSON can write and nobody can hash or tokenize."""
-    text.encode()
-    return text
-
-
 class _Line(BaseModel):
     model_config = ConfigDict(extra="forbid", strict=True)
 
     label: Literal["positive", "negative"]
-    prompt: Annotated[str, Field(min_length=1), AfterValidator(_whole_text)]
+    prompt: Annotated[str, Field(min_length=1), AfterValidator(whole_text)]
 
 
 class _Header(BaseModel):

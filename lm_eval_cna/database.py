@@ -44,6 +44,9 @@ def open_database(
         (said,) = database.execute("PRAGMA quick_check(1)").fetchone()
         if said != "ok":
             raise sqlite3.DatabaseError(f"its pages are not in order: {said}")
+    except UnicodeDecodeError as error:  # SQLite's message, which has words of the file in it
+        database.close()
+        raise sqlite3.DatabaseError(f"its schema is no text: {error}") from error
     except BaseException:
         database.close()
         raise

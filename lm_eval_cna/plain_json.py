@@ -36,6 +36,16 @@ def load_json(raw: bytes) -> Any:
         raise ValueError("nested too deeply") from None
 
 
+def whole_text(text: str) -> str:
+    """Refuse half a surrogate pair, which an escape in JSON can write, and nobody can hash, tokenize or print.
+
+    Raises:
+        ValueError: there is one in it.
+    """
+    text.encode()
+    return text
+
+
 def _too_deep(raw: bytes) -> bool:
     """Take away the innermost brackets, as often as is allowed; what is left is too deep, or no JSON."""
     if raw.count(b"[") + raw.count(b"{") <= DEEPEST:

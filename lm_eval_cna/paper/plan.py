@@ -27,7 +27,7 @@ from lm_eval_cna.paper.presets import (
     caa_multiplier,
 )
 from lm_eval_cna.paper.targets import Target
-from lm_eval_cna.plain_json import load_json
+from lm_eval_cna.plain_json import load_json, whole_text
 from lm_eval_cna.resources import tasks_dir
 from lm_eval_cna.sweep.rundir import RunDirectory
 
@@ -197,8 +197,7 @@ def _prompt(document: Any) -> str:
     prompt = document.get("prompt") if isinstance(document, dict) else None
     if not isinstance(prompt, str) or not prompt.strip():
         raise ValueError("no prompt")
-    prompt.encode()  # raises where an escape wrote half a surrogate pair, which is no text
-    return prompt
+    return whole_text(prompt)
 
 
 def prompts_task(asked: Asked, path: Path) -> str:

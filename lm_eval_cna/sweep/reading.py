@@ -8,9 +8,10 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from typing import Annotated, Any, TypeVar
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError
 
 from lm_eval_cna.errors import RunError
+from lm_eval_cna.plain_json import whole_text
 from lm_eval_cna.scoring.strongreject import FORMS
 from lm_eval_cna.sweep.cells import Cell
 from lm_eval_cna.sweep.rundir import HARMLESS_KL, RunDirectory
@@ -18,6 +19,7 @@ from lm_eval_cna.sweep.rundir import HARMLESS_KL, RunDirectory
 _Word = Annotated[str, Field(min_length=1, max_length=100)]
 # It becomes the name of a file; of a cell's method, `Cell.key` makes one.
 _Setting = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,100}$")]
+_Name = Annotated[str, AfterValidator(whole_text)]
 _Count = Annotated[int, Field(ge=0, le=2**53)]
 
 
@@ -66,8 +68,8 @@ class _Manifest(_Part):
 
 class _Sample(_Part):
     doc_id: int
-    filter: str = "none"
-    metrics: list[str] = []
+    filter: _Name = "none"
+    metrics: list[_Name] = []
     resps: Annotated[list[Annotated[list[Any], Field(min_length=1)]], Field(min_length=1)]
 
 
@@ -80,11 +82,11 @@ class _Told(_Part):
 
 
 class _Results(_Part):
-    results: dict[str, dict[str, Any]]
-    samples: dict[str, list[_Sample]]
+    results: dict[_Name, dict[str, Any]]
+    samples: dict[_Name, list[_Sample]]
     configs: dict[str, dict[str, Any]] = {}
     versions: dict[str, Any] = {}
-    group_subtasks: dict[str, list[str]] = {}
+    group_subtasks: dict[_Name, list[_Name]] = {}
     shots: dict[str, Any] = Field(default={}, alias="n-shot")
     counted: dict[str, dict[str, _Count | None]] = Field(default={}, alias="n-samples")
     config: _Told | None = None

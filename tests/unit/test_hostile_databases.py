@@ -75,6 +75,18 @@ def test_what_is_no_plain_table_of_ours_is_refused_before_it_runs(kind: str, wha
 
 
 @pytest.mark.parametrize("kind", KINDS)
+def test_a_schema_that_is_no_text_is_one_line(kind: str, tmp_path: Path) -> None:
+    """SQLite quotes it in its message, which Python then cannot read."""
+    name, _, _, use = KINDS[kind]
+    path = tmp_path / name
+    use(path)
+    _change(path, "PRAGMA journal_mode = DELETE")
+    path.write_bytes(path.read_bytes().replace(b"CREATE TABLE", b"CREATE TA\xff\xff\xff"))
+    with pytest.raises(CNAError, match="schema"):
+        use(path)
+
+
+@pytest.mark.parametrize("kind", KINDS)
 def test_somebody_elses_database_is_not_written_to(kind: str, tmp_path: Path) -> None:
     name, _, _, use = KINDS[kind]
     theirs = tmp_path / "places.sqlite"
