@@ -20,6 +20,7 @@ from lm_eval_cna.sweep.config import parse_config
 from lm_eval_cna.sweep.repeat import Difference, compare_runs, config_of
 from lm_eval_cna.sweep.rundir import RunDirectory
 from tests.checkpoints import save_llama
+from tests.sweeps import small_sweep
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -35,19 +36,7 @@ def _one_task_manager() -> Iterator[None]:
 @pytest.fixture(scope="module")
 def first(tmp_path_factory: pytest.TempPathFactory) -> RunDirectory:
     folder = tmp_path_factory.mktemp("repeat")
-    values = {
-        "model": str(save_llama(folder / "tiny")),
-        "model_args": {"device": "cpu"},
-        "contrast": "organism",
-        "fraction": 0.05,
-        "universal_filter": False,
-        "methods": ["cna", "caa", "random"],
-        "random": 2,
-        "multipliers": [0, 1, 2],
-        "tasks": ["organism_refusal", "organism_knowledge"],
-        "limit": 4,
-        "output": str(folder / "run"),
-    }
+    values = small_sweep(save_llama(folder / "tiny"), folder / "run")
     return runner.run_sweep(parse_config(values), command=["typed"])
 
 

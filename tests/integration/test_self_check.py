@@ -18,6 +18,7 @@ from lm_eval_cna.sweep import runner
 from lm_eval_cna.sweep.config import parse_config
 from lm_eval_cna.sweep.rundir import SELF_CHECK, RunDirectory
 from tests.checkpoints import save_llama
+from tests.sweeps import small_sweep
 
 pytestmark = pytest.mark.usefixtures("no_environment_report")
 
@@ -28,21 +29,8 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def values(model: Path, output: Path, **more: Any) -> dict[str, Any]:
-    return {
-        "model": str(model),
-        "model_args": {"device": "cpu"},
-        "contrast": "organism",
-        "fraction": 0.05,
-        "universal_filter": False,
-        "methods": ["cna", "caa", "random"],
-        "random": 2,
-        "multipliers": [0, 1],
-        "tasks": ["organism_refusal"],
-        "limit": 2,
-        "harmless_kl": False,
-        "output": str(output),
-        **more,
-    }
+    few: dict[str, Any] = {"multipliers": [0, 1], "tasks": ["organism_refusal"], "limit": 2, "harmless_kl": False}
+    return small_sweep(model, output, **(few | more))
 
 
 @pytest.mark.parametrize("mode", ["rows", "fold", "hook"])

@@ -28,6 +28,7 @@ from lm_eval_cna.sweep.store import STORE_NAME
 from lm_eval_cna.sweep.summary import read_summary
 from tests.checkpoints import save_llama
 from tests.scores import alike
+from tests.sweeps import small_sweep
 
 pytestmark = pytest.mark.usefixtures("no_environment_report")
 
@@ -53,21 +54,8 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def values(model: Path, output: Path, **more: Any) -> dict[str, Any]:
-    return {
-        "model": str(model),
-        "model_args": {"device": "cpu", "batch_size": 8},
-        "contrast": "organism",
-        "fraction": 0.05,
-        "universal_filter": False,
-        "methods": ["cna", "caa", "random"],
-        "random": 2,
-        "multipliers": [0, 1, 2],
-        "tasks": ["organism_refusal", "organism_knowledge"],
-        "limit": 4,
-        "harmless_kl": False,
-        "output": str(output),
-        **more,
-    }
+    own: dict[str, Any] = {"model_args": {"device": "cpu", "batch_size": 8}, "harmless_kl": False}
+    return small_sweep(model, output, **(own | more))
 
 
 def config(model: Path, output: Path, **more: Any) -> SweepConfig:

@@ -18,24 +18,13 @@ from lm_eval_cna.sweep.runner import run_sweep
 from tests.checkpoints import save_llama
 from tests.observed import differs
 from tests.processes import launched, torchrun
+from tests.sweeps import small_sweep
 
 CELLS = 7  # the baseline, three of each method but at m = 1, and one control at both ends
 
 
 def values(model: Path, output: Path, **model_args: Any) -> dict[str, Any]:
-    return {
-        "model": str(model),
-        "model_args": {"device": "cpu", "batch_size": 4, **model_args},
-        "contrast": "organism",
-        "fraction": 0.05,
-        "universal_filter": False,
-        "methods": ["cna", "caa", "random"],
-        "random": 1,
-        "multipliers": [0, 1, 2],
-        "tasks": ["organism_refusal", "organism_knowledge"],
-        "limit": 4,
-        "output": str(output),
-    }
+    return small_sweep(model, output, model_args={"device": "cpu", "batch_size": 4, **model_args}, random=1)
 
 
 def summary(directory: Path) -> dict[str, Any]:

@@ -16,6 +16,7 @@ from lm_eval_cna.models.hf import CNAHFLM
 from lm_eval_cna.sweep.config import parse_config
 from lm_eval_cna.sweep.rundir import RunDirectory
 from lm_eval_cna.sweep.runner import run_sweep
+from tests.sweeps import small_sweep
 from tests.vllm.checkpoints import save
 from tests.vllm.conftest import ENGINE
 
@@ -31,21 +32,13 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def sweep(model: Path, output: Path, manager: TaskManager, engine: str, **more: Any) -> RunDirectory:
     arguments: dict[str, Any] = {"device": "cpu", "dtype": "float32", "batch_size": 8}
-    values = {
-        "model": str(model),
+    own: dict[str, Any] = {
         "engine": engine,
         "model_args": {**ENGINE, "max_model_len": 512} if engine == "vllm" else arguments,
-        "contrast": "organism",
         "fraction": 0.1,
-        "universal_filter": False,
-        "methods": ["cna", "caa", "random"],
         "random": 1,
-        "multipliers": [0, 1, 2],
-        "tasks": ["organism_refusal", "organism_knowledge"],
-        "limit": 4,
-        "output": str(output),
-        **more,
     }
+    values = small_sweep(model, output, **(own | more))
     return run_sweep(parse_config(values), task_manager=manager, command=["typed"])
 
 
