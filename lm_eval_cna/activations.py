@@ -19,7 +19,7 @@ from lm_eval_cna.architecture import Architecture, Layer
 from lm_eval_cna.errors import CNAError, ConfigError, ContrastError
 from lm_eval_cna.forward import evaluating, inputs_of
 from lm_eval_cna.means import FINITE_ADVICE, Means, RunningSums
-from lm_eval_cna.memory import with_less_memory
+from lm_eval_cna.memory import least_of, with_less_memory
 from lm_eval_cna.methods import Read
 from lm_eval_cna.mixture import MixtureWatch
 from lm_eval_cna.prompts import pad_left
@@ -78,7 +78,7 @@ def mean_activations(
                 _forward(architecture, [rows[i] for i in batch], pad)
         return sums
 
-    sums = with_less_memory(add_up, batch_size)
+    sums = with_less_memory(add_up, batch_size, least=least_of(architecture, batch_size))
     names = {
         "neurons": "activations",
         "magnitudes": "activations",
@@ -151,7 +151,7 @@ def count_in_top(
                 raise CNAError(f"activations of layer {layer} are not finite (NaN or infinity)", do=FINITE_ADVICE)
         return counts.cpu()
 
-    return with_less_memory(count, batch_size)
+    return with_less_memory(count, batch_size, least=least_of(architecture, batch_size))
 
 
 def _batches(rows: Rows, batch_size: int, progress: Progress | None) -> Iterator[list[int]]:

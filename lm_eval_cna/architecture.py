@@ -17,6 +17,7 @@ from torch import nn
 from lm_eval_cna.errors import ArchitectureError
 from lm_eval_cna.experts import check_experts
 from lm_eval_cna.neurons import SHARED, Expert, Layout, Part
+from lm_eval_cna.placement import is_cut
 from lm_eval_cna.projection import Projection, unwrapped
 
 
@@ -123,6 +124,11 @@ class Architecture:
     def num_neurons(self) -> int:
         """Neurons of the whole model."""
         return self.layout.num_neurons
+
+    @property
+    def is_cut(self) -> bool:
+        """Whether weights are cut over processes, all of which then must run the same batches."""
+        return any(is_cut(parameter) for parameter in self.stack.parameters())
 
 
 def find_architecture(model: nn.Module) -> Architecture:

@@ -22,7 +22,7 @@ from lm_eval_cna.architecture import Architecture, find_architecture
 from lm_eval_cna.behaviours.harmless import harmless_prompts
 from lm_eval_cna.errors import CNAError, ConfigError
 from lm_eval_cna.forward import evaluating, inputs_of
-from lm_eval_cna.memory import with_less_memory
+from lm_eval_cna.memory import least_of, with_less_memory
 from lm_eval_cna.prompts import Rendering, pad_left, pad_token_id
 from lm_eval_cna.steering import Setting, refuse_nesting, steer
 from lm_eval_cna.steering_modes import Mode
@@ -115,7 +115,7 @@ def harmless_kl(
         return tuple(divergences)
 
     with evaluating(model):
-        return with_less_memory(measure, batch_size)
+        return with_less_memory(measure, batch_size, least=least_of(architecture, batch_size))
 
 
 def kl_divergence(log_p: torch.Tensor, log_q: torch.Tensor) -> torch.Tensor:

@@ -10,6 +10,8 @@ from typing import TypeVar
 
 import torch
 
+from lm_eval_cna.architecture import Architecture
+
 T = TypeVar("T")
 
 
@@ -19,7 +21,7 @@ def with_less_memory(ask: Callable[[int], T], batch_size: int, *, least: int = 1
     Args:
         ask: called with the batch size; it must leave nothing behind when it fails.
         batch_size: to begin with.
-        least: fewer rows are not tried, and the error goes on.
+        least: fewer rows are not tried, and the error goes on; see `least_of`.
 
     Raises:
         torch.OutOfMemoryError: not even so few rows fit; the command line says it in a line.
@@ -33,3 +35,8 @@ def with_less_memory(ask: Callable[[int], T], batch_size: int, *, least: int = 1
         # Outside of the handler: the error's traceback holds what the failed attempt had allocated.
         torch.cuda.empty_cache()
         batch_size = max(least, (batch_size + 1) // 2)
+
+
+def least_of(architecture: Architecture, batch_size: int) -> int:
+    """The fewest rows to try: all where weights are cut, since the other processes wait in the middle of the batch."""
+    return batch_size if architecture.is_cut else 1

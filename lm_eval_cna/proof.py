@@ -27,7 +27,7 @@ from lm_eval_cna.divergence import last_logits
 from lm_eval_cna.errors import SteeringError
 from lm_eval_cna.fit import columns_sha256, named_columns
 from lm_eval_cna.intervention import Circuit, Vectors
-from lm_eval_cna.memory import with_less_memory
+from lm_eval_cna.memory import least_of, with_less_memory
 from lm_eval_cna.probes import Probe, probes_of
 from lm_eval_cna.prompts import Rendering, pad_left, pad_token_id
 from lm_eval_cna.steering import Setting, steer
@@ -120,7 +120,7 @@ def prove(
                     )
         return Proof(mode=mode, noise=few.noise, interventions=found)
 
-    return with_less_memory(attempt, len(rows))
+    return with_less_memory(attempt, len(rows), least=least_of(architecture, len(rows)))
 
 
 class _Bench:
@@ -192,10 +192,7 @@ class _Bench:
                     do="report the model's family: its layers run in a way that steering does not know",
                 )
         left = _distance(self._logits(), untouched)
-        if (
-            not left <= noise
-            or columns_sha256(self._architecture, named_columns(intervention, self._architecture)) != columns
-        ):
+        if not left <= noise or self._columns(intervention) != columns:
             raise SteeringError(f"self-check: {name} leaves a changed model behind", got=f"a logit off by {left:g}")
         return Proven(
             prompts=self._prompts, identity=one, change=zero, layers=intervention.layers, columns_sha256=columns

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any, cast
 
@@ -123,6 +123,25 @@ def test_the_self_check_goes_on_with_one_prompt_at_a_time(mode: str, rows: int) 
     assert max(tried) > rows
     proven = proof.interventions["circuit"]
     assert (proven.prompts, proven.identity) == (2, 0.0) and proven.change > 0
+
+
+def test_weights_that_are_cut_keep_their_batch(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The other processes would wait for ever in the pass that this one gave up."""
+    model = tiny("llama")
+    architecture = find_architecture(model)
+    assert not architecture.is_cut
+    chosen, prompts = circuit(architecture), [[5, 7, 11]] * 8
+    monkeypatch.setattr(type(architecture), "is_cut", True)
+    asked: list[Callable[[], object]] = [
+        lambda: mean_activations(architecture, prompts, [0, 1] * 4, batch_size=8),
+        lambda: count_in_top(architecture, prompts, 30, batch_size=8),
+        lambda: harmless_kl(model, Letters(), [Setting(chosen, 0.0)], ["a"] * 8, batch_size=8),
+        lambda: prove(model, Letters(), {"circuit": chosen}, mode="hook"),
+    ]
+    for ask in asked:
+        with room_for(model, 1) as tried, pytest.raises(torch.OutOfMemoryError):
+            ask()
+        assert len(tried) == 1
 
 
 def test_the_command_line_says_it(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
