@@ -41,6 +41,7 @@ from lm_eval_cna.sweep import begin
 from lm_eval_cna.sweep.store import STORE_NAME, ResponseStore
 from tests.checkpoints import save_llama
 from tests.judge_server import JudgeServer
+from tests.sweeps import small_sweep
 
 COMMANDS = ("discover", "sweep", "judge", "report", "check")
 #: What a command finds when it starts: nothing, a swept run, or a judged one.
@@ -239,19 +240,15 @@ class Bench:
         self.stages[stage] = Path(shutil.copytree(work, self._scratch / f"stage-{stage}"))
 
     def _sweep(self) -> dict[str, Any]:
-        return {
-            "model": str(self.model),
-            "model_args": {"device": "cpu", "batch_size": 4},
-            "contrast": "contrast.jsonl",
-            "fraction": 0.05,
-            "universal_filter": False,
-            "methods": ["cna", "caa", "random"],
-            "random": 1,
-            "multipliers": [0, 1, 2],
-            "tasks": ["faults_strongreject", "organism_knowledge"],
-            "limit": PROMPTS,
-            "output": "run",
-        }
+        return small_sweep(
+            self.model,
+            Path("run"),
+            model_args={"device": "cpu", "batch_size": 4},
+            contrast="contrast.jsonl",
+            random=1,
+            tasks=["faults_strongreject", "organism_knowledge"],
+            limit=PROMPTS,
+        )
 
     def _arguments(self, command: str) -> list[str]:
         discover = ["--model", str(self.model), "--device", "cpu", "--output", "circuit.json"]
