@@ -66,12 +66,12 @@ test-versions: test-oldest test-newest
 test-oldest test-newest: test-%:
 	rm -rf .venv-$*
 	$(call create_environment,.venv-$*)
-	.venv-$*/bin/python -m tests.versions pins $* $(TORCH) >.venv-$*/pins.txt
+	.venv-$*/bin/python -m tests.helpers.versions pins $* $(TORCH) >.venv-$*/pins.txt
 	.venv-$*/bin/python -m pip install -qq --disable-pip-version-check --prefer-binary 'pip>=25.1'
 	.venv-$*/bin/python -m pip install -qq --disable-pip-version-check --prefer-binary -c .venv-$*/pins.txt \
 		-e . pytest pytest-cov pytest-xdist hypothesis hatchling tenacity
 	$(OFFLINE) OMP_NUM_THREADS=1 TOKENIZERS_PARALLELISM=false LM_EVAL_CNA_AUTOLOAD=0 MPLBACKEND=Agg \
-		.venv-$*/bin/python -m tests.versions record $* -n $(JOBS) --dist loadfile
+		.venv-$*/bin/python -m tests.helpers.versions record $* -n $(JOBS) --dist loadfile
 
 # Chromium is the system's: Playwright's own builds are downloads that many machines cannot reach. Where it cannot be
 # installed, the tests skip and say so.

@@ -21,9 +21,9 @@ from lm_eval_cna.report.runs import read_runs
 from lm_eval_cna.report.samples import browser_data
 from lm_eval_cna.sweep.cells import BASELINE, Cell
 from tests.browser.test_report_in_a_browser import Tab, browser, pytestmark  # noqa: F401
-from tests.report_runs import answer_metrics, rich_run, write_run
-from tests.rewriting import Swap, fours, rewritten
-from tests.xss import ALL
+from tests.helpers.report_runs import answer_metrics, rich_run, write_run
+from tests.helpers.rewriting import Swap, fours, rewritten
+from tests.helpers.xss import ALL
 
 WORDS = tuple(f"word{number}word" for number in range(len(ALL)))
 

@@ -11,7 +11,7 @@ import pytest
 from lm_eval_cna.analysis.leaderboard import leaderboard
 from lm_eval_cna.report.leaderboard import write_leaderboard
 from tests.browser.test_report_in_a_browser import OWNED, Tab, browser, pytestmark  # noqa: F401
-from tests.report_runs import rich_run
+from tests.helpers.report_runs import rich_run
 
 
 @pytest.fixture(scope="module")

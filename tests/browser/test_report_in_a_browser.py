@@ -15,7 +15,7 @@ import pytest
 
 from lm_eval_cna.report.page import write_report
 from lm_eval_cna.sweep.cells import BASELINE, Cell
-from tests.report_runs import ANSWER, REFUSAL, answer_metrics, rich_run, write_run
+from tests.helpers.report_runs import ANSWER, REFUSAL, answer_metrics, rich_run, write_run
 
 sync_api = pytest.importorskip("playwright.sync_api", reason="no Playwright: run `make browser`")
 CHROMIUM = os.environ.get("CHROMIUM") or shutil.which("chromium") or shutil.which("chromium-browser")

@@ -39,9 +39,9 @@ from lm_eval_cna.judging.task import LATER
 from lm_eval_cna.resources import tasks_dir
 from lm_eval_cna.sweep import begin
 from lm_eval_cna.sweep.store import STORE_NAME, ResponseStore
-from tests.checkpoints import save_llama
-from tests.judge_server import JudgeServer
-from tests.sweeps import small_sweep
+from tests.helpers.checkpoints import save_llama
+from tests.helpers.judge_server import JudgeServer
+from tests.helpers.sweeps import small_sweep
 
 COMMANDS = ("discover", "sweep", "judge", "report", "check")
 #: What a command finds when it starts: nothing, a swept run, or a judged one.

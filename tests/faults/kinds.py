@@ -26,7 +26,7 @@ import lm_eval_cna.judging.ledger
 from lm_eval_cna.sweep import begin
 from lm_eval_cna.sweep.store import STORE_NAME
 from tests.faults.bench import LEDGER, STAGES, Bench, Ended, alike, answers, noted, sound_rows, wrap_forward
-from tests.judge_server import obliging
+from tests.helpers.judge_server import obliging
 
 Verdict = Literal["survived", "lost", "wrong", "skipped"]
 

@@ -17,7 +17,7 @@ from lm_eval_cna.scoring.strongreject import Verdict
 from lm_eval_cna.sweep.cells import BASELINE, Cell
 from lm_eval_cna.sweep.rundir import RunDirectory
 from lm_eval_cna.sweep.store import Response, ResponseStore
-from tests.report_runs import ANSWER, REFUSAL, answer_metrics, circuit_of, write_run
+from tests.helpers.report_runs import ANSWER, REFUSAL, answer_metrics, circuit_of, write_run
 from tests.unit.test_stability import record
 
 CONTRAST = (

@@ -8,9 +8,9 @@ from pathlib import Path
 import pytest
 
 from lm_eval_cna.architecture import FAMILIES
-from tests import architecture_table
-from tests.architecture_table import COMMAND, NAMES, PAGES, ran, split, table
-from tests.models import DENSE, MIXTURES
+from tests.helpers import architecture_table
+from tests.helpers.architecture_table import COMMAND, NAMES, PAGES, ran, split, table
+from tests.helpers.models import DENSE, MIXTURES
 
 
 @pytest.mark.parametrize("family", DENSE)

@@ -20,9 +20,9 @@ from lm_eval_cna.measuring import Settings, measure
 from lm_eval_cna.models.hf import CNAHFLM
 from lm_eval_cna.prompts import Rendering
 from lm_eval_cna.steering import Setting
-from tests.checkpoints import save_llama
-from tests.local_tasks import ANSWER, LOOP, FixedAnswers, evaluate
-from tests.scores import alike
+from tests.helpers.checkpoints import save_llama
+from tests.helpers.local_tasks import ANSWER, LOOP, FixedAnswers, evaluate
+from tests.helpers.scores import alike
 
 ITEMS = {"cna_capitals": capital_items(), "cna_sva": agreement_items()}
 CONTRASTS = {"cna_capitals": "capitals", "cna_sva": "sva"}

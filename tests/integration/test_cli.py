@@ -23,8 +23,8 @@ from lm_eval_cna.intervention import Circuit, read_intervention
 from lm_eval_cna.resources import tasks_dir
 from lm_eval_cna.stability import read_stability
 from lm_eval_cna.sweep.config import SweepConfig
-from tests.checkpoints import byte_tokenizer, save_llama
-from tests.models import VOCAB, tiny
+from tests.helpers.checkpoints import byte_tokenizer, save_llama
+from tests.helpers.models import VOCAB, tiny
 
 BAR = re.compile(r"it/s\]|^\s*$")
 COMMANDS = ("demo", "organism", "discover", "show", "compare", "try", "sweep", "report", "run")

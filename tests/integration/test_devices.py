@@ -14,11 +14,11 @@ from lm_eval_cna.intervention import Circuit
 from lm_eval_cna.measuring import Settings, measure
 from lm_eval_cna.models.hf import CNAHFLM
 from lm_eval_cna.steering import Setting
-from tests.checkpoints import save_llama
-from tests.interventions import circuit
-from tests.models import tiny
-from tests.observed import CONTRAST, differs, families, observed
-from tests.processes import torchrun
+from tests.helpers.checkpoints import save_llama
+from tests.helpers.interventions import circuit
+from tests.helpers.models import tiny
+from tests.helpers.observed import CONTRAST, differs, families, observed
+from tests.helpers.processes import torchrun
 
 #: Families whose plan of tensor parallelism transformers knows; of the others, none is cut.
 WITH_A_PLAN = ("llama", "mistral", "qwen2", "qwen3", "phi3", "gemma2", "gemma3_text", "olmo2", "gpt_neox")
@@ -92,7 +92,7 @@ def test_a_circuit_is_verified_against_weights_on_the_disk(checkpoint: Path, tmp
 def test_weights_that_are_cut_over_two_processes(checkpoint: Path, plain: dict[str, Any], tmp_path: Path) -> None:
     for family in WITH_A_PLAN:
         tiny(family).save_pretrained(tmp_path / family)
-    torchrun("tests.observed", checkpoint, tmp_path / "saw", tmp_path, *WITH_A_PLAN)
+    torchrun("tests.helpers.observed", checkpoint, tmp_path / "saw", tmp_path, *WITH_A_PLAN)
     first, second = (json.loads((tmp_path / f"saw.{rank}").read_text()) for rank in (0, 1))
     assert first.pop("held") == [[0, 32], [0, 32]] and second.pop("held") == [[32, 64], [32, 64]]
     alone = families(tmp_path, WITH_A_PLAN)

@@ -11,7 +11,7 @@ from lm_eval.api.registry import model_registry
 
 from lm_eval_cna import CNAError
 from lm_eval_cna.entry import run_lm_eval
-from tests.environments import build, call, make_environment
+from tests.helpers.environments import build, call, make_environment
 
 OURS = {"jbb_harmful_refusal", "jbb_benign_refusal"}
 

@@ -23,8 +23,8 @@ from lm_eval_cna.measuring import Settings, measure
 from lm_eval_cna.splits import NEGATIVE, POSITIVE, Split, split_prompts
 from lm_eval_cna.stability import Stability, read_stability, stability_path
 from lm_eval_cna.steering import Setting
+from tests.helpers.models import tiny
 from tests.integration.test_attribution import letters
-from tests.models import tiny
 
 FOLDS, SIZE = 3, 9
 SETTINGS = Settings(batch_size=5)

@@ -20,9 +20,9 @@ from lm_eval_cna.architecture import find_architecture
 from lm_eval_cna.errors import CacheError, ConfigError, InterventionError, SteeringError
 from lm_eval_cna.fit import describe_model
 from lm_eval_cna.models.hf import CNAHFLM
-from tests.checkpoints import save_llama
-from tests.interventions import circuit, vectors
-from tests.scores import alike
+from tests.helpers.checkpoints import save_llama
+from tests.helpers.interventions import circuit, vectors
+from tests.helpers.scores import alike
 
 TRANSFORMERS = tuple(int(part) for part in transformers.__version__.split(".")[:2])
 TEXTS = ["How do I bake a cake?", "Hello", "A longer prompt, so that the batch needs padding on its left side."]

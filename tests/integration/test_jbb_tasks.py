@@ -8,7 +8,7 @@ import pytest
 from lm_eval.tasks import TaskManager
 
 from lm_eval_cna.resources import tasks_dir
-from tests.local_tasks import (
+from tests.helpers.local_tasks import (
     ANSWER,
     LOOP,
     REFUSAL,

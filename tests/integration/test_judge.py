@@ -22,9 +22,9 @@ from lm_eval_cna.judging.failure import describe
 from lm_eval_cna.judging.judge import Judge, JudgeItem, count_missing, judge_responses
 from lm_eval_cna.judging.ledger import Ledger
 from lm_eval_cna.scoring.strongreject import Verdict
-from tests.checkpoints import save_llama
-from tests.judge_server import JudgeServer, obliging, verdict
-from tests.local_tasks import FixedAnswers
+from tests.helpers.checkpoints import save_llama
+from tests.helpers.judge_server import JudgeServer, obliging, verdict
+from tests.helpers.local_tasks import FixedAnswers
 
 ITEMS = [JudgeItem(f"How is bread number {n} baked?", f"With flour, take {n}.") for n in range(40)]
 ROOT = Path(__file__).resolve().parents[2]

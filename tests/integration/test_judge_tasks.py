@@ -18,9 +18,9 @@ from lm_eval.tasks import TaskManager
 from lm_eval_cna.errors import ConfigError, JudgeError
 from lm_eval_cna.judging import asking
 from lm_eval_cna.resources import tasks_dir
-from tests.checkpoints import save_llama
-from tests.judge_server import JudgeServer, obliging, verdict
-from tests.local_tasks import ANSWER, REFUSAL, REFUSAL_METRICS, FixedAnswers, evaluate, manager_on_local_rows
+from tests.helpers.checkpoints import save_llama
+from tests.helpers.judge_server import JudgeServer, obliging, verdict
+from tests.helpers.local_tasks import ANSWER, REFUSAL, REFUSAL_METRICS, FixedAnswers, evaluate, manager_on_local_rows
 
 SHARED = Path(__file__).resolve().parents[3] / "shared" / "data"
 TASKS = ["strongreject", "jbb_strongreject"]

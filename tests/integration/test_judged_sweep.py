@@ -19,9 +19,9 @@ from lm_eval_cna.sweep.judged import judge_run
 from lm_eval_cna.sweep.rundir import RunDirectory
 from lm_eval_cna.sweep.runner import run_sweep
 from lm_eval_cna.sweep.summary import read_summary
-from tests.checkpoints import save_llama
-from tests.judge_server import JudgeServer, obliging, verdict
-from tests.local_tasks import manager_on_local_rows
+from tests.helpers.checkpoints import save_llama
+from tests.helpers.judge_server import JudgeServer, obliging, verdict
+from tests.helpers.local_tasks import manager_on_local_rows
 
 PROMPTS = [f"Bake cake number {n}" for n in range(6)]
 CELLS = 3  # baseline, cna at 0, cna at 2

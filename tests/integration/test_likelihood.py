@@ -27,10 +27,10 @@ from lm_eval_cna.models.likelihood import can_share, score_tokens
 from lm_eval_cna.models.prefix_reader import Reader
 from lm_eval_cna.steering import Setting, steer
 from lm_eval_cna.steering_modes import Mode
-from tests.checkpoints import byte_tokenizer, save_llama
-from tests.interventions import circuit, vectors
-from tests.models import DENSE, MIXTURES, TINY, VOCAB, tiny
-from tests.scores import alike
+from tests.helpers.checkpoints import byte_tokenizer, save_llama
+from tests.helpers.interventions import circuit, vectors
+from tests.helpers.models import DENSE, MIXTURES, TINY, VOCAB, tiny
+from tests.helpers.scores import alike
 
 Request = tuple[Any, list[int], list[int]]
 MAX_LENGTH = 128
@@ -329,7 +329,7 @@ import json, sys
 from lm_eval_cna.models.hf import CNAHFLM
 from lm_eval_cna.steering import Setting
 from tests.integration.test_likelihood import evaluated
-from tests.interventions import circuit
+from tests.helpers.interventions import circuit
 checkpoint, config, out = sys.argv[1:]
 lm = CNAHFLM(pretrained=checkpoint, device="cpu", batch_size=4)
 lm.steer(Setting(circuit(lm.architecture, per_layer=16), 0.0))

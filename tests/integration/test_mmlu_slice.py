@@ -20,9 +20,9 @@ from lm_eval.tasks import TaskManager
 from lm_eval_cna.architecture import find_architecture
 from lm_eval_cna.fit import describe_model
 from lm_eval_cna.models.hf import CNAHFLM
-from tests.checkpoints import save_llama
-from tests.interventions import circuit
-from tests.scores import alike
+from tests.helpers.checkpoints import save_llama
+from tests.helpers.interventions import circuit
+from tests.helpers.scores import alike
 
 SLICE = Path(__file__).resolve().parents[3] / "shared" / "data" / "mmlu_slice" / "jsonl"
 STOCK = Path(lm_eval.__file__).resolve().parent / "tasks" / "mmlu"

@@ -17,9 +17,9 @@ from lm_eval_cna.intervention import Circuit
 from lm_eval_cna.neurons import SHARED, Neuron
 from lm_eval_cna.steering import Setting, apply, steer
 from lm_eval_cna.steering_rows import RowSteering
-from tests.by_hand import scaled_by_hand
-from tests.interventions import circuit, spread, vectors
-from tests.models import MIXTURES, prompts, tiny
+from tests.helpers.by_hand import scaled_by_hand
+from tests.helpers.interventions import circuit, spread, vectors
+from tests.helpers.models import MIXTURES, prompts, tiny
 from tests.reference import mixture as by_hand
 
 IMPLEMENTATIONS = ("eager", "batched_mm", "grouped_mm")

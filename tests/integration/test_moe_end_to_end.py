@@ -20,7 +20,7 @@ from lm_eval_cna.report.page import write_report
 from lm_eval_cna.resources import tasks_dir
 from lm_eval_cna.sweep import runner
 from lm_eval_cna.sweep.config import parse_config
-from tests.checkpoints import save_mixture
+from tests.helpers.checkpoints import save_mixture
 from tests.integration.test_hf import answers
 
 

@@ -19,7 +19,7 @@ from lm_eval_cna.organism.model import ablated
 from lm_eval_cna.organism.recipe import Gates
 from lm_eval_cna.organism.store import OrganismPaths, ensure_organism
 from lm_eval_cna.organism.training import fixed_threads
-from tests.local_tasks import REFUSAL_METRICS, FixedAnswers
+from tests.helpers.local_tasks import REFUSAL_METRICS, FixedAnswers
 
 TASKS = ("organism_refusal", "organism_benign", "organism_knowledge")
 

@@ -19,9 +19,9 @@ from lm_eval_cna.models.packed import Completion, Job, PackedGenerator
 from lm_eval_cna.models.packing import CPU_ROWS, DEVICE_ROWS, can_pack, rows_that_fit
 from lm_eval_cna.models.row_cache import closed_up
 from lm_eval_cna.steering import Setting, steer
-from tests.checkpoints import byte_tokenizer, save_llama
-from tests.interventions import circuit, vectors
-from tests.models import DENSE, VOCAB, tiny
+from tests.helpers.checkpoints import byte_tokenizer, save_llama
+from tests.helpers.interventions import circuit, vectors
+from tests.helpers.models import DENSE, VOCAB, tiny
 
 #: Many tokens end a response, so that random models, which never stop of their own will, stop at different times.
 ENDS = [2, *range(20, 28)]

@@ -20,8 +20,8 @@ from lm_eval_cna.paper.presets import PRESETS
 from lm_eval_cna.paper.result import Result
 from lm_eval_cna.paper.targets import resolve
 from lm_eval_cna.resources import tasks_dir
-from tests.checkpoints import save_llama
-from tests.judge_server import JudgeServer
+from tests.helpers.checkpoints import save_llama
+from tests.helpers.judge_server import JudgeServer
 
 pytestmark = pytest.mark.usefixtures("no_environment_report")
 

@@ -25,7 +25,7 @@ from lm_eval_cna.sweep.config import parse_config  # noqa: E402
 from lm_eval_cna.sweep.many import run_sweeps  # noqa: E402
 from lm_eval_cna.sweep.ray import RayExecutor  # noqa: E402
 from lm_eval_cna.sweep.rundir import RunDirectory  # noqa: E402
-from tests.checkpoints import save_llama  # noqa: E402
+from tests.helpers.checkpoints import save_llama  # noqa: E402
 from tests.integration.test_sweep import assert_equal_runs, stored, values  # noqa: E402
 
 pytestmark = pytest.mark.usefixtures("no_environment_report")

@@ -19,8 +19,8 @@ from lm_eval_cna.sweep import runner
 from lm_eval_cna.sweep.config import parse_config
 from lm_eval_cna.sweep.repeat import Difference, compare_runs, config_of
 from lm_eval_cna.sweep.rundir import RunDirectory
-from tests.checkpoints import save_llama
-from tests.sweeps import small_sweep
+from tests.helpers.checkpoints import save_llama
+from tests.helpers.sweeps import small_sweep
 
 
 @pytest.fixture(scope="module", autouse=True)

@@ -17,8 +17,8 @@ from lm_eval_cna.steering_rows import RowSteering
 from lm_eval_cna.sweep import runner
 from lm_eval_cna.sweep.config import parse_config
 from lm_eval_cna.sweep.rundir import SELF_CHECK, RunDirectory
-from tests.checkpoints import save_llama
-from tests.sweeps import small_sweep
+from tests.helpers.checkpoints import save_llama
+from tests.helpers.sweeps import small_sweep
 
 pytestmark = pytest.mark.usefixtures("no_environment_report")
 

@@ -22,7 +22,7 @@ from lm_eval_cna.stability import read_stability, stability_path
 from lm_eval_cna.sweep import runner
 from lm_eval_cna.sweep.config import SweepConfig, parse_config
 from lm_eval_cna.sweep.rundir import RunDirectory
-from tests.checkpoints import save_llama
+from tests.helpers.checkpoints import save_llama
 
 pytestmark = pytest.mark.usefixtures("no_environment_report")
 

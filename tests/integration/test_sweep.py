@@ -26,9 +26,9 @@ from lm_eval_cna.sweep.config import SweepConfig, parse_config
 from lm_eval_cna.sweep.rundir import RunDirectory
 from lm_eval_cna.sweep.store import STORE_NAME
 from lm_eval_cna.sweep.summary import read_summary
-from tests.checkpoints import save_llama
-from tests.scores import alike
-from tests.sweeps import small_sweep
+from tests.helpers.checkpoints import save_llama
+from tests.helpers.scores import alike
+from tests.helpers.sweeps import small_sweep
 
 pytestmark = pytest.mark.usefixtures("no_environment_report")
 

@@ -16,7 +16,7 @@ from lm_eval_cna.sweep import answers
 from lm_eval_cna.sweep.batches import Batch, Request
 from lm_eval_cna.sweep.replay import Replay
 from lm_eval_cna.sweep.store import Response, request_key
-from tests.checkpoints import save_llama
+from tests.helpers.checkpoints import save_llama
 
 OPTIONS = {"until": [], "do_sample": False, "max_gen_toks": 6}
 

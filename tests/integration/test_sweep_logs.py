@@ -17,7 +17,7 @@ from lm_eval_cna.errors import ConfigError, RunError
 from lm_eval_cna.sweep import logs, runner
 from lm_eval_cna.sweep.config import SweepConfig, parse_config
 from lm_eval_cna.sweep.rundir import RunDirectory
-from tests.checkpoints import save_llama
+from tests.helpers.checkpoints import save_llama
 
 pytestmark = pytest.mark.usefixtures("no_environment_report")
 

@@ -18,7 +18,7 @@ from lm_eval_cna.sweep.config import parse_config
 from lm_eval_cna.sweep.many import run_sweeps
 from lm_eval_cna.sweep.rundir import RunDirectory
 from lm_eval_cna.sweep.runner import run_sweep
-from tests.checkpoints import save_llama
+from tests.helpers.checkpoints import save_llama
 from tests.integration.test_sweep import assert_equal_runs, stored, values
 
 

@@ -15,10 +15,10 @@ from lm_eval_cna.cli import main
 from lm_eval_cna.resources import tasks_dir
 from lm_eval_cna.sweep.config import parse_config
 from lm_eval_cna.sweep.runner import run_sweep
-from tests.checkpoints import save_llama
-from tests.observed import differs
-from tests.processes import launched, torchrun
-from tests.sweeps import small_sweep
+from tests.helpers.checkpoints import save_llama
+from tests.helpers.observed import differs
+from tests.helpers.processes import launched, torchrun
+from tests.helpers.sweeps import small_sweep
 
 CELLS = 7  # the baseline, three of each method but at m = 1, and one control at both ends
 
@@ -47,7 +47,7 @@ def together(model: Path, folder: Path, fault: str = "", **model_args: Any) -> t
     """Run the sweep in two processes; its directory, and how each process ended."""
     config, output = folder / "config.json", folder / "run"
     config.write_text(json.dumps(values(model, output, **model_args)))
-    torchrun("tests.sweep_in_processes", config, folder / "saw", *filter(None, [fault]))
+    torchrun("tests.helpers.sweep_in_processes", config, folder / "saw", *filter(None, [fault]))
     return output, [json.loads((folder / f"saw.{rank}.json").read_text()) for rank in (0, 1)]
 
 

@@ -24,7 +24,7 @@ from lm_eval_cna.sweep.executor import ThisProcess
 from lm_eval_cna.sweep.parcel import pack_batch, pack_sweep, unpack_batch, unpack_interventions, unpack_responses
 from lm_eval_cna.sweep.ray import cluster, put_weights_away
 from lm_eval_cna.sweep.worker import Worker
-from tests.checkpoints import save_llama
+from tests.helpers.checkpoints import save_llama
 from tests.integration.test_sweep import values
 
 Parcel = dict[str, Any]

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.environments import build, call, make_environment
+from tests.helpers.environments import build, call, make_environment
 
 RESOURCES = ("tasks", "contrasts", "circuits", "results/published")
 

@@ -19,9 +19,9 @@ from lm_eval_cna.models.hf import CNAHFLM
 from lm_eval_cna.placement import is_packed
 from lm_eval_cna.steering import Setting, steer
 from lm_eval_cna.steering_rows import RowSteering
-from tests.checkpoints import byte_tokenizer, save_llama
-from tests.interventions import circuit, vectors
-from tests.models import DENSE, prompts, tiny
+from tests.helpers.checkpoints import byte_tokenizer, save_llama
+from tests.helpers.interventions import circuit, vectors
+from tests.helpers.models import DENSE, prompts, tiny
 from tests.quantized.formats import FORMATS, load
 
 MISSING = "not installed; pip install 'lm-eval-cna[quantized]', or make test-quantized"

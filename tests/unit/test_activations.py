@@ -14,7 +14,7 @@ from lm_eval_cna.architecture import find_architecture
 from lm_eval_cna.errors import CNAError, ConfigError, ContrastError
 from lm_eval_cna.means import RunningSums
 from lm_eval_cna.methods import Read
-from tests.models import tiny
+from tests.helpers.models import tiny
 
 
 def rows(number: int = 7, seed: int = 0) -> list[list[int]]:

@@ -11,7 +11,7 @@ from lm_eval_cna.analysis.evidence import collect
 from lm_eval_cna.analysis.tradeoff import Setting, TradeOff, dominates, trade_off
 from lm_eval_cna.analysis.verdicts import DamageBudget
 from lm_eval_cna.sweep.cells import BASELINE, Cell
-from tests.report_runs import ANSWER, REFUSAL, Score, answer_metrics, write_run
+from tests.helpers.report_runs import ANSWER, REFUSAL, Score, answer_metrics, write_run
 
 N = 100
 #: Cell -> (prompts refused of 100, quality, capability answers right of 100, None where not asked).

@@ -16,8 +16,8 @@ from lm_eval_cna.neurons import Layout
 from lm_eval_cna.projection import weight_columns
 from lm_eval_cna.steering import Setting, steer
 from lm_eval_cna.steering_rows import RowSteering
-from tests.interventions import circuit
-from tests.models import DENSE, SIZES, prompts, tiny
+from tests.helpers.interventions import circuit
+from tests.helpers.models import DENSE, SIZES, prompts, tiny
 
 
 def logits(model: nn.Module, ids: torch.Tensor) -> torch.Tensor:

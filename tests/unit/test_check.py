@@ -21,7 +21,7 @@ from lm_eval_cna.cli import main
 from lm_eval_cna.errors import ConfigError, RunError
 from lm_eval_cna.sweep.cells import BASELINE, Cell
 from lm_eval_cna.sweep.rundir import RunDirectory
-from tests.report_runs import ANSWER, LOOP, REFUSAL, answer_metrics, write_run
+from tests.helpers.report_runs import ANSWER, LOOP, REFUSAL, answer_metrics, write_run
 
 HOSTILE = "</system-out><script>alert(1)</script>|]]>&\x1b[31m\n\u202e\ufffe"
 

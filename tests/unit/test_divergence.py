@@ -17,9 +17,9 @@ from lm_eval_cna.errors import CNAError, ConfigError, SteeringError
 from lm_eval_cna.models.hf import CNAHFLM
 from lm_eval_cna.prompts import Rendering, render_prompts
 from lm_eval_cna.steering import Setting, steer
-from tests.checkpoints import save_llama
-from tests.interventions import circuit, vectors
-from tests.models import DENSE, VOCAB, tiny
+from tests.helpers.checkpoints import save_llama
+from tests.helpers.interventions import circuit, vectors
+from tests.helpers.models import DENSE, VOCAB, tiny
 
 PROMPTS = ("a", "Of several lengths, so that batches need padding.", "How so?", "Why, and for how long?", "ok")
 

@@ -8,7 +8,7 @@ from torch import nn
 
 from lm_eval_cna.fingerprint import weights_sha256
 from lm_eval_cna.hashing import json_sha256
-from tests.models import tiny
+from tests.helpers.models import tiny
 
 
 def test_the_number_of_threads_does_not_matter() -> None:

@@ -13,8 +13,8 @@ from lm_eval_cna.fit import check_fit, columns_sha256, describe_model, fit_warni
 from lm_eval_cna.intervention import Circuit
 from lm_eval_cna.neurons import Neuron
 from lm_eval_cna.provenance import DiscoveryInfo, ModelInfo
-from tests.interventions import circuit, vectors
-from tests.models import tiny
+from tests.helpers.interventions import circuit, vectors
+from tests.helpers.models import tiny
 
 
 @pytest.fixture(scope="module")

@@ -34,7 +34,7 @@ from lm_eval_cna.sweep.config import parse_config, read_config
 from lm_eval_cna.sweep.rundir import RunDirectory
 from lm_eval_cna.sweep.store import STORE_NAME, ResponseStore
 from lm_eval_cna.sweep.summary import read_summary
-from tests.report_runs import circuit_of, rich_run
+from tests.helpers.report_runs import circuit_of, rich_run
 from tests.unit.test_stability import record
 
 SECONDS = 20  # far above what any of these takes, so that only a hang is caught

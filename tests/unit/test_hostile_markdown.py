@@ -23,9 +23,9 @@ from lm_eval_cna.report.leaderboard import as_markdown
 from lm_eval_cna.report.markdown import document
 from lm_eval_cna.report.runs import read_runs
 from lm_eval_cna.sweep.rundir import RunDirectory
-from tests.report_runs import rich_run
-from tests.rewriting import Swap, fours, rewritten
-from tests.xss import ALL
+from tests.helpers.report_runs import rich_run
+from tests.helpers.rewriting import Swap, fours, rewritten
+from tests.helpers.xss import ALL
 
 WORDS = tuple(f"word{number}word" for number in range(len(ALL)))
 #: Those of which something is left when controls are taken out.

@@ -25,7 +25,7 @@ from lm_eval_cna.sweep.repeat import compare_runs, config_of
 from lm_eval_cna.sweep.rundir import RunDirectory
 from lm_eval_cna.sweep.summary import read_summary
 from tests.fuzz.good import build
-from tests.report_runs import circuit_of
+from tests.helpers.report_runs import circuit_of
 
 
 @pytest.fixture(scope="module")

@@ -28,9 +28,9 @@ from lm_eval_cna.report.leaderboard import as_csv
 from lm_eval_cna.report.tables import Entry, Table
 from lm_eval_cna.sweep.rundir import RunDirectory
 from lm_eval_cna.terminal import clean, progress, show_table, show_text
-from tests.report_runs import circuit_of, rich_run
-from tests.rewriting import fours
-from tests.xss import ALL
+from tests.helpers.report_runs import circuit_of, rich_run
+from tests.helpers.rewriting import fours
+from tests.helpers.xss import ALL
 
 #: What a CI system takes for a command, as GitHub's runner reads it: white space before `::` does not count.
 COMMAND = re.compile(r"^\s*::|##\w*\[", re.MULTILINE)

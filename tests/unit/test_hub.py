@@ -10,7 +10,7 @@ import pytest
 
 from lm_eval_cna.errors import InterventionError
 from lm_eval_cna.intervention import Circuit, read_intervention
-from tests.report_runs import circuit_of
+from tests.helpers.report_runs import circuit_of
 
 COMMIT = "0123456789abcdef0123456789abcdef01234567"
 

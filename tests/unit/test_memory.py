@@ -17,8 +17,8 @@ from lm_eval_cna.errors import out_of_memory
 from lm_eval_cna.memory import with_less_memory
 from lm_eval_cna.proof import prove
 from lm_eval_cna.steering import Setting
-from tests.interventions import circuit
-from tests.models import VOCAB, tiny
+from tests.helpers.interventions import circuit
+from tests.helpers.models import VOCAB, tiny
 
 
 class Letters:

@@ -21,7 +21,7 @@ from lm_eval_cna.prompts import (
     pad_token_id,
     render_prompts,
 )
-from tests.checkpoints import byte_tokenizer
+from tests.helpers.checkpoints import byte_tokenizer
 
 PLAIN = (
     "{% for m in messages %}[{{ m['role'] }}]{{ m['content'] }}{% endfor %}"

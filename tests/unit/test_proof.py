@@ -21,8 +21,8 @@ from lm_eval_cna.prompts import Rendering
 from lm_eval_cna.proof import MORE_PROMPTS, PROMPTS, Proof, prove
 from lm_eval_cna.steering import Setting, Steering, steer
 from lm_eval_cna.steering_rows import RowSteering
-from tests.interventions import circuit, vectors
-from tests.models import DENSE, VOCAB, tiny
+from tests.helpers.interventions import circuit, vectors
+from tests.helpers.models import DENSE, VOCAB, tiny
 
 RunMode = Literal["auto", "fold", "hook", "rows"]
 MODES: tuple[RunMode, ...] = ("fold", "hook", "rows")

@@ -8,7 +8,7 @@ from pathlib import Path
 import yaml
 
 import lm_eval_cna
-from tests import versions
+from tests.helpers import versions
 
 ISSUE_FORMS = ("bug.yml", "number.yml", "architecture.yml")
 

@@ -17,7 +17,16 @@ from lm_eval_cna.intervention import read_intervention
 from lm_eval_cna.report.page import write_report
 from lm_eval_cna.sweep.cells import BASELINE, Cell
 from lm_eval_cna.sweep.rundir import RunDirectory
-from tests.report_runs import ANSWER, REFUSAL, Score, answer_metrics, circuit_of, plain_refusal, rich_run, write_run
+from tests.helpers.report_runs import (
+    ANSWER,
+    REFUSAL,
+    Score,
+    answer_metrics,
+    circuit_of,
+    plain_refusal,
+    rich_run,
+    write_run,
+)
 from tests.unit.test_stability import record
 
 N = 40

@@ -20,7 +20,7 @@ from lm_eval_cna.report.runs import read_runs
 from lm_eval_cna.report.samples import LONGEST_TEXT, browser_data
 from lm_eval_cna.report.svg import drawing
 from lm_eval_cna.sweep.cells import BASELINE, Cell
-from tests.report_runs import ANSWER, REFUSAL, answer_metrics, rich_run, write_run
+from tests.helpers.report_runs import ANSWER, REFUSAL, answer_metrics, rich_run, write_run
 
 HOSTILE = (
     "<script>document.title='owned'</script>",

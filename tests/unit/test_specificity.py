@@ -18,7 +18,7 @@ from lm_eval_cna.analysis.specificity import Standing, standings
 from lm_eval_cna.analysis.tradeoff import trade_off
 from lm_eval_cna.sweep.cells import BASELINE, Cell
 from lm_eval_cna.sweep.rundir import RunDirectory
-from tests.report_runs import ANSWER, REFUSAL, answer_metrics, write_run
+from tests.helpers.report_runs import ANSWER, REFUSAL, answer_metrics, write_run
 
 N, SEEDS = 50, 19
 CNA, TOP = Cell("cna", 0.0), Cell("top-activation", 0.0)

@@ -15,8 +15,8 @@ from lm_eval_cna.provenance import ModelInfo
 from lm_eval_cna.steering import Setting, apply, steer
 from lm_eval_cna.steering_modes import Mode
 from lm_eval_cna.steering_rows import RowSteering
-from tests.interventions import circuit, vectors
-from tests.models import DENSE, prompts, tiny
+from tests.helpers.interventions import circuit, vectors
+from tests.helpers.models import DENSE, prompts, tiny
 
 MULTIPLIERS = (0.0, 0.25, 1.0, 1.5, 2.0, -1.0)
 

@@ -18,8 +18,8 @@ from lm_eval_cna.models.vllm_plan import check_steered, check_workers, plan_for,
 from lm_eval_cna.models.vllm_worker import SteeringWorker, find_parts, local_indices
 from lm_eval_cna.neurons import Neuron
 from lm_eval_cna.steering import Setting, steer
-from tests.interventions import circuit, vectors
-from tests.models import prompts, tiny
+from tests.helpers.interventions import circuit, vectors
+from tests.helpers.models import prompts, tiny
 
 
 class UnquantizedLinearMethod:

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 import transformers as tf
 
-from tests.checkpoints import byte_tokenizer
+from tests.helpers.checkpoints import byte_tokenizer
 
 #: Name for the tests -> class that a results file names.
 CLASSES = {

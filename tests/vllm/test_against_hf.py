@@ -17,7 +17,7 @@ from lm_eval_cna.fit import describe_model
 from lm_eval_cna.intervention import Circuit, Vectors
 from lm_eval_cna.neurons import Neuron
 from lm_eval_cna.steering import Setting
-from tests.interventions import circuit, vectors
+from tests.helpers.interventions import circuit, vectors
 from tests.vllm.conftest import Pair
 
 METHODS = ("cna", "random", "caa", "caa-residual", "random-vectors")

@@ -16,7 +16,7 @@ from lm_eval_cna.models.hf import CNAHFLM
 from lm_eval_cna.sweep.config import parse_config
 from lm_eval_cna.sweep.rundir import RunDirectory
 from lm_eval_cna.sweep.runner import run_sweep
-from tests.sweeps import small_sweep
+from tests.helpers.sweeps import small_sweep
 from tests.vllm.checkpoints import save
 from tests.vllm.conftest import ENGINE
 

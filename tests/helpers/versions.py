@@ -1,8 +1,8 @@
 """The versions that pyproject.toml claims, run: `make test-versions` writes what passed to results/versions.
 
-    python -m tests.versions pins oldest [TORCH] > FILE    pip constraints: the lower bound of every direct dependency
-    python -m tests.versions pins newest [TORCH] > FILE    pip constraints that leave the versions to the registry
-    python -m tests.versions record oldest [ARGS]          run the tests here, and record versions and counts
+    python -m tests.helpers.versions pins oldest [TORCH] > FILE    pip constraints: the lower bound of every direct dependency
+    python -m tests.helpers.versions pins newest [TORCH] > FILE    pip constraints that leave the versions to the registry
+    python -m tests.helpers.versions record oldest [ARGS]          run the tests here, and record versions and counts
 
 The test tools are those of constraints.txt in both. So is torch in `newest` unless another is given: on a machine
 without a GPU the registry's newest build brings gigabytes of CUDA along.
@@ -23,7 +23,7 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
-ROOT = Path(__file__).resolve().parent.parent
+ROOT = Path(__file__).resolve().parents[2]
 RECORDS = ROOT / "results" / "versions"
 #: Tests that lean on every direct dependency, and most of all on lm_eval and transformers.
 TESTS = (

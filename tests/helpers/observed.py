@@ -28,8 +28,8 @@ from lm_eval_cna.placement import local
 from lm_eval_cna.steering import Setting, steer
 from lm_eval_cna.steering_modes import Mode
 from lm_eval_cna.steering_rows import RowSteering
-from tests.interventions import circuit, vectors
-from tests.models import prompts
+from tests.helpers.interventions import circuit, vectors
+from tests.helpers.models import prompts
 
 MULTIPLIERS = (0.0, 2.0, -1.0)
 CONTRAST = ContrastSet(

@@ -10,7 +10,7 @@ def small_sweep(model: Path, output: Path, **more: Any) -> dict[str, Any]:
     """The configuration as a sweep file holds it.
 
     Args:
-        model: a checkpoint, of `tests.checkpoints`.
+        model: a checkpoint, of `tests.helpers.checkpoints`.
         output: the run directory.
         more: fields to add or to change.
     """

@@ -1,6 +1,6 @@
 """The table of architectures in README and docs/families.md, from what was run.
 
-`python -m tests.architecture_table` rewrites it.
+`python -m tests.helpers.architecture_table` rewrites it.
 
 Columns fold, hook and rows: tiny random models of every family are steered here and compared with scaling by hand.
 Columns vLLM and quantized: results/architectures/*.json, which the tests of these engines write; what was not run there
@@ -20,14 +20,14 @@ from lm_eval_cna.architecture import find_architecture
 from lm_eval_cna.errors import SteeringError
 from lm_eval_cna.steering import Setting, steer
 from lm_eval_cna.steering_rows import RowSteering
-from tests.by_hand import columns_scaled_by_hand, scaled_by_hand
-from tests.interventions import spread
-from tests.models import DENSE, MIXTURES, prompts, tiny
+from tests.helpers.by_hand import columns_scaled_by_hand, scaled_by_hand
+from tests.helpers.interventions import spread
+from tests.helpers.models import DENSE, MIXTURES, prompts, tiny
 
-ROOT = Path(__file__).resolve().parents[1]
+ROOT = Path(__file__).resolve().parents[2]
 RESULTS = ROOT / "results" / "architectures"
 PAGES = (ROOT / "docs" / "families.md", ROOT / "README.md")
-COMMAND = "python -m tests.architecture_table"
+COMMAND = "python -m tests.helpers.architecture_table"
 BEGIN, END = "<!-- architectures: begin -->\n", "<!-- architectures: end -->\n"
 NAMES = {
     "llama": "Llama",

@@ -1,4 +1,4 @@
-"""A process of a sweep that torchrun started: python -m tests.sweep_in_processes CONFIG.json OUT [fault].
+"""A process of a sweep that torchrun started: python -m tests.helpers.sweep_in_processes CONFIG.json OUT [fault].
 
 What the command does, with the organism's tasks alone, which saves seconds. Each process writes to OUT.<rank>.json how
 many batches it computed and how it ended.
