@@ -25,7 +25,7 @@ import numpy as np
 
 from benchmarks.machine import cpu
 from benchmarks.statistics_sweeps import EDGES, LONGER, PROMPTS, RATES, SPREADS, simulate
-from lm_eval_cna.files import write_whole
+from lm_eval_cna.files.atomic import write_whole
 
 ROOT = Path(__file__).resolve().parent.parent
 LOW, HIGH = 0.93, 0.97

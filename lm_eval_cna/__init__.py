@@ -12,9 +12,9 @@ if TYPE_CHECKING:
     from lm_eval_cna.architecture import find_architecture
     from lm_eval_cna.attribution import discover
     from lm_eval_cna.contrast import load_contrast
-    from lm_eval_cna.entry import register
     from lm_eval_cna.errors import CNAError
     from lm_eval_cna.intervention import Circuit, Vectors, read_intervention
+    from lm_eval_cna.plugin import register
     from lm_eval_cna.steering import steer
 
 __all__ = [

@@ -3,7 +3,7 @@
 Floor 0. ``autoload.pth`` imports this module whenever an interpreter starts, unless ``LM_EVAL_CNA_AUTOLOAD=0``,
 so it imports nothing but builtins, not even ``__future__``; ``benchmarks/startup.py`` measures what it costs. It
 puts a finder in front of ``sys.meta_path`` that finds nothing itself: it waits for two modules of lm-eval, lets the
-other finders find them and calls ``lm_eval_cna.entry`` once such a module has been executed. The finder stays, so
+other finders find them and calls ``lm_eval_cna.plugin`` once such a module has been executed. The finder stays, so
 that a reloaded module is treated like a new one. A finder that somebody else puts in front of it and that finds
 lm-eval without asking further hides lm-eval from it; ``python -m lm_eval_cna run`` and ``lm_eval_cna.register()``
 need none of this.
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from types import ModuleType
     from typing import Any
 
-#: Module of lm-eval -> function of ``lm_eval_cna.entry`` that is called with it.
+#: Module of lm-eval -> function of ``lm_eval_cna.plugin`` that is called with it.
 WATCHED = {"lm_eval.models": "add_models", "lm_eval.tasks.manager": "add_tasks"}
 
 
@@ -80,9 +80,9 @@ def _find(name: str, path: "Sequence[str] | None", target: "Any", *, without: _F
 
 def _announce(module: "ModuleType") -> None:
     try:
-        from lm_eval_cna import entry
+        from lm_eval_cna import plugin
 
-        getattr(entry, WATCHED[module.__name__])(module)
+        getattr(plugin, WATCHED[module.__name__])(module)
     except Exception as error:
         # Whoever imports lm-eval may have no use for us: say it, and let the import succeed.
         import logging

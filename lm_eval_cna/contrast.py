@@ -17,8 +17,8 @@ from typing import Annotated, Literal
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError
 
 from lm_eval_cna.errors import ContrastError
-from lm_eval_cna.files import is_file, read_whole
-from lm_eval_cna.plain_json import load_json, whole_text
+from lm_eval_cna.files.atomic import is_file, read_whole
+from lm_eval_cna.files.json_reader import load_json, whole_text
 from lm_eval_cna.resources import contrasts_dir, packaged_prompts
 
 _MAX_BYTES = 64 * 2**20

@@ -51,11 +51,11 @@ def run_demo(
     organism = ensure_organism(progress=lambda stage, done, total: tell(f"training {stage}", done, total, ""))
     from lm_eval.tasks import TaskManager  # after training: indexing lm-eval's tasks takes seconds
 
-    from lm_eval_cna import entry
+    from lm_eval_cna import plugin
     from lm_eval_cna.sweep.runner import run_sweep
 
     tell("indexing lm-eval's tasks", 0, 0, "")
-    entry.register()
+    plugin.register()
     manager = TaskManager()
     directories: list[RunDirectory] = []
     for variant, plan in _PLANS.items():

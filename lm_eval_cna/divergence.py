@@ -19,11 +19,11 @@ import torch
 from torch import nn
 
 from lm_eval_cna.architecture import Architecture, find_architecture
-from lm_eval_cna.behaviours.harmless import harmless_prompts
 from lm_eval_cna.errors import CNAError, ConfigError
 from lm_eval_cna.forward import evaluating, inputs_of
 from lm_eval_cna.memory import least_of, with_less_memory
 from lm_eval_cna.prompts import Rendering, pad_left, pad_token_id
+from lm_eval_cna.resources import harmless_prompts
 from lm_eval_cna.steering import Setting, refuse_nesting, steer
 from lm_eval_cna.steering_modes import Mode
 

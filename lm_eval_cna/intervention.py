@@ -25,9 +25,10 @@ from lm_eval_cna.circuit_file import (
     read_circuit_fields,
 )
 from lm_eval_cna.errors import InterventionError
-from lm_eval_cna.files import is_file, write_whole
+from lm_eval_cna.files.atomic import is_file, write_whole
+from lm_eval_cna.files.records import Record
 from lm_eval_cna.neurons import Expert, Neuron, Place, by_projection, in_order
-from lm_eval_cna.provenance import DiscoveryInfo, LayerIndex, ModelInfo, Record
+from lm_eval_cna.provenance import DiscoveryInfo, LayerIndex, ModelInfo
 from lm_eval_cna.vectors_file import VECTORS_SCHEMA, read_vectors_fields, tensor_bytes, vectors_document
 
 

@@ -22,7 +22,6 @@ from pydantic import BaseModel, ConfigDict
 from torch import nn
 
 from lm_eval_cna.architecture import Architecture, find_architecture
-from lm_eval_cna.behaviours.harmless import harmless_prompts
 from lm_eval_cna.divergence import last_logits
 from lm_eval_cna.errors import SteeringError
 from lm_eval_cna.fit import columns_sha256, named_columns
@@ -30,6 +29,7 @@ from lm_eval_cna.intervention import Circuit, Vectors
 from lm_eval_cna.memory import least_of, with_less_memory
 from lm_eval_cna.probes import Probe, probes_of
 from lm_eval_cna.prompts import Rendering, pad_left, pad_token_id
+from lm_eval_cna.resources import harmless_prompts
 from lm_eval_cna.steering import Setting, steer
 from lm_eval_cna.steering_modes import Mode, resolve_mode
 from lm_eval_cna.steering_rows import RowSteering

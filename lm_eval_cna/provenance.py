@@ -12,9 +12,10 @@ from functools import cache
 from importlib.metadata import version
 from typing import Annotated, Any, Literal, Self, get_args
 
-from pydantic import BaseModel, ConfigDict, Field, SerializerFunctionWrapHandler, model_serializer, model_validator
+from pydantic import Field, SerializerFunctionWrapHandler, model_serializer, model_validator
 
 import lm_eval_cna
+from lm_eval_cna.files.records import Record
 from lm_eval_cna.neurons import SHARED, Expert
 
 LayerIndex = Annotated[int, Field(ge=0, le=100_000)]
@@ -32,12 +33,6 @@ _Place = (
     Annotated[tuple[LayerIndex, NeuronIndex], Field(strict=False)]
     | Annotated[tuple[LayerIndex, ExpertName, NeuronIndex], Field(strict=False)]
 )
-
-
-class Record(BaseModel):
-    """A frozen, exactly typed part of a file: unknown keys, wrong types and non-finite numbers are errors."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False, strict=True)
 
 
 class ExpertsInfo(Record):

@@ -7,6 +7,7 @@ under ``lm_eval_cna/_resources``. Nothing else in the project knows either place
 from __future__ import annotations
 
 import json
+from functools import cache
 from pathlib import Path
 
 from lm_eval_cna.errors import ContrastError
@@ -56,3 +57,16 @@ def circuits_dir() -> Path:
 def published_dir() -> Path:
     """The folder of the paper's figures, as JSON Lines."""
     return _folder("results/published")
+
+
+@cache
+def harmless_prompts() -> tuple[str, ...]:
+    """Harmless prompts of our own that ask for long answers, in the file's order: what damage is measured on.
+
+    The task `long_form_quality` and `harmless_kl` ask them. They are in no contrast set and not among the universal
+    filter's prompts, so steering was not fitted to them.
+
+    Raises:
+        ContrastError: the file is missing or damaged.
+    """
+    return packaged_prompts(tasks_dir() / "long_form" / "harmless.jsonl")

@@ -13,8 +13,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from lm_eval_cna.errors import InterventionError
-from lm_eval_cna.plain_json import load_json
-from lm_eval_cna.seal import SEAL
+from lm_eval_cna.files.checksum import SEAL
+from lm_eval_cna.files.json_reader import load_json
 
 if TYPE_CHECKING:
     import torch

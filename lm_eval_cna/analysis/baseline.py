@@ -24,7 +24,7 @@ from lm_eval_cna.analysis.protocol import Protocol, read_protocol
 from lm_eval_cna.analysis.rates import Record
 from lm_eval_cna.analysis.tradeoff import CAPABILITY
 from lm_eval_cna.errors import ConfigError, RunError
-from lm_eval_cna.files import read_whole
+from lm_eval_cna.files.atomic import read_whole
 from lm_eval_cna.sweep.cells import BASELINE, Cell
 from lm_eval_cna.sweep.rundir import RunDirectory
 

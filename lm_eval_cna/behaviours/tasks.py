@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from lm_eval_cna.behaviours.agreement import agreement_items
 from lm_eval_cna.behaviours.capitals import capital_items
-from lm_eval_cna.behaviours.harmless import harmless_prompts
+from lm_eval_cna.resources import harmless_prompts
 from lm_eval_cna.scoring.tasks import response_text, score_response
 
 if TYPE_CHECKING:

@@ -66,7 +66,7 @@ def main(argv: list[str] | None = None) -> int:
     given = sys.argv[1:] if argv is None else argv
     arguments = [argument for argument in given if argument != "--debug"]
     if arguments[:1] == ["run"]:  # lm-eval's own command, with its own --help, bars and exceptions
-        from lm_eval_cna.entry import run_lm_eval
+        from lm_eval_cna.plugin import run_lm_eval
 
         return run_lm_eval(given[given.index("run") :])
     os.environ.setdefault("TQDM_DISABLE", "1")  # lm-eval and transformers draw a bar per cell

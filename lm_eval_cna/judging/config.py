@@ -12,8 +12,8 @@ from typing import Annotated, Any, Literal
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, field_validator
 
 from lm_eval_cna.errors import ConfigError
-from lm_eval_cna.files import usable_path
-from lm_eval_cna.hashing import json_sha256
+from lm_eval_cna.files.atomic import usable_path
+from lm_eval_cna.files.hashing import json_sha256
 
 #: Arguments that decide how the judge is reached or how fast it is, not what it answers: not part of its fingerprint.
 _REACHED_BY = {

@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterable, Sequence
 from typing import Any, NamedTuple
 
 from lm_eval_cna.errors import JudgeError
-from lm_eval_cna.hashing import json_sha256
+from lm_eval_cna.files.hashing import json_sha256
 from lm_eval_cna.judging.asking import Asker, Deliver
 from lm_eval_cna.judging.config import JudgeConfig
 from lm_eval_cna.judging.failure import Failure

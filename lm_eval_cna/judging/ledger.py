@@ -21,9 +21,9 @@ from pathlib import Path
 from types import TracebackType
 from typing import Self
 
-from lm_eval_cna.database import open_database
 from lm_eval_cna.errors import CacheError
-from lm_eval_cna.hashing import json_sha256
+from lm_eval_cna.files.hashing import json_sha256
+from lm_eval_cna.files.sqlite import open_database
 from lm_eval_cna.scoring.strongreject import Verdict
 
 _APPLICATION = 0x434E414A  # "CNAJ"

@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from lm_eval_cna.errors import ConfigError
-from lm_eval_cna.files import read_whole
+from lm_eval_cna.files.atomic import read_whole
 from lm_eval_cna.judging.fence import identifier, quote
 from lm_eval_cna.scoring.strongreject import FORMS, Form
 

@@ -20,7 +20,7 @@ from torch import nn
 from transformers import AutoConfig, AutoModelForCausalLM
 
 from lm_eval_cna.architecture import FAMILIES, find_architecture
-from lm_eval_cna.hashing import json_sha256
+from lm_eval_cna.files.hashing import json_sha256
 
 _WEIGHTS = ("*.safetensors", "*.bin", "*.pt", "*.gguf")
 _BLOB = re.compile(r"[0-9a-f]{64}")

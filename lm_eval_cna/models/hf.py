@@ -18,8 +18,8 @@ from lm_eval.models.huggingface import HFLM
 from torch import nn
 
 from lm_eval_cna.architecture import Architecture, find_architecture
+from lm_eval_cna.files.hashing import json_sha256
 from lm_eval_cna.fingerprint import weights_sha256
-from lm_eval_cna.hashing import json_sha256
 from lm_eval_cna.models.arguments import check_batch_size, check_device, check_dtype, naming_the_model
 from lm_eval_cna.models.likelihood import can_share, score_tokens
 from lm_eval_cna.models.quantization import describe_quantization, quantization_asked_for

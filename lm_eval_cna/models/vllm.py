@@ -20,7 +20,7 @@ from torch import nn
 
 from lm_eval_cna.architecture import Architecture, find_architecture
 from lm_eval_cna.errors import SteeringError
-from lm_eval_cna.hashing import json_sha256
+from lm_eval_cna.files.hashing import json_sha256
 from lm_eval_cna.intervention import Circuit, Vectors
 from lm_eval_cna.models.arguments import check_batch_size, check_dtype, check_engine_arguments, naming_the_model
 from lm_eval_cna.models.checkpoint import (

@@ -22,9 +22,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from lm_eval_cna.errors import ConfigError, RunError
-from lm_eval_cna.files import read_whole
+from lm_eval_cna.files.atomic import read_whole
+from lm_eval_cna.files.json_reader import load_json
 from lm_eval_cna.organism.recipe import Recipe
-from lm_eval_cna.plain_json import load_json
 
 if TYPE_CHECKING:
     from lm_eval_cna.organism.build import Candidate, Progress

@@ -14,7 +14,8 @@ from typing import Any
 import yaml
 
 from lm_eval_cna.errors import ConfigError
-from lm_eval_cna.files import read_whole
+from lm_eval_cna.files.atomic import read_whole
+from lm_eval_cna.files.json_reader import load_json, whole_text
 from lm_eval_cna.judging.config import JudgeConfig
 from lm_eval_cna.organism.recipe import CIRCUIT_FRACTION
 from lm_eval_cna.paper.presets import (
@@ -27,7 +28,6 @@ from lm_eval_cna.paper.presets import (
     caa_multiplier,
 )
 from lm_eval_cna.paper.targets import Target
-from lm_eval_cna.plain_json import load_json, whole_text
 from lm_eval_cna.resources import tasks_dir
 from lm_eval_cna.sweep.rundir import RunDirectory
 

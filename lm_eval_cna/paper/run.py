@@ -93,7 +93,7 @@ def _circuits(
 def _sweeps(request: Request, targets: list[Target], tell: Progress, skipped: list[Skipped], manager: Any) -> list[Row]:
     from lm_eval.tasks import TaskManager
 
-    from lm_eval_cna import entry
+    from lm_eval_cna import plugin
     from lm_eval_cna.judging.task import LATER
     from lm_eval_cna.paper.swept import family_rows, gains, sweep_rows
     from lm_eval_cna.sweep.config import parse_config
@@ -109,7 +109,7 @@ def _sweeps(request: Request, targets: list[Target], tell: Progress, skipped: li
             continue
         if manager is None:
             tell("indexing lm-eval's tasks", 0, 0, "")
-            entry.register()
+            plugin.register()
             manager = TaskManager(include_path=None if folder is None else str(folder), metadata={"judge": LATER})
 
         def sweep(target: Target = target, manager: Any = manager) -> Any:

@@ -10,7 +10,7 @@ from typing import Literal
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from lm_eval_cna.errors import RunError
-from lm_eval_cna.files import read_whole
+from lm_eval_cna.files.atomic import read_whole
 from lm_eval_cna.sweep.rundir import RunDirectory
 
 #: File that lists a report's tables and figures.

@@ -15,7 +15,7 @@ from lm_eval.api.instance import Instance
 from lm_eval.models.utils import normalize_gen_kwargs
 
 from lm_eval_cna.errors import ConfigError
-from lm_eval_cna.hashing import json_sha256
+from lm_eval_cna.files.hashing import json_sha256
 from lm_eval_cna.memory import with_less_memory
 from lm_eval_cna.models.hf import CNAHFLM
 from lm_eval_cna.models.likelihood_settings import score_settings

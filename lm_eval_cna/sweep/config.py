@@ -13,10 +13,10 @@ from typing import Annotated, Any, Literal, Self
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
 from lm_eval_cna.errors import ConfigError
-from lm_eval_cna.files import is_file, read_whole, usable_path
+from lm_eval_cna.files.atomic import is_file, read_whole, usable_path
+from lm_eval_cna.files.yaml_reader import load_yaml
 from lm_eval_cna.judging.config import JudgeConfig
 from lm_eval_cna.methods import OF_VECTORS
-from lm_eval_cna.plain_yaml import load_yaml
 
 Method = Literal[
     "cna",

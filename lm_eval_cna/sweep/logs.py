@@ -18,7 +18,7 @@ from lm_eval.loggers import EvaluationTracker, TrackioLogger, WandbLogger
 from lm_eval.loggers.evaluation_tracker import GeneralConfigTracker
 
 from lm_eval_cna.errors import ConfigError, RunError
-from lm_eval_cna.hashing import json_sha256
+from lm_eval_cna.files.hashing import json_sha256
 from lm_eval_cna.sweep.config import SweepConfig
 from lm_eval_cna.sweep.reading import Plan, read_plan, results_of
 from lm_eval_cna.sweep.rundir import RunDirectory

@@ -11,7 +11,7 @@ from threading import Event
 import torch
 from transformers import AutoConfig
 
-from lm_eval_cna import entry
+from lm_eval_cna import plugin
 from lm_eval_cna.contrast import load_contrast
 from lm_eval_cna.errors import CNAError, ConfigError, RunError
 from lm_eval_cna.intervention import read_intervention
@@ -47,7 +47,7 @@ def run_sweeps(
     Raises:
         CNAError: a run is not usable, before the first has begun; or some runs have failed.
     """
-    entry.register()
+    plugin.register()
     tell = progress or (lambda stage, done, total, detail: None)
     checked = []
     for number, config in enumerate(configs):

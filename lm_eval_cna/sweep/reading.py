@@ -11,7 +11,7 @@ from typing import Annotated, Any, TypeVar
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError
 
 from lm_eval_cna.errors import RunError
-from lm_eval_cna.plain_json import whole_text
+from lm_eval_cna.files.json_reader import whole_text
 from lm_eval_cna.scoring.strongreject import FORMS
 from lm_eval_cna.sweep.cells import Cell
 from lm_eval_cna.sweep.rundir import HARMLESS_KL, RunDirectory

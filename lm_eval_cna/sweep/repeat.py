@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from lm_eval_cna.errors import RunError
-from lm_eval_cna.hashing import json_sha256
+from lm_eval_cna.files.hashing import json_sha256
 from lm_eval_cna.intervention import read_intervention
 from lm_eval_cna.sweep.config import SweepConfig, parse_config
 from lm_eval_cna.sweep.judged import is_judges

@@ -1,7 +1,7 @@
 """A run directory: manifest, interventions, one results file per cell and evaluation setting, summary.
 
 Importable without torch. Everything is written under a temporary name and renamed, so what is there is whole; every
-JSON file is sealed with its hash (`lm_eval_cna.seal`), so what is damaged later is not read as a number.
+JSON file is sealed with its hash (`lm_eval_cna.files.checksum`), so what is damaged later is not read as a number.
 """
 
 from __future__ import annotations
@@ -15,8 +15,8 @@ from pathlib import Path
 from typing import Any
 
 from lm_eval_cna.errors import RunError
-from lm_eval_cna.files import is_file, read_whole, write_whole
-from lm_eval_cna.seal import sealed, unsealed
+from lm_eval_cna.files.atomic import is_file, read_whole, write_whole
+from lm_eval_cna.files.checksum import sealed, unsealed
 
 #: What was proven of the steering before anything was computed (`lm_eval_cna.proof`).
 SELF_CHECK = "self_check.json"

@@ -21,7 +21,7 @@ from lm_eval.tasks import TaskManager
 from lm_eval.utils import handle_non_serializable
 from torch.utils import collect_env
 
-from lm_eval_cna import entry
+from lm_eval_cna import plugin
 from lm_eval_cna.sweep.batches import Batch
 from lm_eval_cna.sweep.begin import Begun, Checked, begin, check
 from lm_eval_cna.sweep.config import SweepConfig
@@ -57,7 +57,7 @@ def run_sweep(
     Raises:
         CNAError: the configuration, a file, the model or the run directory is not usable.
     """
-    entry.register()
+    plugin.register()
     tell = progress or (lambda stage, done, total, detail: None)
     directory = RunDirectory(config.output)
     with directory.lock(), lm_eval_once():

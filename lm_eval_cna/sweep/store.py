@@ -17,10 +17,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from lm_eval_cna.database import open_database
 from lm_eval_cna.errors import RunError
-from lm_eval_cna.hashing import json_sha256
-from lm_eval_cna.plain_json import load_json
+from lm_eval_cna.files.hashing import json_sha256
+from lm_eval_cna.files.json_reader import load_json
+from lm_eval_cna.files.sqlite import open_database
 
 STORE_NAME = "responses.sqlite"
 _SCHEMA = "lm-eval-cna/responses/1"

@@ -33,8 +33,8 @@ import lm_eval_cna.analysis.regression
 import lm_eval_cna.judging.judge
 import lm_eval_cna.report.check
 import lm_eval_cna.report.page
-from lm_eval_cna import cli, entry
-from lm_eval_cna.files import write_whole
+from lm_eval_cna import cli, plugin
+from lm_eval_cna.files.atomic import write_whole
 from lm_eval_cna.judging.task import LATER
 from lm_eval_cna.resources import tasks_dir
 from lm_eval_cna.sweep import begin
@@ -134,7 +134,7 @@ class Bench:
     """
 
     def __init__(self, scratch: Path) -> None:
-        entry.register()
+        plugin.register()
         self._scratch = scratch
         self.model = save_llama(scratch / "model")
         self._manager = _task_manager(scratch)

@@ -13,7 +13,7 @@ from contextlib import closing, suppress
 from pathlib import Path
 from typing import Any
 
-from lm_eval_cna.plain_yaml import load_yaml
+from lm_eval_cna.files.yaml_reader import load_yaml
 
 #: Stand for what `json.dumps` cannot write; see `_written`.
 _PLACEHOLDERS = {

@@ -1,8 +1,8 @@
 """The versions that pyproject.toml claims, run: `make test-versions` writes what passed to results/versions.
 
-    python -m tests.helpers.versions pins oldest [TORCH] > FILE    pip constraints: the lower bound of every direct dependency
-    python -m tests.helpers.versions pins newest [TORCH] > FILE    pip constraints that leave the versions to the registry
-    python -m tests.helpers.versions record oldest [ARGS]          run the tests here, and record versions and counts
+    python -m tests.helpers.versions pins oldest [TORCH] > FILE  constraints: every direct dependency's lower bound
+    python -m tests.helpers.versions pins newest [TORCH] > FILE  constraints that leave the versions to the registry
+    python -m tests.helpers.versions record oldest [ARGS]        run the tests here, and record versions and counts
 
 The test tools are those of constraints.txt in both. So is torch in `newest` unless another is given: on a machine
 without a GPU the registry's newest build brings gigabytes of CUDA along.

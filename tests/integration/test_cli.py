@@ -519,7 +519,7 @@ def test_no_command_at_all_is_no_empty_error(cli: Command) -> None:
 
 def test_run_leaves_the_environment_to_lm_eval(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("TQDM_DISABLE", raising=False)
-    monkeypatch.setattr("lm_eval_cna.entry.run_lm_eval", lambda argv: len(argv))
+    monkeypatch.setattr("lm_eval_cna.plugin.run_lm_eval", lambda argv: len(argv))
     assert main(["run", "--tasks", "x"]) == 3 and "TQDM_DISABLE" not in os.environ
 
 

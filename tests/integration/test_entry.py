@@ -10,7 +10,7 @@ import pytest
 from lm_eval.api.registry import model_registry
 
 from lm_eval_cna import CNAError
-from lm_eval_cna.entry import run_lm_eval
+from lm_eval_cna.plugin import run_lm_eval
 from tests.helpers.environments import build, call, make_environment
 
 OURS = {"jbb_harmful_refusal", "jbb_benign_refusal"}
@@ -52,7 +52,7 @@ def test_the_model_is_known_and_nothing_is_loaded_for_it(python: Path, repo_root
     assert unwanted == []
     assert (registered, built_in, early) == (True, True, False)
     at_home = Path(file).is_relative_to(repo_root)
-    assert at_home == (not list(python.parent.parent.glob("lib/python*/site-packages/lm_eval_cna/entry.py")))
+    assert at_home == (not list(python.parent.parent.glob("lib/python*/site-packages/lm_eval_cna/plugin.py")))
 
 
 def test_it_can_be_switched_off(python: Path) -> None:
@@ -64,7 +64,7 @@ def test_it_can_be_switched_off(python: Path) -> None:
 def test_the_entry_points_say_what_the_table_says(python: Path) -> None:
     code = """
 from importlib.metadata import distribution
-from lm_eval_cna.entry import MODELS
+from lm_eval_cna.plugin import MODELS
 found = {point.name: point.value for point in distribution("lm-eval-cna").entry_points.select(group="lm_eval.models")}
 assert found == MODELS, (found, MODELS)
 """
@@ -86,7 +86,7 @@ assert {OURS!r} <= set(TaskManager(include_defaults=False, include_path=tasks_di
 
 
 def test_lm_evals_command_runs_without_the_pth_file(python: Path) -> None:
-    code = "import sys; from lm_eval_cna.entry import run_lm_eval; sys.exit(run_lm_eval(['run', '--help']))"
+    code = "import sys; from lm_eval_cna.plugin import run_lm_eval; sys.exit(run_lm_eval(['run', '--help']))"
     done = call([str(python), "-c", code], cwd=python.parent, LM_EVAL_CNA_AUTOLOAD="0")
     assert "--model_args" in done.stdout
 

@@ -11,14 +11,14 @@ from typing import Any
 
 import pytest
 
-from lm_eval_cna.behaviours import harmless
+from lm_eval_cna import resources
 from lm_eval_cna.behaviours.agreement import STRUCTURES, agreement_items, vocabulary
 from lm_eval_cna.behaviours.capitals import CHOICES, CONTRAST_COUNTRIES, capital_items, capitals
-from lm_eval_cna.behaviours.harmless import harmless_prompts
 from lm_eval_cna.behaviours.tasks import process_long_form
 from lm_eval_cna.contrast import load_contrast, load_universal_prompts
 from lm_eval_cna.errors import ContrastError
 from lm_eval_cna.leakage import find_leaks, normalise
+from lm_eval_cna.resources import harmless_prompts
 from lm_eval_cna.scoring.tasks import score_response
 
 CONTRAST_CAPITALS = {"Paris", "Tokyo", "Cairo", "Ottawa", "Rome", "Nairobi", "Lima", "Oslo"}
@@ -143,7 +143,7 @@ def test_harmless_prompts() -> None:
 
 
 def test_damaged_harmless_prompts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(harmless, "tasks_dir", lambda: tmp_path)
+    monkeypatch.setattr(resources, "tasks_dir", lambda: tmp_path)
     harmless_prompts.cache_clear()
     with pytest.raises(ContrastError, match="cannot read the packaged prompts"):
         harmless_prompts()

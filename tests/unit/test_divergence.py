@@ -11,11 +11,11 @@ import pytest
 import torch
 
 from lm_eval_cna.architecture import find_architecture
-from lm_eval_cna.behaviours.harmless import harmless_prompts
 from lm_eval_cna.divergence import Divergence, harmless_kl, kl_divergence
 from lm_eval_cna.errors import CNAError, ConfigError, SteeringError
 from lm_eval_cna.models.hf import CNAHFLM
 from lm_eval_cna.prompts import Rendering, render_prompts
+from lm_eval_cna.resources import harmless_prompts
 from lm_eval_cna.steering import Setting, steer
 from tests.helpers.checkpoints import save_llama
 from tests.helpers.interventions import circuit, vectors

@@ -6,8 +6,8 @@ import pytest
 import torch
 from torch import nn
 
+from lm_eval_cna.files.hashing import json_sha256
 from lm_eval_cna.fingerprint import weights_sha256
-from lm_eval_cna.hashing import json_sha256
 from tests.helpers.models import tiny
 
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 import hashlib
 from typing import Any
 
-from lm_eval_cna.plain_json import load_json
+from lm_eval_cna.files.json_reader import load_json
 
 SEAL = "sha256"
 _OPENING, _END = f'\n "{SEAL}": "', '"\n}\n'
