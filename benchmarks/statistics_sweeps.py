@@ -8,10 +8,10 @@ from typing import Any, NamedTuple
 import numpy as np
 from scipy import stats
 
-from lm_eval_cna.analysis.dose import page_p
-from lm_eval_cna.analysis.holm import holm
-from lm_eval_cna.analysis.null import rank_p
-from lm_eval_cna.analysis.paired import mcnemar_ps, tango_limits
+from lm_eval_cna.statistics.dose_response import page_p
+from lm_eval_cna.statistics.holm import holm
+from lm_eval_cna.statistics.null_distribution import rank_p
+from lm_eval_cna.statistics.paired import mcnemar_ps, tango_limits
 
 RATES = (0.05, 0.1, 0.3, 0.5, 0.7, 0.9, 0.95)
 EDGES = (0.0, 0.01, 0.02, 0.98, 0.99, 1.0)

@@ -38,7 +38,7 @@ _MODULES = {
     "find_architecture": "architecture",
     "load_contrast": "contrast",
     "read_intervention": "intervention",
-    "register": "entry",
+    "register": "plugin",
     "steer": "steering",
 }
 

@@ -17,14 +17,14 @@ from typing import Annotated, Any, Literal, Self
 from pydantic import BeforeValidator, Field, PlainSerializer, ValidationError, model_validator
 
 from lm_eval_cna.analysis.evidence import CONTROLS
-from lm_eval_cna.analysis.null import Null, against_controls
 from lm_eval_cna.analysis.outcomes import LARGEST, Outcomes, read_outcomes
-from lm_eval_cna.analysis.paired import Document, Kind
 from lm_eval_cna.analysis.protocol import Protocol, read_protocol
-from lm_eval_cna.analysis.rates import Record
 from lm_eval_cna.analysis.tradeoff import CAPABILITY
 from lm_eval_cna.errors import ConfigError, RunError
 from lm_eval_cna.files.atomic import read_whole
+from lm_eval_cna.statistics.null_distribution import Null, against_controls
+from lm_eval_cna.statistics.paired import Document, Kind
+from lm_eval_cna.statistics.rates import Record
 from lm_eval_cna.sweep.cells import BASELINE, Cell
 from lm_eval_cna.sweep.rundir import RunDirectory
 

@@ -13,10 +13,10 @@ from typing import Literal
 from lm_eval_cna.analysis.evidence import CONTROLS, Comparison, Evidence, collect
 from lm_eval_cna.analysis.outcomes import read_outcomes
 from lm_eval_cna.analysis.protocol import OF_A_RANKING, Protocol, cautions, differences, read_protocol
-from lm_eval_cna.analysis.rates import Interval, Record
 from lm_eval_cna.analysis.tradeoff import Direction, Setting, trade_off
 from lm_eval_cna.analysis.verdicts import DamageBudget
 from lm_eval_cna.errors import RunError
+from lm_eval_cna.statistics.rates import Interval, Record
 from lm_eval_cna.sweep.rundir import RunDirectory
 
 Standing = Literal["beyond", "within", "untested"]

@@ -11,10 +11,10 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, TypeGuard
 
-from lm_eval_cna.analysis.paired import Document, Kind
 from lm_eval_cna.errors import RunError
 from lm_eval_cna.scoring.strongreject import FORMS, Verdict, is_evasion, verdict_metrics
 from lm_eval_cna.scoring.tasks import score_response
+from lm_eval_cna.statistics.paired import Document, Kind
 from lm_eval_cna.sweep.cells import Cell
 from lm_eval_cna.sweep.reading import read_divergences, read_plan, read_verdicts, response_of, results_of
 from lm_eval_cna.sweep.rundir import RunDirectory

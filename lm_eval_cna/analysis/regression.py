@@ -27,10 +27,10 @@ from scipy import stats
 
 from lm_eval_cna.analysis.baseline import Answers, Baseline, is_capability, is_effect, null_of
 from lm_eval_cna.analysis.outcomes import Outcomes, Values, read_outcomes
-from lm_eval_cna.analysis.paired import Document, Kind, compare, sign_flip_p
 from lm_eval_cna.analysis.protocol import OF_A_CHECK, cautions, differences, read_protocol
-from lm_eval_cna.analysis.rates import Interval, Record
 from lm_eval_cna.errors import ConfigError
+from lm_eval_cna.statistics.paired import Document, Kind, compare, sign_flip_p
+from lm_eval_cna.statistics.rates import Interval, Record
 from lm_eval_cna.sweep.cells import BASELINE
 from lm_eval_cna.sweep.rundir import RunDirectory
 

@@ -11,10 +11,10 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from lm_eval_cna.analysis.evidence import CLAIMED, Comparison, Evidence
-from lm_eval_cna.analysis.null import ALPHA
-from lm_eval_cna.analysis.paired import Kind
-from lm_eval_cna.analysis.rates import Interval, Record
 from lm_eval_cna.analysis.verdicts import change_text, count, metric_name
+from lm_eval_cna.statistics.null_distribution import ALPHA
+from lm_eval_cna.statistics.paired import Kind
+from lm_eval_cna.statistics.rates import Interval, Record
 
 METHOD = "cna"
 HALF, MOST = 0.5, 0.9

@@ -16,8 +16,8 @@ from collections.abc import Iterable, Mapping
 from typing import Literal
 
 from lm_eval_cna.analysis.evidence import CONTROLS, Comparison, Evidence
-from lm_eval_cna.analysis.rates import Interval, Record
 from lm_eval_cna.analysis.verdicts import DamageBudget, is_broken
+from lm_eval_cna.statistics.rates import Interval, Record
 from lm_eval_cna.sweep.cells import BASELINE
 
 Direction = Literal["lower", "raise"]

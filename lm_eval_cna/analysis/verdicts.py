@@ -11,11 +11,11 @@ from typing import Literal
 
 from pydantic import Field
 
-from lm_eval_cna.analysis.dose import Trend
-from lm_eval_cna.analysis.null import ALPHA, Null
-from lm_eval_cna.analysis.paired import Kind, Paired
-from lm_eval_cna.analysis.power import smallest_effect
-from lm_eval_cna.analysis.rates import Interval, Record
+from lm_eval_cna.statistics.dose_response import Trend
+from lm_eval_cna.statistics.null_distribution import ALPHA, Null
+from lm_eval_cna.statistics.paired import Kind, Paired
+from lm_eval_cna.statistics.power import smallest_effect
+from lm_eval_cna.statistics.rates import Interval, Record
 
 Finding = Literal["specific", "unspecific", "effect", "none"]
 _METRICS = {

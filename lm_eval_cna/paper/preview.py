@@ -5,13 +5,13 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from lm_eval_cna.analysis.rates import Record
 from lm_eval_cna.contrast import find_contrast, load_contrast, load_universal_prompts
 from lm_eval_cna.contrast_sources import read_spec
 from lm_eval_cna.errors import ConfigError
 from lm_eval_cna.paper.estimate import Estimate, Machine, bytes_of, estimate, this_machine
 from lm_eval_cna.paper.plan import Request, read_prompts
 from lm_eval_cna.paper.targets import Size, Target, size_of
+from lm_eval_cna.statistics.rates import Record
 
 #: Tokens of a prompt of a contrast set in its chat template, roughly.
 _CONTRAST_TOKENS = 50

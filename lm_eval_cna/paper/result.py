@@ -6,8 +6,8 @@ from typing import Literal
 
 from pydantic import Field
 
-from lm_eval_cna.analysis.rates import Record
 from lm_eval_cna.paper.rows import Row
+from lm_eval_cna.statistics.rates import Record
 
 SCHEMA: Literal["lm-eval-cna/paper/1"] = "lm-eval-cna/paper/1"
 

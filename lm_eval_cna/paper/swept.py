@@ -6,11 +6,11 @@ from collections.abc import Mapping, Sequence
 from statistics import fmean
 
 from lm_eval_cna.analysis.outcomes import Outcomes
-from lm_eval_cna.analysis.paired import Document
 from lm_eval_cna.paper.plan import Request
 from lm_eval_cna.paper.presets import NEAR_ZERO, caa_multiplier
 from lm_eval_cna.paper.rows import Measurement, Published, Row, change, claims, figure, mean, published, rate, row
 from lm_eval_cna.paper.targets import Target
+from lm_eval_cna.statistics.paired import Document
 
 _FILES = {"jbb-refusal": "jbb_refusal", "cna-vs-caa": "cna_vs_caa", "base-vs-instruct": "base_vs_instruct"}
 _BASELINE = "baseline, m = 1"

@@ -8,11 +8,11 @@ from statistics import fmean
 from typing import Literal
 
 from lm_eval_cna.analysis.profile import layer_profile
-from lm_eval_cna.analysis.rates import Interval
 from lm_eval_cna.analysis.tradeoff import Setting, TradeOff
 from lm_eval_cna.methods import LOCAL
 from lm_eval_cna.report.runs import Run
 from lm_eval_cna.report.tables import HEADLINE, OUTCOMES, label, lines
+from lm_eval_cna.statistics.rates import Interval
 
 #: Metrics that are drawn over the multipliers; all lie between 0 and 1.
 DRAWN = ("refusal_rate", "strongreject_score", "rating10_score", "quality", "well_formed", "acc", "exact_match")

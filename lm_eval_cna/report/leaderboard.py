@@ -10,12 +10,12 @@ from markupsafe import Markup
 
 from lm_eval_cna import __version__
 from lm_eval_cna.analysis.leaderboard import Leaderboard, Row
-from lm_eval_cna.analysis.rates import Interval
 from lm_eval_cna.errors import RunError
 from lm_eval_cna.report.escape import csv_cell, item, markdown, plain, writable
 from lm_eval_cna.report.inline import environment, policy, source
 from lm_eval_cna.report.markdown import markdown_table
 from lm_eval_cna.report.tables import NAMES, Entry, Table
+from lm_eval_cna.statistics.rates import Interval
 from lm_eval_cna.sweep.rundir import RunDirectory
 
 HEAD = (

@@ -9,9 +9,9 @@ import re
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
-from lm_eval_cna.analysis.paired import Document
 from lm_eval_cna.report.runs import Run
 from lm_eval_cna.report.tables import OUTCOMES, label
+from lm_eval_cna.statistics.paired import Document
 from lm_eval_cna.sweep.cells import Cell
 from lm_eval_cna.sweep.reading import read_plan, results_of
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
-from lm_eval_cna.analysis.paired import Kind
 from lm_eval_cna.analysis.profile import overlap
 from lm_eval_cna.analysis.sparsity import size_curves
 from lm_eval_cna.analysis.specificity import RIVALS, TOP, Standing, standings
@@ -17,6 +16,7 @@ from lm_eval_cna.report.interventions import Rows
 from lm_eval_cna.report.runs import Run
 from lm_eval_cna.report.stability import FOLD_HEAD, fold_rows, pair_rows, stability_rows
 from lm_eval_cna.report.tables import Entry, Table, change, label, p_value, signed
+from lm_eval_cna.statistics.paired import Kind
 from lm_eval_cna.thirds import THIRDS, third_of_layers
 
 #: What kinds of random neurons are called along an axis, where six names have to fit.

@@ -7,9 +7,9 @@ from dataclasses import dataclass, replace
 from statistics import fmean
 
 from lm_eval_cna.analysis.evidence import CLAIMED, Comparison
-from lm_eval_cna.analysis.rates import Interval, wilson
 from lm_eval_cna.analysis.tradeoff import Setting, TradeOff
 from lm_eval_cna.report.runs import Run
+from lm_eval_cna.statistics.rates import Interval, wilson
 from lm_eval_cna.sweep.summary import Measured
 
 #: Metrics worth a column, most telling first; a task shows those that it has, and its others stay in summary.json.

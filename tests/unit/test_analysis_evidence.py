@@ -11,9 +11,9 @@ import pytest
 
 from lm_eval_cna.analysis.evidence import Evidence, collect, read_evidence, write_evidence
 from lm_eval_cna.analysis.outcomes import read_outcomes
-from lm_eval_cna.analysis.paired import mcnemar_p, tango
 from lm_eval_cna.analysis.verdicts import DamageBudget
 from lm_eval_cna.errors import RunError
+from lm_eval_cna.statistics.paired import mcnemar_p, tango
 from lm_eval_cna.sweep.cells import BASELINE, Cell
 from lm_eval_cna.sweep.rundir import MANIFEST_SCHEMA, RunDirectory
 

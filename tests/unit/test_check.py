@@ -14,11 +14,11 @@ import pytest
 
 from benchmarks.check_simulation import World, failures, markdown
 from lm_eval_cna.analysis.baseline import Tolerances, make_baseline, read_baseline, write_baseline
-from lm_eval_cna.analysis.paired import mcnemar_p, sign_flip_p
 from lm_eval_cna.analysis.protocol import model_name
 from lm_eval_cna.analysis.regression import change_p, check_run
 from lm_eval_cna.cli import main
 from lm_eval_cna.errors import ConfigError, RunError
+from lm_eval_cna.statistics.paired import mcnemar_p, sign_flip_p
 from lm_eval_cna.sweep.cells import BASELINE, Cell
 from lm_eval_cna.sweep.rundir import RunDirectory
 from tests.helpers.report_runs import ANSWER, LOOP, REFUSAL, answer_metrics, write_run

@@ -9,7 +9,6 @@ from typing import Any
 
 import pytest
 
-from lm_eval_cna.analysis.rates import Interval
 from lm_eval_cna.cli.paper import Protocol, Table
 from lm_eval_cna.errors import CNAError, ConfigError
 from lm_eval_cna.judging.config import parse_judge
@@ -20,6 +19,7 @@ from lm_eval_cna.paper.presets import PRESETS, Asked, statement
 from lm_eval_cna.paper.result import Result, Skipped
 from lm_eval_cna.paper.targets import Size, Target, known_models, pairs_of, resolve, size_of
 from lm_eval_cna.resources import published_dir
+from lm_eval_cna.statistics.rates import Interval
 from lm_eval_cna.sweep.config import parse_config
 
 MACHINE = Machine("a card", 80 * 2**30, 4e14, 2e12)

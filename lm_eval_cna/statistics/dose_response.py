@@ -20,8 +20,8 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy import stats
 
-from lm_eval_cna.analysis.paired import Document
-from lm_eval_cna.analysis.rates import RESAMPLES, SEED, Record
+from lm_eval_cna.statistics.paired import Document
+from lm_eval_cna.statistics.rates import RESAMPLES, SEED, Record
 
 Floats = NDArray[np.float64]
 _LEAST_DOSES = 3

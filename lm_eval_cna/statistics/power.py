@@ -12,9 +12,9 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy import optimize, stats
 
-from lm_eval_cna.analysis.paired import mcnemar_ps
-from lm_eval_cna.analysis.rates import Record
 from lm_eval_cna.errors import ConfigError
+from lm_eval_cna.statistics.paired import mcnemar_ps
+from lm_eval_cna.statistics.rates import Record
 
 ALPHA = 0.05
 TARGET = 0.8

@@ -21,8 +21,8 @@ from typing import Literal
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from lm_eval_cna.analysis.rates import Record
 from lm_eval_cna.errors import ConfigError
+from lm_eval_cna.statistics.rates import Record
 
 Side = Literal["two-sided", "less", "greater"]
 ALPHA = 0.05

@@ -11,10 +11,10 @@ from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 from scipy import stats
 
-from lm_eval_cna.analysis.dose import page_p, trend
-from lm_eval_cna.analysis.paired import mcnemar_p
-from lm_eval_cna.analysis.power import mcnemar_power, smallest_effect
 from lm_eval_cna.errors import ConfigError
+from lm_eval_cna.statistics.dose_response import page_p, trend
+from lm_eval_cna.statistics.paired import mcnemar_p
+from lm_eval_cna.statistics.power import mcnemar_power, smallest_effect
 
 
 def test_exact_p_is_the_full_enumeration() -> None:

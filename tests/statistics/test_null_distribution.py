@@ -9,9 +9,9 @@ from hypothesis import strategies as st
 from statsmodels.stats.multitest import multipletests
 
 from benchmarks import statistics_sweeps as simulation
-from lm_eval_cna.analysis.holm import holm
-from lm_eval_cna.analysis.null import against_controls, least_p, rank_p
 from lm_eval_cna.errors import ConfigError
+from lm_eval_cna.statistics.holm import holm
+from lm_eval_cna.statistics.null_distribution import against_controls, least_p, rank_p
 
 EFFECTS = st.lists(st.integers(-100, 100).map(lambda points: points / 100), min_size=1, max_size=40)
 

@@ -9,9 +9,9 @@ from hypothesis import strategies as st
 from scipy import stats
 from statsmodels.stats.contingency_tables import mcnemar
 
-from lm_eval_cna.analysis.paired import compare, mcnemar_p, mcnemar_ps, sign_flip_p, tango, tango_limits
-from lm_eval_cna.analysis.rates import mean_interval, wilson
 from lm_eval_cna.errors import ConfigError
+from lm_eval_cna.statistics.paired import compare, mcnemar_p, mcnemar_ps, sign_flip_p, tango, tango_limits
+from lm_eval_cna.statistics.rates import mean_interval, wilson
 
 
 @st.composite

@@ -19,8 +19,8 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 from scipy import stats
 
-from lm_eval_cna.analysis.rates import LEVEL, RESAMPLES, SEED, Interval, Record, mean_interval
 from lm_eval_cna.errors import ConfigError
+from lm_eval_cna.statistics.rates import LEVEL, RESAMPLES, SEED, Interval, Record, mean_interval
 
 Kind = Literal["rate", "mean"]
 Document = int | str
