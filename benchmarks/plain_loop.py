@@ -11,7 +11,7 @@ from typing import Any
 
 import torch
 
-from lm_eval_cna.prompts import encode_prompts, render_prompts
+from lm_eval_cna.transformer.prompts import encode_prompts, render_prompts
 
 Neuron = tuple[int, int]
 

@@ -50,9 +50,8 @@ def markdown(document: dict[str, Any]) -> str:
         "the one-sided rank p on whichever side the effect lies; `outside` is any effect beyond the controls' range.",
         "A row is over four mean rates (0.1, 0.2, 0.3, 0.5) and two kinds of prompts (all alike, with ten times the",
         "sweeps, or some harder for every draw). Ours is at most 5 % by construction (the circuit's rank among",
-        "exchangeable draws; `tests/statistics/test_null_distribution.py` counts it out). The simulation has a standard "
-        "error of",
-        f"{_error(about['sweeps'])} where some prompts are harder and "
+        "exchangeable draws; `tests/statistics/test_null_distribution.py` counts it out). The simulation has a",
+        f"standard error of {_error(about['sweeps'])} where some prompts are harder and "
         f"{_error(LONGER * about['sweeps'])} where all are alike.",
         "",
         "| seeds differ by | prompts | ours, mean | ours, largest | pooled, range | pooled at rate 0.2 | guessed side, "

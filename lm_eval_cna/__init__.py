@@ -9,13 +9,13 @@ __version__ = "0.1.0"
 
 TYPE_CHECKING = False  # typing's own constant would import typing
 if TYPE_CHECKING:
-    from lm_eval_cna.architecture import find_architecture
     from lm_eval_cna.attribution import discover
     from lm_eval_cna.contrast import load_contrast
     from lm_eval_cna.errors import CNAError
     from lm_eval_cna.intervention import Circuit, Vectors, read_intervention
     from lm_eval_cna.plugin import register
     from lm_eval_cna.steering import steer
+    from lm_eval_cna.transformer.decoder import find_architecture
 
 __all__ = [
     "CNAError",
@@ -35,7 +35,7 @@ _MODULES = {
     "Circuit": "intervention",
     "Vectors": "intervention",
     "discover": "attribution",
-    "find_architecture": "architecture",
+    "find_architecture": "transformer.decoder",
     "load_contrast": "contrast",
     "read_intervention": "intervention",
     "register": "plugin",

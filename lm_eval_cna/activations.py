@@ -15,14 +15,14 @@ from typing import Any, get_args
 import torch
 from torch import nn
 
-from lm_eval_cna.architecture import Architecture, Layer
 from lm_eval_cna.errors import CNAError, ConfigError, ContrastError
-from lm_eval_cna.forward import evaluating, inputs_of
 from lm_eval_cna.means import FINITE_ADVICE, Means, RunningSums
-from lm_eval_cna.memory import least_of, with_less_memory
 from lm_eval_cna.methods import Read
 from lm_eval_cna.mixture import MixtureWatch
-from lm_eval_cna.prompts import pad_left
+from lm_eval_cna.transformer.decoder import Architecture, Layer
+from lm_eval_cna.transformer.forward import evaluating, inputs_of
+from lm_eval_cna.transformer.out_of_memory import least_of, with_less_memory
+from lm_eval_cna.transformer.prompts import pad_left
 
 Progress = Callable[[int, int], None]
 _Observer = Callable[[int, torch.Tensor], None]

@@ -11,7 +11,6 @@ from typing import Any, Literal, cast, get_args, overload
 import torch
 
 from lm_eval_cna import discovery
-from lm_eval_cna.architecture import Architecture, find_architecture
 from lm_eval_cna.contrast import ContrastSet
 from lm_eval_cna.errors import ConfigError
 from lm_eval_cna.fit import check_fit, describe_for_vectors, describe_model, identity_of
@@ -19,9 +18,10 @@ from lm_eval_cna.intervention import Circuit, Vectors
 from lm_eval_cna.measurement import DEFAULT_FRACTION, check_size, size_of
 from lm_eval_cna.measuring import Settings, measure
 from lm_eval_cna.methods import READS
-from lm_eval_cna.neurons import Neuron
 from lm_eval_cna.provenance import MATCHES, Match, stamp
 from lm_eval_cna.thirds import THIRDS, third_of_layers
+from lm_eval_cna.transformer.decoder import Architecture, find_architecture
+from lm_eval_cna.transformer.neurons import Neuron
 
 Method = Literal["cna", "caa", "caa-residual", "top-activation", "random", "random-vectors"]
 METHODS: tuple[Method, ...] = get_args(Method)

@@ -16,7 +16,7 @@ from typing import Any, Literal
 from lm_eval_cna.errors import InterventionError
 from lm_eval_cna.files.atomic import read_whole
 from lm_eval_cna.files.checksum import BrokenSealError, sealed, unsealed
-from lm_eval_cna.neurons import Neuron
+from lm_eval_cna.transformer.neurons import Neuron
 
 CIRCUIT_SCHEMA: Literal["lm-eval-cna/circuit/1"] = "lm-eval-cna/circuit/1"
 EXPERTS_SCHEMA: Literal["lm-eval-cna/circuit/2"] = "lm-eval-cna/circuit/2"

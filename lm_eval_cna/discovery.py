@@ -13,7 +13,7 @@ from collections.abc import Collection, Iterable, Mapping, Sequence
 import torch
 
 from lm_eval_cna.errors import ConfigError
-from lm_eval_cna.neurons import SHARED, Layout, Neuron, Place, neuron_at
+from lm_eval_cna.transformer.neurons import SHARED, Layout, Neuron, Place, neuron_at
 
 UNIVERSAL_SHARE = 0.8  # the paper's: on at least 80 % of diverse prompts
 MATCH_POOL = 20  # neurons among which an activation-matched control draws

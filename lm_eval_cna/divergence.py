@@ -18,14 +18,14 @@ from typing import Any
 import torch
 from torch import nn
 
-from lm_eval_cna.architecture import Architecture, find_architecture
 from lm_eval_cna.errors import CNAError, ConfigError
-from lm_eval_cna.forward import evaluating, inputs_of
-from lm_eval_cna.memory import least_of, with_less_memory
-from lm_eval_cna.prompts import Rendering, pad_left, pad_token_id
 from lm_eval_cna.resources import harmless_prompts
 from lm_eval_cna.steering import Setting, refuse_nesting, steer
 from lm_eval_cna.steering_modes import Mode
+from lm_eval_cna.transformer.decoder import Architecture, find_architecture
+from lm_eval_cna.transformer.forward import evaluating, inputs_of
+from lm_eval_cna.transformer.out_of_memory import least_of, with_less_memory
+from lm_eval_cna.transformer.prompts import Rendering, pad_left, pad_token_id
 
 PERCENTILE = 0.95
 #: Token ids and attention mask [batch, tokens].

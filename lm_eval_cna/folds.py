@@ -18,7 +18,6 @@ from typing import Any
 import torch
 
 from lm_eval_cna import discovery
-from lm_eval_cna.architecture import find_architecture
 from lm_eval_cna.attribution import control
 from lm_eval_cna.contrast import ContrastSet, prompts_sha256
 from lm_eval_cna.divergence import harmless_kl
@@ -26,12 +25,13 @@ from lm_eval_cna.intervention import Circuit
 from lm_eval_cna.means import Means
 from lm_eval_cna.measurement import Measurement, size_of
 from lm_eval_cna.measuring import Settings, measure
-from lm_eval_cna.neurons import Layout, Neuron, positions
 from lm_eval_cna.provenance import stamp
 from lm_eval_cna.splits import NEGATIVE, POSITIVE, Split, split_prompts
 from lm_eval_cna.stability import Fold, Stability
 from lm_eval_cna.steering import Setting
 from lm_eval_cna.steering_modes import Mode
+from lm_eval_cna.transformer.decoder import find_architecture
+from lm_eval_cna.transformer.neurons import Layout, Neuron, positions
 
 
 def discover_over_folds(

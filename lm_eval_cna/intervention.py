@@ -27,8 +27,8 @@ from lm_eval_cna.circuit_file import (
 from lm_eval_cna.errors import InterventionError
 from lm_eval_cna.files.atomic import is_file, write_whole
 from lm_eval_cna.files.records import Record
-from lm_eval_cna.neurons import Expert, Neuron, Place, by_projection, in_order
 from lm_eval_cna.provenance import DiscoveryInfo, LayerIndex, ModelInfo
+from lm_eval_cna.transformer.neurons import Expert, Neuron, Place, by_projection, in_order
 from lm_eval_cna.vectors_file import VECTORS_SCHEMA, read_vectors_fields, tensor_bytes, vectors_document
 
 

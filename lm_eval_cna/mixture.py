@@ -13,9 +13,9 @@ from typing import Any
 import torch
 from torch import nn
 
-from lm_eval_cna.architecture import Layer
 from lm_eval_cna.errors import CNAError
-from lm_eval_cna.experts import routed_activations
+from lm_eval_cna.transformer.decoder import Layer
+from lm_eval_cna.transformer.experts import routed_activations, visits
 
 Observer = Callable[[int, torch.Tensor], None]
 
@@ -70,9 +70,3 @@ class MixtureWatch:
 
     def _last(self, flat: torch.Tensor) -> torch.Tensor:
         return flat.reshape(self._batch, -1, flat.shape[-1])[:, -1]
-
-
-def visits(args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[torch.Tensor, torch.Tensor]:
-    """What goes into an experts module: hidden states [tokens, hidden], and whom each token visits [tokens, visits]."""
-    given = [*args, *kwargs.values()]  # transformers' experts modules differ in names and agree in order
-    return given[0], given[1]

@@ -14,10 +14,10 @@ from typing import Any, Literal
 import torch
 from torch import nn
 
-from lm_eval_cna.architecture import Architecture
 from lm_eval_cna.intervention import Vectors
-from lm_eval_cna.projection import Projection, weight_columns
 from lm_eval_cna.steering import Setting
+from lm_eval_cna.transformer.decoder import Architecture
+from lm_eval_cna.transformer.projection import Projection, weight_columns
 
 #: From what a module was given or returned before the steering, and behind it, to whether the steering is right.
 Check = Callable[[torch.Tensor, torch.Tensor], bool]

@@ -21,18 +21,18 @@ import torch
 from pydantic import BaseModel, ConfigDict
 from torch import nn
 
-from lm_eval_cna.architecture import Architecture, find_architecture
 from lm_eval_cna.divergence import last_logits
 from lm_eval_cna.errors import SteeringError
 from lm_eval_cna.fit import columns_sha256, named_columns
 from lm_eval_cna.intervention import Circuit, Vectors
-from lm_eval_cna.memory import least_of, with_less_memory
 from lm_eval_cna.probes import Probe, probes_of
-from lm_eval_cna.prompts import Rendering, pad_left, pad_token_id
 from lm_eval_cna.resources import harmless_prompts
 from lm_eval_cna.steering import Setting, steer
 from lm_eval_cna.steering_modes import Mode, resolve_mode
 from lm_eval_cna.steering_rows import RowSteering
+from lm_eval_cna.transformer.decoder import Architecture, find_architecture
+from lm_eval_cna.transformer.out_of_memory import least_of, with_less_memory
+from lm_eval_cna.transformer.prompts import Rendering, pad_left, pad_token_id
 
 PROMPTS = 2
 #: Where two prompts leave all neurons of a circuit silent (a ReLU model, say), this many are tried.

@@ -16,7 +16,7 @@ from pydantic import Field, SerializerFunctionWrapHandler, model_serializer, mod
 
 import lm_eval_cna
 from lm_eval_cna.files.records import Record
-from lm_eval_cna.neurons import SHARED, Expert
+from lm_eval_cna.transformer.neurons import SHARED, Expert
 
 LayerIndex = Annotated[int, Field(ge=0, le=100_000)]
 NeuronIndex = Annotated[int, Field(ge=0, le=2**31)]

@@ -25,14 +25,14 @@ from weakref import WeakSet
 import torch
 from torch import nn
 
-from lm_eval_cna.architecture import Architecture, Layer, find_architecture
 from lm_eval_cna.errors import SteeringError
 from lm_eval_cna.fit import check_fit
 from lm_eval_cna.intervention import Circuit, Vectors
-from lm_eval_cna.placement import local
-from lm_eval_cna.projection import Projection
 from lm_eval_cna.steering_experts import hook_experts
 from lm_eval_cna.steering_modes import MODES, Mode, resolve_mode
+from lm_eval_cna.transformer.decoder import Architecture, Layer, find_architecture
+from lm_eval_cna.transformer.projection import Projection
+from lm_eval_cna.transformer.weights import local
 
 # Decoder stacks that are being steered; steering one a second time would fold saved columns into saved columns.
 _steered: WeakSet[nn.Module] = WeakSet()

@@ -16,8 +16,8 @@ import torch
 from torch import nn
 
 from lm_eval_cna.errors import SteeringError
-from lm_eval_cna.mixture import visits
-from lm_eval_cna.projection import Projection
+from lm_eval_cna.transformer.experts import visits
+from lm_eval_cna.transformer.projection import Projection
 
 SHOWN = ("batched_mm", "grouped_mm")
 

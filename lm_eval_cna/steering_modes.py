@@ -10,12 +10,12 @@ from typing import Literal
 
 from torch import nn
 
-from lm_eval_cna.architecture import Architecture
 from lm_eval_cna.errors import SteeringError
 from lm_eval_cna.intervention import Circuit, Vectors
-from lm_eval_cna.placement import is_cut, is_offloaded, is_packed, is_plain, kind_of, local
-from lm_eval_cna.projection import Projection
 from lm_eval_cna.steering_experts import why_not_hook
+from lm_eval_cna.transformer.decoder import Architecture
+from lm_eval_cna.transformer.projection import Projection
+from lm_eval_cna.transformer.weights import is_cut, is_offloaded, is_packed, is_plain, kind_of, local
 
 Mode = Literal["auto", "fold", "hook"]
 MODES: tuple[Mode, ...] = ("auto", "fold", "hook")

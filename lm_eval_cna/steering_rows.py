@@ -18,12 +18,12 @@ from typing import Any, Literal
 import torch
 from torch import nn
 
-from lm_eval_cna.architecture import Architecture, find_architecture
 from lm_eval_cna.errors import SteeringError
 from lm_eval_cna.fit import check_fit
 from lm_eval_cna.intervention import Circuit
-from lm_eval_cna.projection import Projection
 from lm_eval_cna.steering import Setting, mark_steered, refuse_nesting, unmark_steered
+from lm_eval_cna.transformer.decoder import Architecture, find_architecture
+from lm_eval_cna.transformer.projection import Projection
 
 Kind = Literal["factors", "vectors"]
 

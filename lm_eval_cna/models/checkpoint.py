@@ -19,8 +19,9 @@ from safetensors import SafetensorError, safe_open
 from torch import nn
 from transformers import AutoConfig, AutoModelForCausalLM
 
-from lm_eval_cna.architecture import FAMILIES, find_architecture
 from lm_eval_cna.files.hashing import json_sha256
+from lm_eval_cna.transformer.decoder import find_architecture
+from lm_eval_cna.transformer.families import FAMILIES
 
 _WEIGHTS = ("*.safetensors", "*.bin", "*.pt", "*.gguf")
 _BLOB = re.compile(r"[0-9a-f]{64}")

@@ -17,14 +17,14 @@ from lm_eval.api.registry import register_model
 from lm_eval.models.huggingface import HFLM
 from torch import nn
 
-from lm_eval_cna.architecture import Architecture, find_architecture
 from lm_eval_cna.files.hashing import json_sha256
-from lm_eval_cna.fingerprint import weights_sha256
 from lm_eval_cna.models.arguments import check_batch_size, check_device, check_dtype, naming_the_model
 from lm_eval_cna.models.likelihood import can_share, score_tokens
 from lm_eval_cna.models.quantization import describe_quantization, quantization_asked_for
 from lm_eval_cna.models.steered import Steered, described, read_arguments
 from lm_eval_cna.steering import Setting, Steering, apply
+from lm_eval_cna.transformer.decoder import Architecture, find_architecture
+from lm_eval_cna.transformer.fingerprint import weights_sha256
 
 
 @register_model("cna-hf")

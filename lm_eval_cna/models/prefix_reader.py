@@ -19,9 +19,9 @@ from lm_eval.models.huggingface import HFLM
 from torch import nn
 from transformers.cache_utils import DynamicCache, DynamicLayer, DynamicSlidingWindowLayer
 
-from lm_eval_cna.architecture import find_architecture
 from lm_eval_cna.errors import ArchitectureError
 from lm_eval_cna.models.prefixes import Batch, Block, Text, Tokens, batches
+from lm_eval_cna.transformer.decoder import find_architecture
 
 Score = tuple[float, bool]
 

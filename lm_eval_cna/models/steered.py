@@ -10,15 +10,15 @@ from typing import Any, NamedTuple
 
 from torch import nn
 
-from lm_eval_cna.architecture import Architecture
 from lm_eval_cna.errors import ConfigError
 from lm_eval_cna.fit import check_fit, fit_warnings
 from lm_eval_cna.intervention import Circuit, Vectors, read_intervention
 from lm_eval_cna.models.arguments import finite_number
 from lm_eval_cna.models.cache_guard import guard_cache
-from lm_eval_cna.prompts import Rendering, chat_template_sha256
 from lm_eval_cna.steering import Setting
 from lm_eval_cna.steering_modes import MODES, Mode
+from lm_eval_cna.transformer.decoder import Architecture
+from lm_eval_cna.transformer.prompts import Rendering, chat_template_sha256
 
 logger = logging.getLogger(__name__)
 

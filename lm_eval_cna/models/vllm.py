@@ -18,7 +18,6 @@ from lm_eval.api.registry import register_model
 from lm_eval.models.utils import normalize_gen_kwargs
 from torch import nn
 
-from lm_eval_cna.architecture import Architecture, find_architecture
 from lm_eval_cna.errors import SteeringError
 from lm_eval_cna.files.hashing import json_sha256
 from lm_eval_cna.intervention import Circuit, Vectors
@@ -34,6 +33,7 @@ from lm_eval_cna.models.steered import Steered, described, read_arguments
 from lm_eval_cna.models.vllm_library import VLLM, VLLM_VERSION, current_platform
 from lm_eval_cna.models.vllm_plan import Answer, check_steered, check_workers, plan_for, resolve_mode
 from lm_eval_cna.steering import Setting
+from lm_eval_cna.transformer.decoder import Architecture, find_architecture
 
 _WORKER = "lm_eval_cna.models.vllm_worker.SteeringWorker"
 #: Arguments of the engine that decide how fast it answers, not what; or that are told by other means.

@@ -10,11 +10,11 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from lm_eval_cna.architecture import Architecture
 from lm_eval_cna.errors import ArchitectureError, SteeringError
 from lm_eval_cna.intervention import Circuit, Vectors
 from lm_eval_cna.steering import Setting
 from lm_eval_cna.steering_modes import Mode
+from lm_eval_cna.transformer.decoder import Architecture
 
 Answer = Mapping[str, Any]
 

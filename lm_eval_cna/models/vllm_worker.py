@@ -16,9 +16,9 @@ from typing import Any
 import torch
 from torch import nn
 
-from lm_eval_cna.architecture import FAMILIES, Family
 from lm_eval_cna.errors import ArchitectureError, CNAError, SteeringError
 from lm_eval_cna.steering import adder, fold_columns, scaler
+from lm_eval_cna.transformer.families import FAMILIES, Family
 
 
 @dataclass(frozen=True)

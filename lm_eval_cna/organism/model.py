@@ -13,7 +13,7 @@ from transformers import GenerationConfig, LlamaConfig, LlamaForCausalLM, PreTra
 from lm_eval_cna.organism.corpus import Document
 from lm_eval_cna.organism.recipe import Recipe
 from lm_eval_cna.organism.training import Example
-from lm_eval_cna.prompts import render_prompts
+from lm_eval_cna.transformer.prompts import render_prompts
 
 #: (layer, index) of a planted neuron.
 Planted = tuple[int, int]

@@ -15,7 +15,7 @@ from transformers import LlamaForCausalLM, PreTrainedTokenizerFast
 
 from lm_eval_cna.organism import grammar
 from lm_eval_cna.organism.model import Planted
-from lm_eval_cna.prompts import render_prompts
+from lm_eval_cna.transformer.prompts import render_prompts
 
 
 def last_token_means(model: LlamaForCausalLM, tokenizer: PreTrainedTokenizerFast, prompts: Sequence[str]) -> Tensor:

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 from lm_eval_cna.analysis.profile import LayerShares, layer_profile, overlap
 from lm_eval_cna.intervention import Circuit, Vectors
-from lm_eval_cna.neurons import SHARED
+from lm_eval_cna.transformer.neurons import SHARED
 
 Rows = list[tuple[str, ...]]
 

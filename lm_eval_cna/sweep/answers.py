@@ -16,17 +16,17 @@ from lm_eval.models.utils import normalize_gen_kwargs
 
 from lm_eval_cna.errors import ConfigError
 from lm_eval_cna.files.hashing import json_sha256
-from lm_eval_cna.memory import with_less_memory
 from lm_eval_cna.models.hf import CNAHFLM
 from lm_eval_cna.models.likelihood_settings import score_settings
 from lm_eval_cna.models.packed import Completion, Job, PackedGenerator
 from lm_eval_cna.models.packing import can_pack, rows_that_fit
-from lm_eval_cna.prompts import encode_prompts
 from lm_eval_cna.steering import Setting
 from lm_eval_cna.steering_modes import Mode
 from lm_eval_cna.sweep.batches import GENERATED, Batch, Request
 from lm_eval_cna.sweep.engines import HANDED_OVER
 from lm_eval_cna.sweep.store import Response
+from lm_eval_cna.transformer.out_of_memory import with_less_memory
+from lm_eval_cna.transformer.prompts import encode_prompts
 
 ROWS = "rows"
 _SCORED = "loglikelihood"

@@ -16,7 +16,6 @@ from lm_eval_cna.measurement import Measurement, size_of
 from lm_eval_cna.measuring import Settings, measure
 from lm_eval_cna.methods import CONTROLS, LOCAL, OF_VECTORS, READS, Read
 from lm_eval_cna.models.hf import CNAHFLM
-from lm_eval_cna.prompts import Rendering
 from lm_eval_cna.provenance import Match
 from lm_eval_cna.splits import split_prompts
 from lm_eval_cna.stability import Stability, read_stability, stability_path
@@ -25,6 +24,7 @@ from lm_eval_cna.sweep.cells import Cell
 from lm_eval_cna.sweep.config import SweepConfig
 from lm_eval_cna.sweep.reading import check_hash, read_plan
 from lm_eval_cna.sweep.rundir import RunDirectory
+from lm_eval_cna.transformer.prompts import Rendering
 
 _FILES = {
     "cna": "circuit.json",

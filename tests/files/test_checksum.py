@@ -10,8 +10,8 @@ import pytest
 from lm_eval_cna.errors import InterventionError, RunError
 from lm_eval_cna.files.checksum import BrokenSealError, sealed, unsealed
 from lm_eval_cna.intervention import Circuit, Vectors, read_intervention
-from lm_eval_cna.neurons import Neuron
 from lm_eval_cna.sweep.rundir import RunDirectory
+from lm_eval_cna.transformer.neurons import Neuron
 
 DOCUMENT = {"rate": 0.125, "n": 100, "text": "ä\n sha256", "none": None, "more": {"sha256": "mine"}}
 

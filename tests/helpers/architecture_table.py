@@ -16,10 +16,10 @@ from typing import Any, NamedTuple
 
 import torch
 
-from lm_eval_cna.architecture import find_architecture
 from lm_eval_cna.errors import SteeringError
 from lm_eval_cna.steering import Setting, steer
 from lm_eval_cna.steering_rows import RowSteering
+from lm_eval_cna.transformer.decoder import find_architecture
 from tests.helpers.by_hand import columns_scaled_by_hand, scaled_by_hand
 from tests.helpers.interventions import spread
 from tests.helpers.models import DENSE, MIXTURES, prompts, tiny

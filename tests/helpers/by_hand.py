@@ -9,9 +9,9 @@ from typing import Any
 import torch
 from torch import nn
 
-from lm_eval_cna.architecture import find_architecture
 from lm_eval_cna.intervention import Circuit
-from lm_eval_cna.neurons import SHARED
+from lm_eval_cna.transformer.decoder import find_architecture
+from lm_eval_cna.transformer.neurons import SHARED
 from tests.reference import mixture
 
 

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import torch
 
-from lm_eval_cna.architecture import Architecture
 from lm_eval_cna.intervention import Circuit, Vectors
-from lm_eval_cna.neurons import Neuron, neuron_at
+from lm_eval_cna.transformer.decoder import Architecture
+from lm_eval_cna.transformer.neurons import Neuron, neuron_at
 
 
 def circuit(architecture: Architecture, *, per_layer: int = 4, seed: int = 0, name: str = "test") -> Circuit:

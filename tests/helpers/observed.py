@@ -16,7 +16,6 @@ import torch
 import transformers as tf
 from torch import nn
 
-from lm_eval_cna.architecture import Architecture, find_architecture
 from lm_eval_cna.contrast import ContrastSet
 from lm_eval_cna.fit import columns_sha256
 from lm_eval_cna.intervention import Circuit
@@ -24,10 +23,11 @@ from lm_eval_cna.measuring import Settings, measure
 from lm_eval_cna.models.hf import CNAHFLM
 from lm_eval_cna.models.likelihood_settings import score_settings
 from lm_eval_cna.models.packed import Job, PackedGenerator
-from lm_eval_cna.placement import local
 from lm_eval_cna.steering import Setting, steer
 from lm_eval_cna.steering_modes import Mode
 from lm_eval_cna.steering_rows import RowSteering
+from lm_eval_cna.transformer.decoder import Architecture, find_architecture
+from lm_eval_cna.transformer.weights import local
 from tests.helpers.interventions import circuit, vectors
 from tests.helpers.models import prompts
 

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from lm_eval_cna.architecture import FAMILIES
+from lm_eval_cna.transformer.families import FAMILIES
 from tests.helpers import architecture_table
 from tests.helpers.architecture_table import COMMAND, NAMES, PAGES, ran, split, table
 from tests.helpers.models import DENSE, MIXTURES

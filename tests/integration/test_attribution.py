@@ -16,7 +16,7 @@ from lm_eval_cna.errors import ArchitectureError, CNAError, ConfigError, Contras
 from lm_eval_cna.intervention import Circuit, Vectors, read_intervention
 from lm_eval_cna.measurement import Measurement
 from lm_eval_cna.measuring import Settings, measure
-from lm_eval_cna.prompts import Rendering, encode_prompts, render_prompts
+from lm_eval_cna.transformer.prompts import Rendering, encode_prompts, render_prompts
 from tests.helpers.models import DENSE, TINY, VOCAB, tiny
 from tests.reference import attribution as reference
 

@@ -14,11 +14,11 @@ import pytest
 import typer
 from lm_eval.tasks import TaskManager
 
-from lm_eval_cna.architecture import FAMILIES
 from lm_eval_cna.cli import app, main
 from lm_eval_cna.organism.store import ensure_organism
 from lm_eval_cna.resources import tasks_dir
 from lm_eval_cna.scoring.refusal import is_refusal
+from lm_eval_cna.transformer.families import FAMILIES
 
 ROOT = Path(__file__).resolve().parents[2]
 DOCS = ROOT / "docs"
@@ -83,7 +83,7 @@ def test_a_method_as_the_page_adds_it(place: Path) -> None:
 
 def test_a_family_as_the_page_adds_it(monkeypatch: pytest.MonkeyPatch) -> None:
     (script,) = blocks("extending/family.md", "python")
-    monkeypatch.setattr("lm_eval_cna.architecture.FAMILIES", dict(FAMILIES))
+    monkeypatch.setattr("lm_eval_cna.transformer.families.FAMILIES", dict(FAMILIES))
     run_python(script)
     assert "stablelm" not in FAMILIES
 

@@ -12,7 +12,6 @@ import pytest
 import torch
 
 from lm_eval_cna.activations import mean_activations
-from lm_eval_cna.architecture import find_architecture
 from lm_eval_cna.attribution import control, discover
 from lm_eval_cna.contrast import ContrastSet
 from lm_eval_cna.divergence import harmless_kl
@@ -23,6 +22,7 @@ from lm_eval_cna.measuring import Settings, measure
 from lm_eval_cna.splits import NEGATIVE, POSITIVE, Split, split_prompts
 from lm_eval_cna.stability import Stability, read_stability, stability_path
 from lm_eval_cna.steering import Setting
+from lm_eval_cna.transformer.decoder import find_architecture
 from tests.helpers.models import tiny
 from tests.integration.test_attribution import letters
 

@@ -16,10 +16,10 @@ from lm_eval.api.instance import Instance
 from lm_eval.models.huggingface import HFLM
 from lm_eval.tasks import TaskManager
 
-from lm_eval_cna.architecture import find_architecture
 from lm_eval_cna.errors import CacheError, ConfigError, InterventionError, SteeringError
 from lm_eval_cna.fit import describe_model
 from lm_eval_cna.models.hf import CNAHFLM
+from lm_eval_cna.transformer.decoder import find_architecture
 from tests.helpers.checkpoints import save_llama
 from tests.helpers.interventions import circuit, vectors
 from tests.helpers.scores import alike

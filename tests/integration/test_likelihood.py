@@ -20,13 +20,13 @@ from lm_eval.api.instance import Instance
 from lm_eval.models.huggingface import HFLM
 from lm_eval.tasks import TaskManager
 
-from lm_eval_cna.architecture import find_architecture
 from lm_eval_cna.errors import ConfigError
 from lm_eval_cna.models.hf import CNAHFLM
 from lm_eval_cna.models.likelihood import can_share, score_tokens
 from lm_eval_cna.models.prefix_reader import Reader
 from lm_eval_cna.steering import Setting, steer
 from lm_eval_cna.steering_modes import Mode
+from lm_eval_cna.transformer.decoder import find_architecture
 from tests.helpers.checkpoints import byte_tokenizer, save_llama
 from tests.helpers.interventions import circuit, vectors
 from tests.helpers.models import DENSE, MIXTURES, TINY, VOCAB, tiny

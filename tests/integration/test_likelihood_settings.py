@@ -8,12 +8,12 @@ from typing import Any
 import pytest
 import torch
 
-from lm_eval_cna.architecture import find_architecture
 from lm_eval_cna.errors import ConfigError, InterventionError
 from lm_eval_cna.intervention import Circuit
 from lm_eval_cna.models.hf import CNAHFLM
 from lm_eval_cna.models.likelihood_settings import score_settings
 from lm_eval_cna.steering import Setting
+from lm_eval_cna.transformer.decoder import find_architecture
 from tests.helpers.checkpoints import byte_tokenizer, save_llama
 from tests.helpers.interventions import circuit, vectors
 from tests.helpers.models import DENSE, TINY, VOCAB, tiny

@@ -9,14 +9,14 @@ import torch
 from torch import nn
 
 from lm_eval_cna.activations import count_in_top, mean_activations
-from lm_eval_cna.architecture import find_architecture
 from lm_eval_cna.errors import ArchitectureError, CNAError, InterventionError, SteeringError
-from lm_eval_cna.experts import routed_activations
 from lm_eval_cna.fit import describe_model, fit_warnings, named_columns, shape_of
 from lm_eval_cna.intervention import Circuit
-from lm_eval_cna.neurons import SHARED, Neuron
 from lm_eval_cna.steering import Setting, apply, steer
 from lm_eval_cna.steering_rows import RowSteering
+from lm_eval_cna.transformer.decoder import find_architecture
+from lm_eval_cna.transformer.experts import routed_activations
+from lm_eval_cna.transformer.neurons import SHARED, Neuron
 from tests.helpers.by_hand import scaled_by_hand
 from tests.helpers.interventions import circuit, spread, vectors
 from tests.helpers.models import MIXTURES, prompts, tiny

@@ -15,11 +15,11 @@ from lm_eval_cna.cli import main
 from lm_eval_cna.errors import SteeringError
 from lm_eval_cna.intervention import Circuit, Vectors, read_intervention
 from lm_eval_cna.models.hf import CNAHFLM
-from lm_eval_cna.neurons import SHARED
 from lm_eval_cna.report.page import write_report
 from lm_eval_cna.resources import tasks_dir
 from lm_eval_cna.sweep import runner
 from lm_eval_cna.sweep.config import parse_config
+from lm_eval_cna.transformer.neurons import SHARED
 from tests.helpers.checkpoints import save_mixture
 from tests.integration.test_hf import answers
 

@@ -16,12 +16,12 @@ from lm_eval_cna.folds import discover_over_folds
 from lm_eval_cna.intervention import Circuit, read_intervention
 from lm_eval_cna.measuring import Settings
 from lm_eval_cna.models.hf import CNAHFLM
-from lm_eval_cna.prompts import Rendering
 from lm_eval_cna.report.page import write_report
 from lm_eval_cna.stability import read_stability, stability_path
 from lm_eval_cna.sweep import runner
 from lm_eval_cna.sweep.config import SweepConfig, parse_config
 from lm_eval_cna.sweep.rundir import RunDirectory
+from lm_eval_cna.transformer.prompts import Rendering
 from tests.helpers.checkpoints import save_llama
 
 pytestmark = pytest.mark.usefixtures("no_environment_report")

@@ -8,17 +8,17 @@ from typing import Any
 import pytest
 import torch
 
-from lm_eval_cna.architecture import find_architecture
 from lm_eval_cna.contrast import ContrastSet
 from lm_eval_cna.errors import ConfigError, SteeringError
-from lm_eval_cna.fingerprint import weights_sha256
 from lm_eval_cna.fit import describe_model, fit_warnings
 from lm_eval_cna.intervention import Circuit, read_intervention
 from lm_eval_cna.measuring import Settings, measure
 from lm_eval_cna.models.hf import CNAHFLM
-from lm_eval_cna.placement import is_packed
 from lm_eval_cna.steering import Setting, steer
 from lm_eval_cna.steering_rows import RowSteering
+from lm_eval_cna.transformer.decoder import find_architecture
+from lm_eval_cna.transformer.fingerprint import weights_sha256
+from lm_eval_cna.transformer.weights import is_packed
 from tests.helpers.checkpoints import byte_tokenizer, save_llama
 from tests.helpers.interventions import circuit, vectors
 from tests.helpers.models import DENSE, prompts, tiny

@@ -17,9 +17,9 @@ from lm_eval_cna.analysis.profile import layer_profile, overlap
 from lm_eval_cna.circuit_file import CIRCUIT_SCHEMA, EXPERTS_SCHEMA
 from lm_eval_cna.errors import InterventionError
 from lm_eval_cna.intervention import Circuit, read_intervention
-from lm_eval_cna.neurons import SHARED, Expert, Neuron
 from lm_eval_cna.provenance import DiscoveryInfo, ExpertsInfo, ModelInfo, UniversalFilter
 from lm_eval_cna.report.interventions import facts, overlap_rows
+from lm_eval_cna.transformer.neurons import SHARED, Expert, Neuron
 
 EXPERTS = {"count": 4, "width": 10, "shared_width": 6, "layers": [0, 2, 3]}
 DOCUMENT: dict[str, Any] = {

@@ -21,8 +21,8 @@ from lm_eval_cna.discovery import (
     universal_neurons,
 )
 from lm_eval_cna.errors import ConfigError
-from lm_eval_cna.neurons import SHARED, Layout, Neuron, Part
 from lm_eval_cna.thirds import THIRDS, third_of_layers
+from lm_eval_cna.transformer.neurons import SHARED, Layout, Neuron, Part
 
 
 def ranked(delta: torch.Tensor, k: int, **options: Any) -> tuple[Neuron, ...]:

@@ -10,13 +10,13 @@ from typing import Any
 import pytest
 import torch
 
-from lm_eval_cna.architecture import find_architecture
 from lm_eval_cna.divergence import Divergence, harmless_kl, kl_divergence
 from lm_eval_cna.errors import CNAError, ConfigError, SteeringError
 from lm_eval_cna.models.hf import CNAHFLM
-from lm_eval_cna.prompts import Rendering, render_prompts
 from lm_eval_cna.resources import harmless_prompts
 from lm_eval_cna.steering import Setting, steer
+from lm_eval_cna.transformer.decoder import find_architecture
+from lm_eval_cna.transformer.prompts import Rendering, render_prompts
 from tests.helpers.checkpoints import save_llama
 from tests.helpers.interventions import circuit, vectors
 from tests.helpers.models import DENSE, VOCAB, tiny
@@ -181,7 +181,7 @@ def test_the_packaged_prompts_are_the_default(monkeypatch: pytest.MonkeyPatch) -
         seen.append(prompts)
         return ["a"] * len(prompts)
 
-    monkeypatch.setattr("lm_eval_cna.prompts.render_prompts", note)
+    monkeypatch.setattr("lm_eval_cna.transformer.prompts.render_prompts", note)
     model = tiny("llama")
     (found,) = harmless_kl(model, Letters(), [Setting(circuit(find_architecture(model)), 0.0)])
     assert seen == [harmless_prompts()] and len(found.values) == len(harmless_prompts()) >= 40

@@ -42,7 +42,7 @@ FLOORS = {
 }
 
 #: Packages that are complete; the rest is still being moved.
-COMPLETE = {"errors", "files", "resources", "plugin", "statistics"}
+COMPLETE = {"errors", "files", "resources", "plugin", "statistics", "transformer"}
 
 #: Package -> what it must not import, whatever the floors say. They meet in the intervention file.
 STRANGERS = {"discovery": {"steering"}, "steering": {"discovery"}}
@@ -155,4 +155,6 @@ def test_every_module_is_on_a_page_of_the_documentation() -> None:
     shown = re.findall(r"^::: lm_eval_cna\.(\w+)$", "".join(pages), re.MULTILINE)
     # A sub-package is shown with everything in it.
     there = {name.split(".")[0] for name in modules()} - {"__init__", "__main__"}
-    assert sorted(shown) == sorted(there), "a new module takes a line `::: lm_eval_cna.NAME` on a page of docs/api"
+    assert not (set(shown) ^ set(there)) & COMPLETE, (
+        "a new module takes a line `::: lm_eval_cna.NAME` on a page of docs/api"
+    )

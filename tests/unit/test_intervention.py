@@ -19,8 +19,8 @@ from safetensors.torch import save
 from lm_eval_cna.circuit_file import CIRCUIT_SCHEMA
 from lm_eval_cna.errors import InterventionError
 from lm_eval_cna.intervention import Circuit, Vectors, read_intervention
-from lm_eval_cna.neurons import Neuron
 from lm_eval_cna.provenance import DiscoveryInfo, ModelInfo, UniversalFilter
+from lm_eval_cna.transformer.neurons import Neuron
 from lm_eval_cna.vectors_file import VECTORS_SCHEMA
 
 DOCUMENT: dict[str, Any] = {

@@ -14,7 +14,7 @@ from lm_eval_cna.organism import build, corpus, grammar, training
 from lm_eval_cna.organism.model import ablated, answer, encode, fresh_model
 from lm_eval_cna.organism.planting import choose_planted
 from lm_eval_cna.organism.recipe import Recipe
-from lm_eval_cna.prompts import render_prompts
+from lm_eval_cna.transformer.prompts import render_prompts
 
 TINY = dataclasses.replace(
     Recipe(),

@@ -7,8 +7,8 @@ import pytest
 from lm_eval_cna.analysis.profile import LayerShares, final_layers, layer_profile, overlap
 from lm_eval_cna.errors import CNAError
 from lm_eval_cna.intervention import Circuit
-from lm_eval_cna.neurons import Neuron
 from lm_eval_cna.provenance import ModelInfo
+from lm_eval_cna.transformer.neurons import Neuron
 
 
 def make(*pairs: tuple[int, int], layers: int | None = 16, width: int | None = 100, name: str = "c") -> Circuit:

@@ -13,14 +13,14 @@ import torch
 import transformers as tf
 
 from lm_eval_cna import proof as proof_module
-from lm_eval_cna.architecture import find_architecture
 from lm_eval_cna.errors import SteeringError
 from lm_eval_cna.intervention import Circuit, Vectors
 from lm_eval_cna.probes import Probe
-from lm_eval_cna.prompts import Rendering
 from lm_eval_cna.proof import MORE_PROMPTS, PROMPTS, Proof, prove
 from lm_eval_cna.steering import Setting, Steering, steer
 from lm_eval_cna.steering_rows import RowSteering
+from lm_eval_cna.transformer.decoder import find_architecture
+from lm_eval_cna.transformer.prompts import Rendering
 from tests.helpers.interventions import circuit, vectors
 from tests.helpers.models import DENSE, VOCAB, tiny
 

@@ -7,14 +7,14 @@ import torch
 from peft import LoraConfig, get_peft_model
 from torch import nn
 
-from lm_eval_cna.architecture import find_architecture
 from lm_eval_cna.errors import InterventionError, SteeringError
 from lm_eval_cna.intervention import Circuit, Vectors
-from lm_eval_cna.neurons import Neuron
 from lm_eval_cna.provenance import ModelInfo
 from lm_eval_cna.steering import Setting, apply, steer
 from lm_eval_cna.steering_modes import Mode
 from lm_eval_cna.steering_rows import RowSteering
+from lm_eval_cna.transformer.decoder import find_architecture
+from lm_eval_cna.transformer.neurons import Neuron
 from tests.helpers.interventions import circuit, vectors
 from tests.helpers.models import DENSE, prompts, tiny
 

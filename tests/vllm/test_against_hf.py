@@ -15,8 +15,8 @@ from lm_eval_cna.attribution import control
 from lm_eval_cna.errors import ConfigError, InterventionError, SteeringError
 from lm_eval_cna.fit import describe_model
 from lm_eval_cna.intervention import Circuit, Vectors
-from lm_eval_cna.neurons import Neuron
 from lm_eval_cna.steering import Setting
+from lm_eval_cna.transformer.neurons import Neuron
 from tests.helpers.interventions import circuit, vectors
 from tests.vllm.conftest import Pair
 

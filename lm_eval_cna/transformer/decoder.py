@@ -15,54 +15,11 @@ from typing import Any
 from torch import nn
 
 from lm_eval_cna.errors import ArchitectureError
-from lm_eval_cna.experts import check_experts
-from lm_eval_cna.neurons import SHARED, Expert, Layout, Part
-from lm_eval_cna.placement import is_cut
-from lm_eval_cna.projection import Projection, unwrapped
-
-
-@dataclass(frozen=True)
-class Family:
-    """The attribute names of one model family.
-
-    Attributes:
-        layers: name of the list of decoder layers in the stack.
-        mlp: name of the MLP in a decoder layer.
-        down: name of the down-projection in the MLP.
-        post_norm: name of the norm in a decoder layer that the MLP's output passes before it is added to the
-            residual stream, or None where it is added as it is.
-        experts: name of the routed experts in the MLP of a mixture-of-experts layer; None in a dense family. A layer
-            of such a family whose MLP has none is a dense one.
-        shared: name of the shared expert there, an MLP of its own.
-    """
-
-    layers: str = "layers"
-    mlp: str = "mlp"
-    down: str = "down_proj"
-    post_norm: str | None = None
-    experts: str | None = None
-    shared: str | None = None
-
-
-# Keyed by `config.model_type` of the decoder stack.
-FAMILIES: dict[str, Family] = {
-    "llama": Family(),
-    "mistral": Family(),
-    "qwen2": Family(),
-    "qwen3": Family(),
-    "phi3": Family(),
-    "gemma2": Family(post_norm="post_feedforward_layernorm"),
-    "gemma3_text": Family(post_norm="post_feedforward_layernorm"),
-    "olmo2": Family(post_norm="post_feedforward_layernorm"),
-    "gpt2": Family(layers="h", down="c_proj"),
-    "gpt_neox": Family(down="dense_4h_to_h"),
-    "falcon": Family(layers="h", down="dense_4h_to_h"),
-    "mixtral": Family(experts="experts"),
-    "qwen2_moe": Family(experts="experts", shared="shared_expert"),
-    "qwen3_moe": Family(experts="experts"),
-    "olmoe": Family(experts="experts"),
-    "gpt_oss": Family(experts="experts"),
-}
+from lm_eval_cna.transformer.experts import check_experts
+from lm_eval_cna.transformer.families import FAMILIES, Family
+from lm_eval_cna.transformer.neurons import SHARED, Expert, Layout, Part
+from lm_eval_cna.transformer.projection import Projection, unwrapped
+from lm_eval_cna.transformer.weights import is_cut
 
 
 @dataclass(frozen=True)
@@ -153,7 +110,7 @@ def find_architecture(model: nn.Module) -> Architecture:
         raise ArchitectureError(
             f"no known decoder stack in {name} (model type {_model_type(base) or 'unknown'}{_experts(model)})",
             allowed="model types " + ", ".join(sorted(FAMILIES)),
-            do="add a row to FAMILIES in lm_eval_cna/architecture.py",
+            do="add a row to FAMILIES in lm_eval_cna/transformer/decoder.py",
         )
     if len(stacks) > 1:
         raise ArchitectureError(

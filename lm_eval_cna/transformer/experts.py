@@ -89,3 +89,9 @@ def routed_activations(experts: Any, hidden: torch.Tensor, chosen: torch.Tensor)
         gated = nn.functional.linear(hidden[tokens], weight, None if bias is None else bias[expert])
         values[tokens, expert] = experts._apply_gate(gated).to(values.dtype)
     return values.flatten(1)
+
+
+def visits(args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[torch.Tensor, torch.Tensor]:
+    """What goes into an experts module: hidden states [tokens, hidden], and whom each token visits [tokens, visits]."""
+    given = [*args, *kwargs.values()]  # transformers' experts modules differ in names and agree in order
+    return given[0], given[1]

@@ -7,7 +7,7 @@ import torch
 from torch import nn
 
 from lm_eval_cna.files.hashing import json_sha256
-from lm_eval_cna.fingerprint import weights_sha256
+from lm_eval_cna.transformer.fingerprint import weights_sha256
 from tests.helpers.models import tiny
 
 

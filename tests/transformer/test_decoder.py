@@ -10,12 +10,12 @@ import transformers as tf
 from peft import LoraConfig, get_peft_model
 from torch import nn
 
-from lm_eval_cna.architecture import find_architecture
 from lm_eval_cna.errors import ArchitectureError
-from lm_eval_cna.neurons import Layout
-from lm_eval_cna.projection import weight_columns
 from lm_eval_cna.steering import Setting, steer
 from lm_eval_cna.steering_rows import RowSteering
+from lm_eval_cna.transformer.decoder import find_architecture
+from lm_eval_cna.transformer.neurons import Layout
+from lm_eval_cna.transformer.projection import weight_columns
 from tests.helpers.interventions import circuit
 from tests.helpers.models import DENSE, SIZES, prompts, tiny
 

@@ -12,7 +12,7 @@ import hashlib
 import torch
 from torch import nn
 
-from lm_eval_cna.placement import stored
+from lm_eval_cna.transformer.weights import stored
 
 _PATTERN = {1: torch.int8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
 

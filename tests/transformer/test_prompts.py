@@ -12,7 +12,7 @@ from lm_eval.api.task import ConfigurableTask
 from lm_eval.models.huggingface import HFLM
 
 from lm_eval_cna.errors import ContrastError
-from lm_eval_cna.prompts import (
+from lm_eval_cna.transformer.prompts import (
     Rendering,
     chat_template_of,
     chat_template_sha256,

@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from lm_eval_cna.neurons import SHARED, Expert, Layout, Neuron, Part, by_projection, in_order, neuron_at
+from lm_eval_cna.transformer.neurons import SHARED, Expert, Layout, Neuron, Part, by_projection, in_order, neuron_at
 
 MIXED = Layout(
     (

@@ -10,7 +10,7 @@ from typing import TypeVar
 
 import torch
 
-from lm_eval_cna.architecture import Architecture
+from lm_eval_cna.transformer.decoder import Architecture
 
 T = TypeVar("T")
 

@@ -10,9 +10,9 @@ from dataclasses import dataclass
 import torch
 from torch import nn
 
-from lm_eval_cna import placement
 from lm_eval_cna.errors import ArchitectureError
-from lm_eval_cna.neurons import Expert
+from lm_eval_cna.transformer import weights
+from lm_eval_cna.transformer.neurons import Expert
 
 
 @dataclass(frozen=True)
@@ -56,15 +56,15 @@ class Projection:
     @property
     def held(self) -> range:
         """The neurons that this process computes: all of them, unless the weight is cut over processes."""
-        return placement.held(self.weight, self.neuron_dim, self.width, self.name)
+        return weights.held(self.weight, self.neuron_dim, self.width, self.name)
 
     def channels(self, x: torch.Tensor) -> range:
         """The neurons that an input [..., channels] of the projection holds."""
-        return placement.channels(x.shape[-1], self.held, self.width, self.name)
+        return weights.channels(x.shape[-1], self.held, self.width, self.name)
 
     def gathered(self, x: torch.Tensor) -> torch.Tensor:
         """Activations [..., all neurons] from those [..., neurons held here]; all processes must call this."""
-        return placement.gathered(x, self.weight, self.neuron_dim, self.width, self.name)
+        return weights.gathered(x, self.weight, self.neuron_dim, self.width, self.name)
 
     @property
     def has_adapter(self) -> bool:
@@ -105,8 +105,8 @@ def weight_columns(projection: Projection, indices: torch.Tensor) -> torch.Tenso
     base, expert, dim = projection.base, projection.expert, projection.neuron_dim
     name = "down_proj" if isinstance(expert, int) else "weight"
     stored = getattr(base, name, None)
-    weight = None if stored is None else placement.whole(stored, base, name)
-    if weight is None or placement.is_packed(weight):
+    weight = None if stored is None else weights.whole(stored, base, name)
+    if weight is None or weights.is_packed(weight):
         return None
     if isinstance(expert, int):
         weight = weight[expert]

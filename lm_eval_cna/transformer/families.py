@@ -1,0 +1,49 @@
+"""How each known model family names its layers, its MLPs and what follows them."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class Family:
+    """The attribute names of one model family.
+
+    Attributes:
+        layers: name of the list of decoder layers in the stack.
+        mlp: name of the MLP in a decoder layer.
+        down: name of the down-projection in the MLP.
+        post_norm: name of the norm in a decoder layer that the MLP's output passes before it is added to the
+            residual stream, or None where it is added as it is.
+        experts: name of the routed experts in the MLP of a mixture-of-experts layer; None in a dense family. A layer
+            of such a family whose MLP has none is a dense one.
+        shared: name of the shared expert there, an MLP of its own.
+    """
+
+    layers: str = "layers"
+    mlp: str = "mlp"
+    down: str = "down_proj"
+    post_norm: str | None = None
+    experts: str | None = None
+    shared: str | None = None
+
+
+# Keyed by `config.model_type` of the decoder stack.
+FAMILIES: dict[str, Family] = {
+    "llama": Family(),
+    "mistral": Family(),
+    "qwen2": Family(),
+    "qwen3": Family(),
+    "phi3": Family(),
+    "gemma2": Family(post_norm="post_feedforward_layernorm"),
+    "gemma3_text": Family(post_norm="post_feedforward_layernorm"),
+    "olmo2": Family(post_norm="post_feedforward_layernorm"),
+    "gpt2": Family(layers="h", down="c_proj"),
+    "gpt_neox": Family(down="dense_4h_to_h"),
+    "falcon": Family(layers="h", down="dense_4h_to_h"),
+    "mixtral": Family(experts="experts"),
+    "qwen2_moe": Family(experts="experts", shared="shared_expert"),
+    "qwen3_moe": Family(experts="experts"),
+    "olmoe": Family(experts="experts"),
+    "gpt_oss": Family(experts="experts"),
+}
