@@ -12,7 +12,9 @@ if TYPE_CHECKING:
     from lm_eval_cna.attribution import discover
     from lm_eval_cna.contrast import load_contrast
     from lm_eval_cna.errors import CNAError
-    from lm_eval_cna.intervention import Circuit, Vectors, read_intervention
+    from lm_eval_cna.interventions.circuit import Circuit
+    from lm_eval_cna.interventions.reading import read_intervention
+    from lm_eval_cna.interventions.vectors import Vectors
     from lm_eval_cna.plugin import register
     from lm_eval_cna.steering import steer
     from lm_eval_cna.transformer.decoder import find_architecture
@@ -32,12 +34,12 @@ __all__ = [
 
 _MODULES = {
     "CNAError": "errors",
-    "Circuit": "intervention",
-    "Vectors": "intervention",
+    "Circuit": "interventions.circuit",
+    "Vectors": "interventions.vectors",
     "discover": "attribution",
     "find_architecture": "transformer.decoder",
     "load_contrast": "contrast",
-    "read_intervention": "intervention",
+    "read_intervention": "interventions.reading",
     "register": "plugin",
     "steer": "steering",
 }

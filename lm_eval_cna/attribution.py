@@ -6,25 +6,23 @@ Floor 3. To make several from the same prompts, `measuring.measure` once and ask
 from __future__ import annotations
 
 from collections.abc import Collection
-from typing import Any, Literal, cast, get_args, overload
+from typing import Any, cast, overload
 
 import torch
 
 from lm_eval_cna import discovery
 from lm_eval_cna.contrast import ContrastSet
 from lm_eval_cna.errors import ConfigError
-from lm_eval_cna.fit import check_fit, describe_for_vectors, describe_model, identity_of
-from lm_eval_cna.intervention import Circuit, Vectors
+from lm_eval_cna.interventions.circuit import Circuit
+from lm_eval_cna.interventions.compatibility import check_fit, describe_for_vectors, describe_model, identity_of
+from lm_eval_cna.interventions.header import MATCHES, Match, stamp
+from lm_eval_cna.interventions.methods import METHODS, READS, THIRDS, Method, third_of_layers
+from lm_eval_cna.interventions.vectors import Vectors
 from lm_eval_cna.measurement import DEFAULT_FRACTION, check_size, size_of
 from lm_eval_cna.measuring import Settings, measure
-from lm_eval_cna.methods import READS
-from lm_eval_cna.provenance import MATCHES, Match, stamp
-from lm_eval_cna.thirds import THIRDS, third_of_layers
 from lm_eval_cna.transformer.decoder import Architecture, find_architecture
 from lm_eval_cna.transformer.neurons import Neuron
 
-Method = Literal["cna", "caa", "caa-residual", "top-activation", "random", "random-vectors"]
-METHODS: tuple[Method, ...] = get_args(Method)
 #: Arguments that a method would ignore are refused.
 _ARGUMENTS: dict[str, set[str]] = {
     "cna": {"fraction", "top_k", "excluded_layers"},

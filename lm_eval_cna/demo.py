@@ -6,7 +6,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from lm_eval_cna.intervention import Circuit, read_intervention
+from lm_eval_cna.interventions.circuit import Circuit
+from lm_eval_cna.interventions.reading import read_intervention
 from lm_eval_cna.organism.recipe import CIRCUIT_FRACTION
 from lm_eval_cna.organism.store import OrganismPaths, ensure_organism
 from lm_eval_cna.report.page import write_report

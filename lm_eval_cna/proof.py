@@ -23,8 +23,9 @@ from torch import nn
 
 from lm_eval_cna.divergence import last_logits
 from lm_eval_cna.errors import SteeringError
-from lm_eval_cna.fit import columns_sha256, named_columns
-from lm_eval_cna.intervention import Circuit, Vectors
+from lm_eval_cna.interventions.circuit import Circuit
+from lm_eval_cna.interventions.compatibility import columns_sha256, named_columns
+from lm_eval_cna.interventions.vectors import Vectors
 from lm_eval_cna.probes import Probe, probes_of
 from lm_eval_cna.resources import harmless_prompts
 from lm_eval_cna.steering import Setting, steer

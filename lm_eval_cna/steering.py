@@ -26,8 +26,9 @@ import torch
 from torch import nn
 
 from lm_eval_cna.errors import SteeringError
-from lm_eval_cna.fit import check_fit
-from lm_eval_cna.intervention import Circuit, Vectors
+from lm_eval_cna.interventions.circuit import Circuit
+from lm_eval_cna.interventions.compatibility import check_fit
+from lm_eval_cna.interventions.vectors import Vectors
 from lm_eval_cna.steering_experts import hook_experts
 from lm_eval_cna.steering_modes import MODES, Mode, resolve_mode
 from lm_eval_cna.transformer.decoder import Architecture, Layer, find_architecture

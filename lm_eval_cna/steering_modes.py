@@ -11,7 +11,8 @@ from typing import Literal
 from torch import nn
 
 from lm_eval_cna.errors import SteeringError
-from lm_eval_cna.intervention import Circuit, Vectors
+from lm_eval_cna.interventions.circuit import Circuit
+from lm_eval_cna.interventions.vectors import Vectors
 from lm_eval_cna.steering_experts import why_not_hook
 from lm_eval_cna.transformer.decoder import Architecture
 from lm_eval_cna.transformer.projection import Projection

@@ -19,8 +19,8 @@ import torch
 from torch import nn
 
 from lm_eval_cna.errors import SteeringError
-from lm_eval_cna.fit import check_fit
-from lm_eval_cna.intervention import Circuit
+from lm_eval_cna.interventions.circuit import Circuit
+from lm_eval_cna.interventions.compatibility import check_fit
 from lm_eval_cna.steering import Setting, mark_steered, refuse_nesting, unmark_steered
 from lm_eval_cna.transformer.decoder import Architecture, find_architecture
 from lm_eval_cna.transformer.projection import Projection

@@ -21,7 +21,7 @@ from transformers import PreTrainedTokenizerFast
 from benchmarks.machine import ROOT
 from benchmarks.sides import Outcome, Side, compare, row
 from benchmarks.workbench import Workbench, no_environment_report, random_llama, some_circuit
-from lm_eval_cna.intervention import read_intervention
+from lm_eval_cna.interventions.reading import read_intervention
 from lm_eval_cna.steering import Setting, apply
 
 SLICE = ROOT.parent / "shared" / "data" / "mmlu_slice" / "jsonl"

@@ -16,7 +16,8 @@ import yaml
 from benchmarks import plain_loop
 from benchmarks.sides import Outcome, Side, compare, row
 from benchmarks.workbench import PROMPTS, TASKS, TOKENS, Workbench, multipliers, no_environment_report
-from lm_eval_cna.intervention import Circuit, read_intervention
+from lm_eval_cna.interventions.circuit import Circuit
+from lm_eval_cna.interventions.reading import read_intervention
 from lm_eval_cna.models.hf import CNAHFLM
 from lm_eval_cna.organism.tasks import heldout_benign, heldout_forbidden
 from lm_eval_cna.steering import Setting

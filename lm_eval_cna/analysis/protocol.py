@@ -15,7 +15,7 @@ from typing import Any
 from lm_eval_cna.analysis.outcomes import Outcomes
 from lm_eval_cna.errors import RunError
 from lm_eval_cna.files.hashing import json_sha256
-from lm_eval_cna.provenance import ModelInfo
+from lm_eval_cna.interventions.header import ModelInfo
 from lm_eval_cna.statistics.rates import Record
 from lm_eval_cna.sweep.cells import BASELINE
 from lm_eval_cna.sweep.reading import Plan, read_plan, read_results, settings_of

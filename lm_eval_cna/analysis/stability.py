@@ -14,7 +14,7 @@ from statistics import fmean
 import numpy as np
 
 from lm_eval_cna.analysis.verdicts import count, p_text
-from lm_eval_cna.stability import Fold, Stability
+from lm_eval_cna.interventions.stability import Fold, Stability
 from lm_eval_cna.statistics.paired import compare
 from lm_eval_cna.statistics.rates import LEVEL, RESAMPLES, SEED, Interval, Record, mean_interval
 

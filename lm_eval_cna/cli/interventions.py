@@ -61,11 +61,11 @@ def discover(
     from lm_eval_cna.attribution import discover as find
     from lm_eval_cna.contrast import load_contrast
     from lm_eval_cna.folds import discover_over_folds
-    from lm_eval_cna.intervention import read_intervention
+    from lm_eval_cna.interventions.reading import read_intervention
+    from lm_eval_cna.interventions.stability import stability_path
     from lm_eval_cna.measuring import Settings
     from lm_eval_cna.models.hf import CNAHFLM
     from lm_eval_cna.splits import split_prompts
-    from lm_eval_cna.stability import stability_path
 
     # Everything that can be wrong in options and files is found before the model is loaded.
     matched = None if like is None else read_intervention(like)
@@ -108,7 +108,7 @@ def discover(
 
 def show(file: Annotated[str, typer.Argument(help="An intervention file.")]) -> None:
     """What an intervention is, where it came from, and its layer profile."""
-    from lm_eval_cna.intervention import read_intervention
+    from lm_eval_cna.interventions.reading import read_intervention
 
     print_intervention(read_intervention(file))
 
@@ -118,7 +118,8 @@ def compare(
     second: Annotated[str, typer.Argument(help="Another one.")],
 ) -> None:
     """Overlap, Jaccard index and layer profiles of two circuits (base against instruct, say)."""
-    from lm_eval_cna.intervention import Circuit, read_intervention
+    from lm_eval_cna.interventions.circuit import Circuit
+    from lm_eval_cna.interventions.reading import read_intervention
     from lm_eval_cna.report.interventions import overlap_rows, profile_rows
 
     circuits: list[Circuit] = []
@@ -148,7 +149,7 @@ def try_(
     text = sys.stdin.read() if prompt == "-" else prompt
     if not text.strip():
         raise ConfigError("the prompt is empty", do="give --prompt TEXT, or --prompt - and a text on standard input")
-    from lm_eval_cna.intervention import read_intervention
+    from lm_eval_cna.interventions.reading import read_intervention
     from lm_eval_cna.models.completions import complete
     from lm_eval_cna.models.hf import CNAHFLM
     from lm_eval_cna.steering import Setting

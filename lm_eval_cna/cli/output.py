@@ -14,8 +14,9 @@ from lm_eval_cna.report.escape import writable
 from lm_eval_cna.terminal import clean, show, show_table, show_text
 
 if TYPE_CHECKING:
-    from lm_eval_cna.intervention import Circuit, Vectors
-    from lm_eval_cna.stability import Stability
+    from lm_eval_cna.interventions.circuit import Circuit
+    from lm_eval_cna.interventions.stability import Stability
+    from lm_eval_cna.interventions.vectors import Vectors
 
 # Without a terminal there is no screen to fold tables to.
 output = Console(width=None if sys.stdout.isatty() else 200)
@@ -39,7 +40,7 @@ class Said(logging.Handler):
 
 def print_intervention(intervention: Circuit | Vectors) -> None:
     """Print what an intervention is and, of a circuit, where its neurons are."""
-    from lm_eval_cna.intervention import Circuit
+    from lm_eval_cna.interventions.circuit import Circuit
     from lm_eval_cna.report.interventions import facts, profile_rows
 
     show_table(output, intervention.name, ("what", "value"), facts(intervention))

@@ -11,8 +11,10 @@ from typing import Any, NamedTuple
 from torch import nn
 
 from lm_eval_cna.errors import ConfigError
-from lm_eval_cna.fit import check_fit, fit_warnings
-from lm_eval_cna.intervention import Circuit, Vectors, read_intervention
+from lm_eval_cna.interventions.circuit import Circuit
+from lm_eval_cna.interventions.compatibility import check_fit, fit_warnings
+from lm_eval_cna.interventions.reading import read_intervention
+from lm_eval_cna.interventions.vectors import Vectors
 from lm_eval_cna.models.arguments import finite_number
 from lm_eval_cna.models.cache_guard import guard_cache
 from lm_eval_cna.steering import Setting

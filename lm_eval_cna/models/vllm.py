@@ -20,7 +20,8 @@ from torch import nn
 
 from lm_eval_cna.errors import SteeringError
 from lm_eval_cna.files.hashing import json_sha256
-from lm_eval_cna.intervention import Circuit, Vectors
+from lm_eval_cna.interventions.circuit import Circuit
+from lm_eval_cna.interventions.vectors import Vectors
 from lm_eval_cna.models.arguments import check_batch_size, check_dtype, check_engine_arguments, naming_the_model
 from lm_eval_cna.models.checkpoint import (
     build_skeleton,

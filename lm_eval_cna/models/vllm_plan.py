@@ -11,7 +11,8 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from lm_eval_cna.errors import ArchitectureError, SteeringError
-from lm_eval_cna.intervention import Circuit, Vectors
+from lm_eval_cna.interventions.circuit import Circuit
+from lm_eval_cna.interventions.vectors import Vectors
 from lm_eval_cna.steering import Setting
 from lm_eval_cna.steering_modes import Mode
 from lm_eval_cna.transformer.decoder import Architecture

@@ -10,11 +10,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from lm_eval_cna.analysis.profile import layer_profile, overlap
 from lm_eval_cna.contrast import ContrastSet, load_contrast
 from lm_eval_cna.errors import RunError
 from lm_eval_cna.folds import circuits_over_folds
-from lm_eval_cna.intervention import Circuit, read_intervention
+from lm_eval_cna.interventions.circuit import Circuit
+from lm_eval_cna.interventions.profile import layer_profile, overlap
+from lm_eval_cna.interventions.reading import read_intervention
 from lm_eval_cna.measurement import size_of
 from lm_eval_cna.measuring import Settings, measure
 from lm_eval_cna.models.hf import CNAHFLM

@@ -7,9 +7,9 @@ from dataclasses import dataclass
 from itertools import combinations
 from typing import Any
 
-from lm_eval_cna.analysis.profile import TOP
 from lm_eval_cna.analysis.tradeoff import Setting, TradeOff
 from lm_eval_cna.errors import InterventionError
+from lm_eval_cna.interventions.profile import TOP
 from lm_eval_cna.report import charts
 from lm_eval_cna.report.charts import Palette, Panel
 from lm_eval_cna.report.interventions import overlap_rows, profile_rows

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from lm_eval_cna.analysis.profile import LayerShares, layer_profile, overlap
-from lm_eval_cna.intervention import Circuit, Vectors
+from lm_eval_cna.interventions.circuit import Circuit
+from lm_eval_cna.interventions.profile import LayerShares, layer_profile, overlap
+from lm_eval_cna.interventions.vectors import Vectors
 from lm_eval_cna.transformer.neurons import SHARED
 
 Rows = list[tuple[str, ...]]

@@ -15,10 +15,11 @@ from lm_eval_cna.analysis.outcomes import Outcomes, read_outcomes
 from lm_eval_cna.analysis.tradeoff import TradeOff, trade_off
 from lm_eval_cna.analysis.verdicts import DamageBudget
 from lm_eval_cna.errors import RunError
-from lm_eval_cna.intervention import Circuit, read_intervention
-from lm_eval_cna.provenance import ExpertsInfo, ModelInfo
+from lm_eval_cna.interventions.circuit import Circuit
+from lm_eval_cna.interventions.header import ExpertsInfo, ModelInfo
+from lm_eval_cna.interventions.reading import read_intervention
+from lm_eval_cna.interventions.stability import Stability, read_stability, stability_path
 from lm_eval_cna.report.escape import slug
-from lm_eval_cna.stability import Stability, read_stability, stability_path
 from lm_eval_cna.sweep.reading import check_hash, read_plan
 from lm_eval_cna.sweep.rundir import SELF_CHECK, RunDirectory
 from lm_eval_cna.sweep.summary import RESPONSES, Summary, read_summary

@@ -5,11 +5,12 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
-from lm_eval_cna.analysis.profile import overlap
 from lm_eval_cna.analysis.sparsity import size_curves
 from lm_eval_cna.analysis.specificity import RIVALS, TOP, Standing, standings
 from lm_eval_cna.analysis.stability import judge
 from lm_eval_cna.analysis.verdicts import count, metric_name
+from lm_eval_cna.interventions.methods import THIRDS, third_of_layers
+from lm_eval_cna.interventions.profile import overlap
 from lm_eval_cna.report import charts
 from lm_eval_cna.report.charts import Palette, Panel, Point, Series
 from lm_eval_cna.report.interventions import Rows
@@ -17,7 +18,6 @@ from lm_eval_cna.report.runs import Run
 from lm_eval_cna.report.stability import FOLD_HEAD, fold_rows, pair_rows, stability_rows
 from lm_eval_cna.report.tables import Entry, Table, change, label, p_value, signed
 from lm_eval_cna.statistics.paired import Kind
-from lm_eval_cna.thirds import THIRDS, third_of_layers
 
 #: What kinds of random neurons are called along an axis, where six names have to fit.
 _SHORT = {"random": "own", "random-bottom": "bottom", "random-middle": "mid", "random-top": "top"}

@@ -7,8 +7,8 @@ from itertools import combinations
 from statistics import fmean
 
 from lm_eval_cna.analysis.stability import Shift, Spread, Stable
+from lm_eval_cna.interventions.stability import Stability
 from lm_eval_cna.report.interventions import Rows
-from lm_eval_cna.stability import Stability
 
 
 def stability_rows(found: Stable) -> Rows:

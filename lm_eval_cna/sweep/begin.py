@@ -15,7 +15,7 @@ from lm_eval.models.api_models import TemplateAPI
 from lm_eval.tasks import TaskManager
 
 from lm_eval_cna.errors import ConfigError
-from lm_eval_cna.fit import shape_of
+from lm_eval_cna.interventions.compatibility import shape_of
 from lm_eval_cna.judging.config import JudgeConfig
 from lm_eval_cna.judging.judge import shared_judge
 from lm_eval_cna.judging.task import LATER

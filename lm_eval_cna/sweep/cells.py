@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from typing import NamedTuple
 
-from lm_eval_cna.methods import CONTROLS, OF_VECTORS
+from lm_eval_cna.interventions.methods import CONTROLS, OF_VECTORS
 from lm_eval_cna.sweep.config import SweepConfig
 
 

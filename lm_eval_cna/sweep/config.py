@@ -15,8 +15,8 @@ from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationErr
 from lm_eval_cna.errors import ConfigError
 from lm_eval_cna.files.atomic import is_file, read_whole, usable_path
 from lm_eval_cna.files.yaml_reader import load_yaml
+from lm_eval_cna.interventions.methods import OF_VECTORS
 from lm_eval_cna.judging.config import JudgeConfig
-from lm_eval_cna.methods import OF_VECTORS
 
 Method = Literal[
     "cna",

@@ -13,7 +13,7 @@ from typing import Any, cast
 import torch
 
 from lm_eval_cna.errors import ConfigError
-from lm_eval_cna.methods import OF_VECTORS
+from lm_eval_cna.interventions.methods import OF_VECTORS
 from lm_eval_cna.models.hf import CNAHFLM
 from lm_eval_cna.sweep.config import SweepConfig
 

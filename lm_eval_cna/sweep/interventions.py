@@ -9,16 +9,18 @@ from typing import Any, cast
 from lm_eval_cna.attribution import control
 from lm_eval_cna.contrast import load_contrast
 from lm_eval_cna.errors import ConfigError
-from lm_eval_cna.fit import check_fit
 from lm_eval_cna.folds import assess
-from lm_eval_cna.intervention import Circuit, Vectors, read_intervention
+from lm_eval_cna.interventions.circuit import Circuit
+from lm_eval_cna.interventions.compatibility import check_fit
+from lm_eval_cna.interventions.header import Match
+from lm_eval_cna.interventions.methods import CONTROLS, LOCAL, OF_VECTORS, READS, Read
+from lm_eval_cna.interventions.reading import read_intervention
+from lm_eval_cna.interventions.stability import Stability, read_stability, stability_path
+from lm_eval_cna.interventions.vectors import Vectors
 from lm_eval_cna.measurement import Measurement, size_of
 from lm_eval_cna.measuring import Settings, measure
-from lm_eval_cna.methods import CONTROLS, LOCAL, OF_VECTORS, READS, Read
 from lm_eval_cna.models.hf import CNAHFLM
-from lm_eval_cna.provenance import Match
 from lm_eval_cna.splits import split_prompts
-from lm_eval_cna.stability import Stability, read_stability, stability_path
 from lm_eval_cna.steering import Setting
 from lm_eval_cna.sweep.cells import Cell
 from lm_eval_cna.sweep.config import SweepConfig

@@ -14,7 +14,7 @@ from transformers import AutoConfig
 from lm_eval_cna import plugin
 from lm_eval_cna.contrast import load_contrast
 from lm_eval_cna.errors import CNAError, ConfigError, RunError
-from lm_eval_cna.intervention import read_intervention
+from lm_eval_cna.interventions.reading import read_intervention
 from lm_eval_cna.models.arguments import naming_the_model
 from lm_eval_cna.sweep.begin import Begun, Checked, begin, check
 from lm_eval_cna.sweep.config import SweepConfig

@@ -14,7 +14,9 @@ from pathlib import Path
 from typing import Any
 
 from lm_eval_cna.errors import InterventionError
-from lm_eval_cna.intervention import Circuit, Vectors, read_intervention
+from lm_eval_cna.interventions.circuit import Circuit
+from lm_eval_cna.interventions.reading import read_intervention
+from lm_eval_cna.interventions.vectors import Vectors
 from lm_eval_cna.sweep.batches import Batch, Request
 from lm_eval_cna.sweep.begin import Begun
 from lm_eval_cna.sweep.config import LOG_FIELDS

@@ -13,7 +13,7 @@ from typing import Any
 
 from lm_eval_cna.errors import RunError
 from lm_eval_cna.files.hashing import json_sha256
-from lm_eval_cna.intervention import read_intervention
+from lm_eval_cna.interventions.reading import read_intervention
 from lm_eval_cna.sweep.config import SweepConfig, parse_config
 from lm_eval_cna.sweep.judged import is_judges
 from lm_eval_cna.sweep.reading import check_hash, read_plan

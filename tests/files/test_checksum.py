@@ -9,7 +9,9 @@ import pytest
 
 from lm_eval_cna.errors import InterventionError, RunError
 from lm_eval_cna.files.checksum import BrokenSealError, sealed, unsealed
-from lm_eval_cna.intervention import Circuit, Vectors, read_intervention
+from lm_eval_cna.interventions.circuit import Circuit
+from lm_eval_cna.interventions.reading import read_intervention
+from lm_eval_cna.interventions.vectors import Vectors
 from lm_eval_cna.sweep.rundir import RunDirectory
 from lm_eval_cna.transformer.neurons import Neuron
 

@@ -11,7 +11,7 @@ from safetensors.torch import save_file
 
 from lm_eval_cna.analysis.baseline import make_baseline, write_baseline
 from lm_eval_cna.analysis.evidence import collect, write_evidence
-from lm_eval_cna.intervention import Vectors
+from lm_eval_cna.interventions.vectors import Vectors
 from lm_eval_cna.judging.ledger import Ledger
 from lm_eval_cna.scoring.strongreject import Verdict
 from lm_eval_cna.sweep.cells import BASELINE, Cell

@@ -27,7 +27,9 @@ from lm_eval_cna.analysis.verdicts import DamageBudget
 from lm_eval_cna.contrast import load_contrast
 from lm_eval_cna.contrast_sources import read_spec
 from lm_eval_cna.errors import CNAError
-from lm_eval_cna.intervention import Circuit, read_intervention
+from lm_eval_cna.interventions.circuit import Circuit
+from lm_eval_cna.interventions.reading import read_intervention
+from lm_eval_cna.interventions.stability import read_stability
 from lm_eval_cna.judging.asking import Asker
 from lm_eval_cna.judging.config import parse_judge
 from lm_eval_cna.judging.judge import _judges, shared_judge
@@ -43,7 +45,6 @@ from lm_eval_cna.report.runs import read_runs
 from lm_eval_cna.report.samples import browser_data
 from lm_eval_cna.report.stability import fold_rows, pair_rows, stability_rows
 from lm_eval_cna.scoring.strongreject import FORMS, parse_verdict, verdict_metrics
-from lm_eval_cna.stability import read_stability
 from lm_eval_cna.sweep.cells import plan_cells
 from lm_eval_cna.sweep.config import SweepConfig, parse_config, read_config
 from lm_eval_cna.sweep.judged import _responses

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from lm_eval_cna.intervention import Circuit
+from lm_eval_cna.interventions.circuit import Circuit
 from lm_eval_cna.transformer.decoder import find_architecture
 from lm_eval_cna.transformer.neurons import SHARED
 from tests.reference import mixture

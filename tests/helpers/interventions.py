@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import torch
 
-from lm_eval_cna.intervention import Circuit, Vectors
+from lm_eval_cna.interventions.circuit import Circuit
+from lm_eval_cna.interventions.vectors import Vectors
 from lm_eval_cna.transformer.decoder import Architecture
 from lm_eval_cna.transformer.neurons import Neuron, neuron_at
 

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from lm_eval_cna.files.checksum import sealed
-from lm_eval_cna.intervention import Circuit
+from lm_eval_cna.interventions.circuit import Circuit
 from lm_eval_cna.sweep.cells import BASELINE, Cell
 from lm_eval_cna.sweep.rundir import RunDirectory
 from lm_eval_cna.sweep.summary import summarize

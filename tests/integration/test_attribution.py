@@ -13,7 +13,9 @@ from tokenizers import Regex, Tokenizer, models, pre_tokenizers, processors
 from lm_eval_cna.attribution import control, discover
 from lm_eval_cna.contrast import ContrastSet, load_contrast, load_universal_prompts
 from lm_eval_cna.errors import ArchitectureError, CNAError, ConfigError, ContrastError, InterventionError
-from lm_eval_cna.intervention import Circuit, Vectors, read_intervention
+from lm_eval_cna.interventions.circuit import Circuit
+from lm_eval_cna.interventions.reading import read_intervention
+from lm_eval_cna.interventions.vectors import Vectors
 from lm_eval_cna.measurement import Measurement
 from lm_eval_cna.measuring import Settings, measure
 from lm_eval_cna.transformer.prompts import Rendering, encode_prompts, render_prompts

@@ -11,7 +11,8 @@ from lm_eval.tasks import TaskManager
 from lm_eval_cna.analysis.baseline import read_baseline
 from lm_eval_cna.analysis.regression import check_run
 from lm_eval_cna.cli import main
-from lm_eval_cna.intervention import Circuit, read_intervention
+from lm_eval_cna.interventions.circuit import Circuit
+from lm_eval_cna.interventions.reading import read_intervention
 from lm_eval_cna.organism.store import ensure_organism
 from lm_eval_cna.sweep.config import parse_config, read_config
 from lm_eval_cna.sweep.rundir import RunDirectory

@@ -19,9 +19,10 @@ from lm_eval.tasks import TaskManager
 
 from lm_eval_cna.cli import main
 from lm_eval_cna.cli.output import typed_command
-from lm_eval_cna.intervention import Circuit, read_intervention
+from lm_eval_cna.interventions.circuit import Circuit
+from lm_eval_cna.interventions.reading import read_intervention
+from lm_eval_cna.interventions.stability import read_stability
 from lm_eval_cna.resources import tasks_dir
-from lm_eval_cna.stability import read_stability
 from lm_eval_cna.sweep.config import SweepConfig
 from tests.helpers.checkpoints import byte_tokenizer, save_llama
 from tests.helpers.models import VOCAB, tiny
@@ -530,7 +531,7 @@ def test_an_interrupt_is_one_line_whatever_typer_makes_of_it(
     def interrupted(_: Any) -> None:
         raise error
 
-    monkeypatch.setattr("lm_eval_cna.intervention.read_intervention", interrupted)
+    monkeypatch.setattr("lm_eval_cna.interventions.reading.read_intervention", interrupted)
     done = cli("show", "c.json")
     assert done.status == 130 and one_line(done).startswith("error: interrupted")
 

@@ -9,8 +9,8 @@ from typing import Any
 import pytest
 
 from lm_eval_cna.errors import SteeringError
-from lm_eval_cna.fit import fit_warnings
-from lm_eval_cna.intervention import Circuit
+from lm_eval_cna.interventions.circuit import Circuit
+from lm_eval_cna.interventions.compatibility import fit_warnings
 from lm_eval_cna.measuring import Settings, measure
 from lm_eval_cna.models.hf import CNAHFLM
 from lm_eval_cna.steering import Setting

@@ -17,7 +17,7 @@ from lm_eval.models.huggingface import HFLM
 from lm_eval.tasks import TaskManager
 
 from lm_eval_cna.errors import CacheError, ConfigError, InterventionError, SteeringError
-from lm_eval_cna.fit import describe_model
+from lm_eval_cna.interventions.compatibility import describe_model
 from lm_eval_cna.models.hf import CNAHFLM
 from lm_eval_cna.transformer.decoder import find_architecture
 from tests.helpers.checkpoints import save_llama

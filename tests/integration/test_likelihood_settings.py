@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from lm_eval_cna.errors import ConfigError, InterventionError
-from lm_eval_cna.intervention import Circuit
+from lm_eval_cna.interventions.circuit import Circuit
 from lm_eval_cna.models.hf import CNAHFLM
 from lm_eval_cna.models.likelihood_settings import score_settings
 from lm_eval_cna.steering import Setting

@@ -10,8 +10,8 @@ from torch import nn
 
 from lm_eval_cna.activations import count_in_top, mean_activations
 from lm_eval_cna.errors import ArchitectureError, CNAError, InterventionError, SteeringError
-from lm_eval_cna.fit import describe_model, fit_warnings, named_columns, shape_of
-from lm_eval_cna.intervention import Circuit
+from lm_eval_cna.interventions.circuit import Circuit
+from lm_eval_cna.interventions.compatibility import describe_model, fit_warnings, named_columns, shape_of
 from lm_eval_cna.steering import Setting, apply, steer
 from lm_eval_cna.steering_rows import RowSteering
 from lm_eval_cna.transformer.decoder import find_architecture

@@ -10,10 +10,11 @@ import pytest
 import torch
 from lm_eval.tasks import TaskManager
 
-from lm_eval_cna.circuit_file import EXPERTS_SCHEMA
 from lm_eval_cna.cli import main
 from lm_eval_cna.errors import SteeringError
-from lm_eval_cna.intervention import Circuit, Vectors, read_intervention
+from lm_eval_cna.interventions.circuit import EXPERTS_SCHEMA, Circuit
+from lm_eval_cna.interventions.reading import read_intervention
+from lm_eval_cna.interventions.vectors import Vectors
 from lm_eval_cna.models.hf import CNAHFLM
 from lm_eval_cna.report.page import write_report
 from lm_eval_cna.resources import tasks_dir

@@ -13,11 +13,12 @@ from lm_eval_cna.attribution import discover
 from lm_eval_cna.contrast import load_contrast
 from lm_eval_cna.errors import ConfigError
 from lm_eval_cna.folds import discover_over_folds
-from lm_eval_cna.intervention import Circuit, read_intervention
+from lm_eval_cna.interventions.circuit import Circuit
+from lm_eval_cna.interventions.reading import read_intervention
+from lm_eval_cna.interventions.stability import read_stability, stability_path
 from lm_eval_cna.measuring import Settings
 from lm_eval_cna.models.hf import CNAHFLM
 from lm_eval_cna.report.page import write_report
-from lm_eval_cna.stability import read_stability, stability_path
 from lm_eval_cna.sweep import runner
 from lm_eval_cna.sweep.config import SweepConfig, parse_config
 from lm_eval_cna.sweep.rundir import RunDirectory

@@ -18,7 +18,9 @@ import pytest
 from lm_eval.tasks import TaskManager
 
 from lm_eval_cna.errors import ConfigError, InterventionError, RunError
-from lm_eval_cna.intervention import Circuit, Vectors, read_intervention
+from lm_eval_cna.interventions.circuit import Circuit
+from lm_eval_cna.interventions.reading import read_intervention
+from lm_eval_cna.interventions.vectors import Vectors
 from lm_eval_cna.models.hf import CNAHFLM
 from lm_eval_cna.report.page import write_report
 from lm_eval_cna.sweep import runner

@@ -10,8 +10,9 @@ import torch
 
 from lm_eval_cna.contrast import ContrastSet
 from lm_eval_cna.errors import ConfigError, SteeringError
-from lm_eval_cna.fit import describe_model, fit_warnings
-from lm_eval_cna.intervention import Circuit, read_intervention
+from lm_eval_cna.interventions.circuit import Circuit
+from lm_eval_cna.interventions.compatibility import describe_model, fit_warnings
+from lm_eval_cna.interventions.reading import read_intervention
 from lm_eval_cna.measuring import Settings, measure
 from lm_eval_cna.models.hf import CNAHFLM
 from lm_eval_cna.steering import Setting, steer

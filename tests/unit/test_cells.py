@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from lm_eval_cna.methods import CONTROLS, LOCAL
+from lm_eval_cna.interventions.methods import CONTROLS, LOCAL
 from lm_eval_cna.sweep.cells import BASELINE, Cell, plan_cells
 from lm_eval_cna.sweep.config import Method, SweepConfig, parse_config
 

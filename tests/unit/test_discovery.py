@@ -21,7 +21,7 @@ from lm_eval_cna.discovery import (
     universal_neurons,
 )
 from lm_eval_cna.errors import ConfigError
-from lm_eval_cna.thirds import THIRDS, third_of_layers
+from lm_eval_cna.interventions.methods import THIRDS, third_of_layers
 from lm_eval_cna.transformer.neurons import SHARED, Layout, Neuron, Part
 
 

@@ -24,12 +24,13 @@ from lm_eval_cna.contrast_sources import Source, read_spec, rows
 from lm_eval_cna.errors import CNAError, ContrastError
 from lm_eval_cna.files.json_reader import DEEPEST, MOST_DIGITS, load_json
 from lm_eval_cna.files.yaml_reader import load_yaml
-from lm_eval_cna.intervention import Vectors, read_intervention
+from lm_eval_cna.interventions.reading import read_intervention
+from lm_eval_cna.interventions.stability import read_stability
+from lm_eval_cna.interventions.vectors import Vectors
 from lm_eval_cna.judging.config import parse_judge
 from lm_eval_cna.judging.failure import describe
 from lm_eval_cna.judging.judge import shared_judge
 from lm_eval_cna.paper.plan import read_prompts
-from lm_eval_cna.stability import read_stability
 from lm_eval_cna.sweep.config import parse_config, read_config
 from lm_eval_cna.sweep.rundir import RunDirectory
 from lm_eval_cna.sweep.store import STORE_NAME, ResponseStore

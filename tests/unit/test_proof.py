@@ -14,7 +14,8 @@ import transformers as tf
 
 from lm_eval_cna import proof as proof_module
 from lm_eval_cna.errors import SteeringError
-from lm_eval_cna.intervention import Circuit, Vectors
+from lm_eval_cna.interventions.circuit import Circuit
+from lm_eval_cna.interventions.vectors import Vectors
 from lm_eval_cna.probes import Probe
 from lm_eval_cna.proof import MORE_PROMPTS, PROMPTS, Proof, prove
 from lm_eval_cna.steering import Setting, Steering, steer

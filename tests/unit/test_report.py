@@ -13,7 +13,7 @@ import pytest
 from lm_eval_cna.analysis.evidence import read_evidence
 from lm_eval_cna.analysis.verdicts import DamageBudget
 from lm_eval_cna.errors import InterventionError, RunError
-from lm_eval_cna.intervention import read_intervention
+from lm_eval_cna.interventions.reading import read_intervention
 from lm_eval_cna.report.page import write_report
 from lm_eval_cna.sweep.cells import BASELINE, Cell
 from lm_eval_cna.sweep.rundir import RunDirectory

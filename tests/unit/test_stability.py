@@ -9,8 +9,8 @@ import pytest
 
 from lm_eval_cna.analysis.stability import judge
 from lm_eval_cna.errors import InterventionError
+from lm_eval_cna.interventions.stability import Stability, read_stability
 from lm_eval_cna.report.stability import FOLD_HEAD, fold_rows, pair_rows, stability_rows
-from lm_eval_cna.stability import Stability, read_stability
 
 
 def fold(**change: Any) -> dict[str, Any]:

@@ -8,8 +8,9 @@ from peft import LoraConfig, get_peft_model
 from torch import nn
 
 from lm_eval_cna.errors import InterventionError, SteeringError
-from lm_eval_cna.intervention import Circuit, Vectors
-from lm_eval_cna.provenance import ModelInfo
+from lm_eval_cna.interventions.circuit import Circuit
+from lm_eval_cna.interventions.header import ModelInfo
+from lm_eval_cna.interventions.vectors import Vectors
 from lm_eval_cna.steering import Setting, apply, steer
 from lm_eval_cna.steering_modes import Mode
 from lm_eval_cna.steering_rows import RowSteering

@@ -11,7 +11,7 @@ import torch
 from torch import nn
 
 from lm_eval_cna.errors import ArchitectureError, ConfigError, SteeringError
-from lm_eval_cna.intervention import Circuit
+from lm_eval_cna.interventions.circuit import Circuit
 from lm_eval_cna.models.arguments import check_engine_arguments
 from lm_eval_cna.models.vllm_plan import check_steered, check_workers, plan_for, resolve_mode
 from lm_eval_cna.models.vllm_worker import SteeringWorker, find_parts, local_indices

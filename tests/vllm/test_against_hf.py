@@ -13,8 +13,9 @@ from lm_eval.api.instance import Instance
 
 from lm_eval_cna.attribution import control
 from lm_eval_cna.errors import ConfigError, InterventionError, SteeringError
-from lm_eval_cna.fit import describe_model
-from lm_eval_cna.intervention import Circuit, Vectors
+from lm_eval_cna.interventions.circuit import Circuit
+from lm_eval_cna.interventions.compatibility import describe_model
+from lm_eval_cna.interventions.vectors import Vectors
 from lm_eval_cna.steering import Setting
 from lm_eval_cna.transformer.neurons import Neuron
 from tests.helpers.interventions import circuit, vectors

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import pytest
 
-from lm_eval_cna.analysis.profile import LayerShares, final_layers, layer_profile, overlap
 from lm_eval_cna.errors import CNAError
-from lm_eval_cna.intervention import Circuit
-from lm_eval_cna.provenance import ModelInfo
+from lm_eval_cna.interventions.circuit import Circuit
+from lm_eval_cna.interventions.header import ModelInfo
+from lm_eval_cna.interventions.profile import LayerShares, final_layers, layer_profile, overlap
 from lm_eval_cna.transformer.neurons import Neuron
 
 

@@ -6,48 +6,28 @@ DESIGN section 6; nothing here or anywhere unpickles.
 
 from __future__ import annotations
 
-import hashlib
 import json
 import math
 from collections import Counter
+from collections.abc import Iterable
 from itertools import pairwise
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 
-from pydantic import ConfigDict, Field, ValidationError, model_validator
+from pydantic import Field, model_validator
 
-from lm_eval_cna import hub
-from lm_eval_cna.circuit_file import (
-    CIRCUIT_SCHEMA,
-    EXPERTS_SCHEMA,
-    circuit_document,
-    neurons_of,
-    read_circuit_fields,
-)
 from lm_eval_cna.errors import InterventionError
-from lm_eval_cna.files.atomic import is_file, write_whole
-from lm_eval_cna.files.records import Record
-from lm_eval_cna.provenance import DiscoveryInfo, LayerIndex, ModelInfo
+from lm_eval_cna.files.atomic import read_whole
+from lm_eval_cna.files.checksum import BrokenSealError, sealed, unsealed
+from lm_eval_cna.interventions.header import Intervention, bytes_sha256, write_intervention
 from lm_eval_cna.transformer.neurons import Expert, Neuron, Place, by_projection, in_order
-from lm_eval_cna.vectors_file import VECTORS_SCHEMA, read_vectors_fields, tensor_bytes, vectors_document
 
-
-class Intervention(Record):
-    """What circuits and vectors have in common: where they come from."""
-
-    name: str
-    model: ModelInfo = Field(default_factory=ModelInfo)
-    discovery: DiscoveryInfo = Field(default_factory=DiscoveryInfo)
-
-    @property
-    def layers(self) -> tuple[int, ...]:
-        """The layers that are touched, ascending."""
-        raise NotImplementedError
-
-    @property
-    def sha256(self) -> str:
-        """Hash of what steering does with it; provenance and deltas do not enter."""
-        raise NotImplementedError
+CIRCUIT_SCHEMA: Literal["lm-eval-cna/circuit/1"] = "lm-eval-cna/circuit/1"
+EXPERTS_SCHEMA: Literal["lm-eval-cna/circuit/2"] = "lm-eval-cna/circuit/2"
+_SCHEMAS = (CIRCUIT_SCHEMA, EXPERTS_SCHEMA)
+MOST_NEURONS = 1_000_000  # ten times a thousandth of the largest models' neurons; more is a mistake or an attack
+_MAX_BYTES = 128 * 2**20
+_MOST_COMMAS = 4 * MOST_NEURONS + 10_000  # four a neuron, and the header's
 
 
 class Circuit(Intervention):
@@ -125,7 +105,7 @@ class Circuit(Intervention):
     @property
     def sha256(self) -> str:
         """Hash of the set of neurons."""
-        return _sha256(json.dumps(in_order(self.places)).encode())
+        return bytes_sha256(json.dumps(in_order(self.places)).encode())
 
     @property
     def places(self) -> tuple[Place, ...]:
@@ -170,106 +150,88 @@ class Circuit(Intervention):
             InterventionError: the file cannot be written there.
         """
         header = self.model_dump(by_alias=True, mode="json", exclude={"neurons"})
-        _write_atomically(Path(path), circuit_document(header, self.neurons))
+        write_intervention(Path(path), circuit_document(header, self.neurons))
 
 
-class Vectors(Intervention):
-    """One vector per layer in the residual width: mean(positive) - mean(negative).
-
-    Attributes:
-        tensors: layer -> tensor [hidden], float32.
-        place: "write", added to what the MLP contributes to the residual stream, or "block", added to the
-            residual stream behind the layer.
-    """
-
-    model_config = ConfigDict(arbitrary_types_allowed=True)
-
-    schema_: Literal["lm-eval-cna/vectors/1"] = Field(default=VECTORS_SCHEMA, alias="schema")
-    method: Literal["caa", "caa-residual", "random-vectors"]
-    place: Literal["write", "block"] = "write"
-    tensors: dict[LayerIndex, Any] = Field(exclude=True, min_length=1)
-
-    @model_validator(mode="after")
-    def _consistent(self) -> Self:
-        import torch
-
-        for layer, tensor in self.tensors.items():
-            if not isinstance(tensor, torch.Tensor) or tensor.ndim != 1 or not len(tensor):
-                raise ValueError(f"layer.{layer} must be a tensor of one dimension")
-            if tensor.dtype not in (torch.float32, torch.float64, torch.float16, torch.bfloat16):
-                raise ValueError(f"layer.{layer} holds {str(tensor.dtype).removeprefix('torch.')}, no float")
-            if not bool(torch.isfinite(tensor).all()):
-                raise ValueError(f"layer.{layer} holds values that are not finite")
-        sizes = {tensor.shape[0] for tensor in self.tensors.values()}
-        if len(sizes) > 1 or (self.model.hidden_size is not None and sizes != {self.model.hidden_size}):
-            model = f"a model of width {self.model.hidden_size}" if self.model.hidden_size else "one model"
-            raise ValueError(f"vectors of sizes {sorted(sizes)} in {model}")
-        if self.model.num_layers is not None and max(self.tensors) >= self.model.num_layers:
-            raise ValueError(f"layer.{max(self.tensors)} is outside a model of {self.model.num_layers} layers")
-        return self
-
-    @property
-    def layers(self) -> tuple[int, ...]:
-        """The layers that are touched, ascending."""
-        return tuple(sorted(self.tensors))
-
-    @property
-    def sha256(self) -> str:
-        """Hash of the place and of the tensors."""
-        data = self.place.encode()
-        for layer in self.layers:
-            data += str(layer).encode() + tensor_bytes(self.tensors[layer].float())
-        return _sha256(data)
-
-    def write(self, path: str | Path) -> None:
-        """Write the vectors as safetensors with the header in the metadata, whole or not at all.
-
-        Raises:
-            InterventionError: the file cannot be written there.
-        """
-        header = self.model_dump(by_alias=True, mode="json")
-        _write_atomically(Path(path), vectors_document(header, {layer: self.tensors[layer] for layer in self.layers}))
-
-
-def read_intervention(source: str | Path) -> Circuit | Vectors:
-    """Read a circuit or vectors.
+def circuit_document(header: dict[str, Any], neurons: Iterable[Neuron]) -> bytes:
+    """One JSON document, a line a neuron, with its seal.
 
     Args:
-        source: a path, or `hf://owner/repo/file@revision`. A JSON file is a circuit, also in the reference
-            repository's form `{"layer,position,neuron": value}`; a `.safetensors` file is vectors.
+        header: everything but the neurons, the schema under "schema".
+        neurons: in the circuit's order.
+    """
+    header = {"schema": header.pop("schema"), "method": header.pop("method"), **header}
+    keys = _keys(header["schema"])
+    opened = json.dumps(header, indent=1, allow_nan=False).removesuffix("\n}")
+    entries = (json.dumps({key: getattr(neuron, key) for key in keys}, allow_nan=False) for neuron in neurons)
+    listed = ",\n  ".join(entries)
+    return sealed(f'{opened},\n "neurons": [\n  {listed}\n ]\n}}\n')
+
+
+def read_circuit_fields(path: Path) -> dict[str, Any]:
+    """The fields of a circuit, unchecked but for the schema.
 
     Raises:
-        InterventionError: the file is missing, damaged, of another schema, or inconsistent.
+        InterventionError: the file is no JSON document of a known schema, or was changed since it was written.
+        OSError: it cannot be read.
     """
-    path = hub.fetch(str(source)) if str(source).startswith(hub.SCHEME) else Path(source)
-    if not is_file(path):
-        raise InterventionError("no such intervention file", got=str(path), do="make one with `lm-eval-cna discover`")
     try:
-        if path.suffix == ".safetensors":
-            return Vectors.model_validate(read_vectors_fields(path))
-        return Circuit.model_validate(read_circuit_fields(path))
-    except OSError as error:
-        raise InterventionError(f"cannot read {path}: {error.strerror or error}") from error
-    except ValidationError as error:
-        raise InterventionError(f"{path} is not a valid intervention file: {_first_error(error)}") from error
+        raw = read_whole(path, limit=_MAX_BYTES)
+        if (
+            raw.count(b",") > _MOST_COMMAS or raw.count(b"[") > MOST_NEURONS
+        ):  # before they are objects, which take ten times the file's size
+            raise InterventionError(f"{path} holds too many neurons", allowed=f"up to {MOST_NEURONS:,}")
+        document, _ = unsealed(raw)
+    except BrokenSealError as error:
+        raise InterventionError(f"{path} is damaged: {error}", do="make it again") from error
+    except ValueError as error:
+        raise InterventionError(f"{path} is not JSON: {error}", do="was it cut short?") from error
+    if not isinstance(document, dict) or "schema" not in document:
+        if isinstance(document, dict) and document and all(key.count(",") == 2 for key in document):
+            return _from_reference(path, document)
+        raise InterventionError(
+            f"{path} has no schema", allowed=f"{' or '.join(_SCHEMAS)}, or the reference repository's circuits"
+        )
+    if document["schema"] not in _SCHEMAS:
+        raise InterventionError(f"{path} has another schema", got=document["schema"], allowed=" or ".join(_SCHEMAS))
+    return document
 
 
-def _sha256(data: bytes) -> str:
-    return hashlib.sha256(data).hexdigest()
+def neurons_of(entries: list[Any], schema: Any) -> list[Any]:
+    """Neurons from a document's objects; what is no object is left for the caller to judge.
+
+    Raises:
+        ValueError: an object has other keys than the schema's.
+    """
+    keys = _keys(schema)
+    needed = set(keys) - {"delta"}
+    neurons: list[Any] = []
+    for position, entry in enumerate(entries):
+        if isinstance(entry, dict) and (needed - entry.keys() or entry.keys() - set(keys)):
+            raise ValueError(f"neurons.{position} must have the keys {', '.join(keys)}; got {sorted(entry)}")
+        neurons.append(Neuron(**entry) if isinstance(entry, dict) else entry)
+    return neurons
 
 
-def _first_error(error: ValidationError) -> str:
-    first, *rest = error.errors(include_url=False)
-    loc = list(first["loc"])
-    if len(loc) > 2 and loc[0] == "neurons" and isinstance(loc[2], int):  # pydantic before 2.14 counts a tuple's fields
-        loc[2] = Neuron._fields[loc[2]]
-    where = ".".join(map(str, loc))
-    more = f" (and {len(rest)} more)" if rest else ""
-    return f"{where + ': ' if where else ''}{first['msg'].removeprefix('Value error, ')}{more}"
+def _keys(schema: Any) -> tuple[str, ...]:
+    return ("layer", "expert", "index", "delta") if schema == EXPERTS_SCHEMA else ("layer", "index", "delta")
 
 
-def _write_atomically(path: Path, data: bytes) -> None:
-    try:
-        write_whole(path, data)
-    except OSError as error:
-        raise InterventionError(f"cannot write {path}: {error.strerror or error}") from error
+def _from_reference(path: Path, document: dict[str, Any]) -> dict[str, Any]:
+    """Read `{"layer,position,neuron": value}`, keeping the largest value of a neuron named at several positions."""
+    deltas: dict[tuple[int, int], float] = {}
+    for key, value in document.items():
+        try:
+            layer, _, index = (int(part) for part in key.split(","))
+            value = float(value)
+            if not math.isfinite(value):  # NaN is larger and smaller than nothing: its neuron would be lost
+                raise ValueError("not a finite number")
+        except (TypeError, ValueError, OverflowError) as error:
+            raise InterventionError(
+                f"{path} is not a reference circuit", got={key: value}, allowed='"layer,position,neuron": finite number'
+            ) from error
+        if abs(value) >= abs(deltas.get((layer, index), 0.0)):
+            deltas[layer, index] = value
+    ranked = sorted(deltas.items(), key=lambda item: (-abs(item[1]), item[0]))
+    neurons = tuple(Neuron(layer, index, delta) for (layer, index), delta in ranked)
+    return {"method": "cna", "name": path.stem, "neurons": neurons}

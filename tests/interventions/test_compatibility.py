@@ -8,9 +8,15 @@ import pytest
 import torch
 
 from lm_eval_cna.errors import InterventionError
-from lm_eval_cna.fit import check_fit, columns_sha256, describe_model, fit_warnings, named_columns
-from lm_eval_cna.intervention import Circuit
-from lm_eval_cna.provenance import DiscoveryInfo, ModelInfo
+from lm_eval_cna.interventions.circuit import Circuit
+from lm_eval_cna.interventions.compatibility import (
+    check_fit,
+    columns_sha256,
+    describe_model,
+    fit_warnings,
+    named_columns,
+)
+from lm_eval_cna.interventions.header import DiscoveryInfo, ModelInfo
 from lm_eval_cna.transformer.decoder import Architecture, find_architecture
 from lm_eval_cna.transformer.neurons import Neuron
 from tests.helpers.interventions import circuit, vectors

@@ -16,12 +16,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from safetensors.torch import save
 
-from lm_eval_cna.circuit_file import CIRCUIT_SCHEMA
 from lm_eval_cna.errors import InterventionError
-from lm_eval_cna.intervention import Circuit, Vectors, read_intervention
-from lm_eval_cna.provenance import DiscoveryInfo, ModelInfo, UniversalFilter
+from lm_eval_cna.interventions.circuit import CIRCUIT_SCHEMA, Circuit
+from lm_eval_cna.interventions.header import DiscoveryInfo, ModelInfo, UniversalFilter
+from lm_eval_cna.interventions.reading import read_intervention
+from lm_eval_cna.interventions.vectors import VECTORS_SCHEMA, Vectors
 from lm_eval_cna.transformer.neurons import Neuron
-from lm_eval_cna.vectors_file import VECTORS_SCHEMA
 
 DOCUMENT: dict[str, Any] = {
     "schema": CIRCUIT_SCHEMA,
@@ -268,7 +268,7 @@ def test_a_file_that_is_not_there(tmp_path: Path) -> None:
 
 
 def test_a_file_that_is_too_large(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("lm_eval_cna.circuit_file._MAX_BYTES", 2**20)
+    monkeypatch.setattr("lm_eval_cna.interventions.circuit._MAX_BYTES", 2**20)
     message = refusal(written(tmp_path, b" " * (2**20 + 1)))
     assert "too large" in message and "1 MiB" in message
 

@@ -5,16 +5,24 @@ Floor 1. These records are the header of every intervention file (DESIGN section
 
 from __future__ import annotations
 
+import hashlib
 import platform
 from bisect import bisect_left
 from datetime import UTC, datetime
 from functools import cache
 from importlib.metadata import version
+from pathlib import Path
 from typing import Annotated, Any, Literal, Self, get_args
 
-from pydantic import Field, SerializerFunctionWrapHandler, model_serializer, model_validator
+from pydantic import (
+    Field,
+    SerializerFunctionWrapHandler,
+    model_serializer,
+    model_validator,
+)
 
-import lm_eval_cna
+from lm_eval_cna.errors import InterventionError
+from lm_eval_cna.files.atomic import write_whole
 from lm_eval_cna.files.records import Record
 from lm_eval_cna.transformer.neurons import SHARED, Expert
 
@@ -192,5 +200,34 @@ class DiscoveryInfo(Record):
 def stamp() -> dict[str, Any]:
     """The versions that are in use, and now: fields of `DiscoveryInfo`."""
     versions = {name: _version(name) for name in ("torch", "transformers")}
-    versions |= {"lm_eval_cna": lm_eval_cna.__version__, "python": platform.python_version()}
+    versions |= {"lm_eval_cna": _version("lm-eval-cna"), "python": platform.python_version()}
     return {"versions": versions, "created": datetime.now(UTC).isoformat(timespec="seconds")}
+
+
+class Intervention(Record):
+    """What circuits and vectors have in common: where they come from."""
+
+    name: str
+    model: ModelInfo = Field(default_factory=ModelInfo)
+    discovery: DiscoveryInfo = Field(default_factory=DiscoveryInfo)
+
+    @property
+    def layers(self) -> tuple[int, ...]:
+        """The layers that are touched, ascending."""
+        raise NotImplementedError
+
+    @property
+    def sha256(self) -> str:
+        """Hash of what steering does with it; provenance and deltas do not enter."""
+        raise NotImplementedError
+
+
+def bytes_sha256(data: bytes) -> str:
+    return hashlib.sha256(data).hexdigest()
+
+
+def write_intervention(path: Path, data: bytes) -> None:
+    try:
+        write_whole(path, data)
+    except OSError as error:
+        raise InterventionError(f"cannot write {path}: {error.strerror or error}") from error

@@ -12,13 +12,13 @@ from typing import Any
 import torch
 
 from lm_eval_cna.errors import InterventionError
-from lm_eval_cna.intervention import Circuit, Intervention, Vectors
-from lm_eval_cna.provenance import ExpertsInfo, ModelInfo
+from lm_eval_cna.interventions.circuit import Circuit
+from lm_eval_cna.interventions.header import ExpertsInfo, Intervention, ModelInfo
+from lm_eval_cna.interventions.vectors import Vectors, tensor_bytes
 from lm_eval_cna.transformer.decoder import Architecture
 from lm_eval_cna.transformer.neurons import SHARED, Place, by_projection, neuron_at
 from lm_eval_cna.transformer.projection import weight_columns
 from lm_eval_cna.transformer.weights import is_packed, kind_of
-from lm_eval_cna.vectors_file import tensor_bytes
 
 
 def check_fit(intervention: Intervention, architecture: Architecture) -> None:

@@ -16,8 +16,8 @@ from dataclasses import dataclass
 from typing import Any
 
 from lm_eval_cna.errors import InterventionError
-from lm_eval_cna.intervention import Circuit
-from lm_eval_cna.provenance import ModelInfo
+from lm_eval_cna.interventions.circuit import Circuit
+from lm_eval_cna.interventions.header import ModelInfo
 
 TOP = 200
 LAST = 3

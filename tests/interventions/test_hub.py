@@ -9,7 +9,8 @@ from pathlib import Path
 import pytest
 
 from lm_eval_cna.errors import InterventionError
-from lm_eval_cna.intervention import Circuit, read_intervention
+from lm_eval_cna.interventions.circuit import Circuit
+from lm_eval_cna.interventions.reading import read_intervention
 from tests.helpers.report_runs import circuit_of
 
 COMMIT = "0123456789abcdef0123456789abcdef01234567"

@@ -26,7 +26,7 @@ from lm_eval_cna.errors import InterventionError
 from lm_eval_cna.files.atomic import read_whole, write_whole
 from lm_eval_cna.files.checksum import sealed, unsealed
 from lm_eval_cna.files.records import Record
-from lm_eval_cna.provenance import ModelInfo
+from lm_eval_cna.interventions.header import ModelInfo
 
 STABILITY_SCHEMA: Literal["lm-eval-cna/stability/1"] = "lm-eval-cna/stability/1"
 _MAX_BYTES = 64 * 2**20

@@ -13,11 +13,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from pydantic import ValidationError
 
-from lm_eval_cna.analysis.profile import layer_profile, overlap
-from lm_eval_cna.circuit_file import CIRCUIT_SCHEMA, EXPERTS_SCHEMA
 from lm_eval_cna.errors import InterventionError
-from lm_eval_cna.intervention import Circuit, read_intervention
-from lm_eval_cna.provenance import DiscoveryInfo, ExpertsInfo, ModelInfo, UniversalFilter
+from lm_eval_cna.interventions.circuit import CIRCUIT_SCHEMA, EXPERTS_SCHEMA, Circuit
+from lm_eval_cna.interventions.header import DiscoveryInfo, ExpertsInfo, ModelInfo, UniversalFilter
+from lm_eval_cna.interventions.profile import layer_profile, overlap
+from lm_eval_cna.interventions.reading import read_intervention
 from lm_eval_cna.report.interventions import facts, overlap_rows
 from lm_eval_cna.transformer.neurons import SHARED, Expert, Neuron
 

@@ -1,7 +1,4 @@
-"""How vectors lie on disk: safetensors, one tensor a layer, with the header in the metadata. Plain data in and out.
-
-Floor 1. Importable without torch. The metadata also holds a hash of header and tensors, so that damage is found.
-"""
+"""Vectors: one per layer, in the width of the residual stream, and their safetensors file."""
 
 from __future__ import annotations
 
@@ -19,9 +16,73 @@ from lm_eval_cna.files.json_reader import load_json
 if TYPE_CHECKING:
     import torch
 
+from typing import Self
+
+from pydantic import ConfigDict, Field, model_validator
+
+from lm_eval_cna.interventions.header import Intervention, LayerIndex, bytes_sha256, write_intervention
+
 VECTORS_SCHEMA: Literal["lm-eval-cna/vectors/1"] = "lm-eval-cna/vectors/1"
 _METADATA_KEY = "lm-eval-cna"
 _MAX_BYTES = 2**30  # the largest models have 10 MB of vectors
+
+
+class Vectors(Intervention):
+    """One vector per layer in the residual width: mean(positive) - mean(negative).
+
+    Attributes:
+        tensors: layer -> tensor [hidden], float32.
+        place: "write", added to what the MLP contributes to the residual stream, or "block", added to the
+            residual stream behind the layer.
+    """
+
+    model_config = ConfigDict(arbitrary_types_allowed=True)
+
+    schema_: Literal["lm-eval-cna/vectors/1"] = Field(default=VECTORS_SCHEMA, alias="schema")
+    method: Literal["caa", "caa-residual", "random-vectors"]
+    place: Literal["write", "block"] = "write"
+    tensors: dict[LayerIndex, Any] = Field(exclude=True, min_length=1)
+
+    @model_validator(mode="after")
+    def _consistent(self) -> Self:
+        import torch
+
+        for layer, tensor in self.tensors.items():
+            if not isinstance(tensor, torch.Tensor) or tensor.ndim != 1 or not len(tensor):
+                raise ValueError(f"layer.{layer} must be a tensor of one dimension")
+            if tensor.dtype not in (torch.float32, torch.float64, torch.float16, torch.bfloat16):
+                raise ValueError(f"layer.{layer} holds {str(tensor.dtype).removeprefix('torch.')}, no float")
+            if not bool(torch.isfinite(tensor).all()):
+                raise ValueError(f"layer.{layer} holds values that are not finite")
+        sizes = {tensor.shape[0] for tensor in self.tensors.values()}
+        if len(sizes) > 1 or (self.model.hidden_size is not None and sizes != {self.model.hidden_size}):
+            model = f"a model of width {self.model.hidden_size}" if self.model.hidden_size else "one model"
+            raise ValueError(f"vectors of sizes {sorted(sizes)} in {model}")
+        if self.model.num_layers is not None and max(self.tensors) >= self.model.num_layers:
+            raise ValueError(f"layer.{max(self.tensors)} is outside a model of {self.model.num_layers} layers")
+        return self
+
+    @property
+    def layers(self) -> tuple[int, ...]:
+        """The layers that are touched, ascending."""
+        return tuple(sorted(self.tensors))
+
+    @property
+    def sha256(self) -> str:
+        """Hash of the place and of the tensors."""
+        data = self.place.encode()
+        for layer in self.layers:
+            data += str(layer).encode() + tensor_bytes(self.tensors[layer].float())
+        return bytes_sha256(data)
+
+    def write(self, path: str | Path) -> None:
+        """Write the vectors as safetensors with the header in the metadata, whole or not at all.
+
+        Raises:
+            InterventionError: the file cannot be written there.
+        """
+        header = self.model_dump(by_alias=True, mode="json")
+        write_intervention(Path(path), vectors_document(header, {layer: self.tensors[layer] for layer in self.layers}))
 
 
 def vectors_document(header: Mapping[str, Any], vectors: Mapping[int, torch.Tensor]) -> bytes:

@@ -1,0 +1,53 @@
+"""Read any intervention file: a circuit's JSON or the safetensors of vectors."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from pydantic import ValidationError
+
+from lm_eval_cna.errors import InterventionError
+from lm_eval_cna.files.atomic import is_file
+from lm_eval_cna.interventions import hub
+from lm_eval_cna.interventions.circuit import (
+    Circuit,
+    read_circuit_fields,
+)
+from lm_eval_cna.interventions.vectors import (
+    Vectors,
+    read_vectors_fields,
+)
+from lm_eval_cna.transformer.neurons import Neuron
+
+
+def read_intervention(source: str | Path) -> Circuit | Vectors:
+    """Read a circuit or vectors.
+
+    Args:
+        source: a path, or `hf://owner/repo/file@revision`. A JSON file is a circuit, also in the reference
+            repository's form `{"layer,position,neuron": value}`; a `.safetensors` file is vectors.
+
+    Raises:
+        InterventionError: the file is missing, damaged, of another schema, or inconsistent.
+    """
+    path = hub.fetch(str(source)) if str(source).startswith(hub.SCHEME) else Path(source)
+    if not is_file(path):
+        raise InterventionError("no such intervention file", got=str(path), do="make one with `lm-eval-cna discover`")
+    try:
+        if path.suffix == ".safetensors":
+            return Vectors.model_validate(read_vectors_fields(path))
+        return Circuit.model_validate(read_circuit_fields(path))
+    except OSError as error:
+        raise InterventionError(f"cannot read {path}: {error.strerror or error}") from error
+    except ValidationError as error:
+        raise InterventionError(f"{path} is not a valid intervention file: {_first_error(error)}") from error
+
+
+def _first_error(error: ValidationError) -> str:
+    first, *rest = error.errors(include_url=False)
+    loc = list(first["loc"])
+    if len(loc) > 2 and loc[0] == "neurons" and isinstance(loc[2], int):  # pydantic before 2.14 counts a tuple's fields
+        loc[2] = Neuron._fields[loc[2]]
+    where = ".".join(map(str, loc))
+    more = f" (and {len(rest)} more)" if rest else ""
+    return f"{where + ': ' if where else ''}{first['msg'].removeprefix('Value error, ')}{more}"
