@@ -15,7 +15,7 @@ import torch
 import transformers as tf
 
 from lm_eval_cna.attribution import discover
-from lm_eval_cna.contrast import load_contrast
+from lm_eval_cna.contrast.loading import load_contrast
 from lm_eval_cna.measuring import Settings
 from lm_eval_cna.organism.recipe import CIRCUIT_FRACTION
 from lm_eval_cna.organism.store import OrganismPaths, ensure_organism

@@ -10,7 +10,7 @@ __version__ = "0.1.0"
 TYPE_CHECKING = False  # typing's own constant would import typing
 if TYPE_CHECKING:
     from lm_eval_cna.attribution import discover
-    from lm_eval_cna.contrast import load_contrast
+    from lm_eval_cna.contrast.loading import load_contrast
     from lm_eval_cna.errors import CNAError
     from lm_eval_cna.interventions.circuit import Circuit
     from lm_eval_cna.interventions.reading import read_intervention
@@ -38,7 +38,7 @@ _MODULES = {
     "Vectors": "interventions.vectors",
     "discover": "attribution",
     "find_architecture": "transformer.decoder",
-    "load_contrast": "contrast",
+    "load_contrast": "contrast.loading",
     "read_intervention": "interventions.reading",
     "register": "plugin",
     "steer": "steering",

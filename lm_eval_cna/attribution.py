@@ -11,7 +11,7 @@ from typing import Any, cast, overload
 import torch
 
 from lm_eval_cna import discovery
-from lm_eval_cna.contrast import ContrastSet
+from lm_eval_cna.contrast.contrast_set import ContrastSet
 from lm_eval_cna.errors import ConfigError
 from lm_eval_cna.interventions.circuit import Circuit
 from lm_eval_cna.interventions.compatibility import check_fit, describe_for_vectors, describe_model, identity_of

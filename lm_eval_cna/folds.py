@@ -19,7 +19,8 @@ import torch
 
 from lm_eval_cna import discovery
 from lm_eval_cna.attribution import control
-from lm_eval_cna.contrast import ContrastSet, prompts_sha256
+from lm_eval_cna.contrast.contrast_set import ContrastSet, prompts_sha256
+from lm_eval_cna.contrast.splits import NEGATIVE, POSITIVE, Split, split_prompts
 from lm_eval_cna.divergence import harmless_kl
 from lm_eval_cna.interventions.circuit import Circuit
 from lm_eval_cna.interventions.header import stamp
@@ -27,7 +28,6 @@ from lm_eval_cna.interventions.stability import Fold, Stability
 from lm_eval_cna.means import Means
 from lm_eval_cna.measurement import Measurement, size_of
 from lm_eval_cna.measuring import Settings, measure
-from lm_eval_cna.splits import NEGATIVE, POSITIVE, Split, split_prompts
 from lm_eval_cna.steering import Setting
 from lm_eval_cna.steering_modes import Mode
 from lm_eval_cna.transformer.decoder import find_architecture

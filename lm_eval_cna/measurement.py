@@ -13,14 +13,14 @@ from typing import Any, NamedTuple
 import torch
 
 from lm_eval_cna import discovery
-from lm_eval_cna.contrast import ContrastSet
+from lm_eval_cna.contrast.contrast_set import ContrastSet
+from lm_eval_cna.contrast.splits import Split
 from lm_eval_cna.errors import ConfigError
 from lm_eval_cna.interventions.circuit import Circuit
 from lm_eval_cna.interventions.compatibility import describe_for_vectors, describe_model
 from lm_eval_cna.interventions.header import DiscoveryInfo, ModelInfo
 from lm_eval_cna.interventions.vectors import Vectors
 from lm_eval_cna.means import Means
-from lm_eval_cna.splits import Split
 from lm_eval_cna.transformer.decoder import Architecture
 from lm_eval_cna.transformer.neurons import Neuron, Place
 

@@ -8,14 +8,15 @@ from typing import Any
 
 from lm_eval_cna import discovery
 from lm_eval_cna.activations import Progress, count_in_top, mean_activations
-from lm_eval_cna.contrast import ContrastSet, load_universal_prompts, prompts_sha256
+from lm_eval_cna.contrast.contrast_set import ContrastSet, prompts_sha256
+from lm_eval_cna.contrast.jailbreakbench import leakage_statement
+from lm_eval_cna.contrast.loading import load_universal_prompts
+from lm_eval_cna.contrast.splits import Split
 from lm_eval_cna.errors import ContrastError
 from lm_eval_cna.interventions.compatibility import identity_of
 from lm_eval_cna.interventions.header import DiscoveryInfo, UniversalFilter, stamp
 from lm_eval_cna.interventions.methods import Read
-from lm_eval_cna.leakage import leakage_statement
 from lm_eval_cna.measurement import DEFAULT_FRACTION, Measurement
-from lm_eval_cna.splits import Split
 from lm_eval_cna.transformer.decoder import Architecture, find_architecture
 from lm_eval_cna.transformer.prompts import Rendering, chat_template_sha256, pad_token_id
 

@@ -6,7 +6,7 @@ from benchmarks import plain_loop
 from benchmarks.sides import Outcome, Side, compare, row
 from benchmarks.workbench import Workbench
 from lm_eval_cna.activations import mean_activations
-from lm_eval_cna.contrast import load_contrast
+from lm_eval_cna.contrast.loading import load_contrast
 from lm_eval_cna.discovery import circuit_size
 from lm_eval_cna.means import RunningSums
 from lm_eval_cna.measuring import Settings, measure

@@ -13,7 +13,7 @@ from benchmarks import plain_loop
 from benchmarks.rows.steering import assigned, generating
 from benchmarks.sides import Outcome, Side, compare, row
 from benchmarks.workbench import Workbench, random_llama, some_circuit
-from lm_eval_cna.contrast import load_contrast
+from lm_eval_cna.contrast.loading import load_contrast
 from lm_eval_cna.measuring import Settings, measure
 from lm_eval_cna.steering import steer
 

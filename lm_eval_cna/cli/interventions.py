@@ -59,13 +59,13 @@ def discover(
     excluded = whole_numbers("--exclude-layers", exclude_layers) if exclude_layers else ()
     from lm_eval_cna.attribution import check_request
     from lm_eval_cna.attribution import discover as find
-    from lm_eval_cna.contrast import load_contrast
+    from lm_eval_cna.contrast.loading import load_contrast
+    from lm_eval_cna.contrast.splits import split_prompts
     from lm_eval_cna.folds import discover_over_folds
     from lm_eval_cna.interventions.reading import read_intervention
     from lm_eval_cna.interventions.stability import stability_path
     from lm_eval_cna.measuring import Settings
     from lm_eval_cna.models.hf import CNAHFLM
-    from lm_eval_cna.splits import split_prompts
 
     # Everything that can be wrong in options and files is found before the model is loaded.
     matched = None if like is None else read_intervention(like)

@@ -223,10 +223,16 @@ class Intervention(Record):
 
 
 def bytes_sha256(data: bytes) -> str:
+    """SHA-256 in hexadecimal."""
     return hashlib.sha256(data).hexdigest()
 
 
 def write_intervention(path: Path, data: bytes) -> None:
+    """Write an intervention file whole, or not at all.
+
+    Raises:
+        InterventionError: it cannot be written.
+    """
     try:
         write_whole(path, data)
     except OSError as error:

@@ -10,7 +10,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from lm_eval_cna.contrast import ContrastSet, load_contrast
+from lm_eval_cna.contrast.contrast_set import ContrastSet
+from lm_eval_cna.contrast.loading import load_contrast
+from lm_eval_cna.contrast.splits import split_prompts
 from lm_eval_cna.errors import RunError
 from lm_eval_cna.folds import circuits_over_folds
 from lm_eval_cna.interventions.circuit import Circuit
@@ -22,7 +24,6 @@ from lm_eval_cna.models.hf import CNAHFLM
 from lm_eval_cna.paper.plan import Request
 from lm_eval_cna.paper.rows import Published, Row, claims, figure, over_folds, row
 from lm_eval_cna.paper.targets import Target
-from lm_eval_cna.splits import split_prompts
 from lm_eval_cna.sweep.rundir import RunDirectory
 
 FOLDS = 5

@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from lm_eval_cna.contrast import find_contrast, load_contrast, load_universal_prompts
-from lm_eval_cna.contrast_sources import read_spec
+from lm_eval_cna.contrast.loading import find_contrast, load_contrast, load_universal_prompts
+from lm_eval_cna.contrast.sources import read_spec
 from lm_eval_cna.errors import ConfigError
 from lm_eval_cna.paper.estimate import Estimate, Machine, bytes_of, estimate, this_machine
 from lm_eval_cna.paper.plan import Request, read_prompts

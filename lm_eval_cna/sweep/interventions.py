@@ -7,7 +7,8 @@ from pathlib import Path
 from typing import Any, cast
 
 from lm_eval_cna.attribution import control
-from lm_eval_cna.contrast import load_contrast
+from lm_eval_cna.contrast.loading import load_contrast
+from lm_eval_cna.contrast.splits import split_prompts
 from lm_eval_cna.errors import ConfigError
 from lm_eval_cna.folds import assess
 from lm_eval_cna.interventions.circuit import Circuit
@@ -20,7 +21,6 @@ from lm_eval_cna.interventions.vectors import Vectors
 from lm_eval_cna.measurement import Measurement, size_of
 from lm_eval_cna.measuring import Settings, measure
 from lm_eval_cna.models.hf import CNAHFLM
-from lm_eval_cna.splits import split_prompts
 from lm_eval_cna.steering import Setting
 from lm_eval_cna.sweep.cells import Cell
 from lm_eval_cna.sweep.config import SweepConfig

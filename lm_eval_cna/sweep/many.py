@@ -12,7 +12,7 @@ import torch
 from transformers import AutoConfig
 
 from lm_eval_cna import plugin
-from lm_eval_cna.contrast import load_contrast
+from lm_eval_cna.contrast.loading import load_contrast
 from lm_eval_cna.errors import CNAError, ConfigError, RunError
 from lm_eval_cna.interventions.reading import read_intervention
 from lm_eval_cna.models.arguments import naming_the_model

@@ -24,8 +24,8 @@ from lm_eval_cna.analysis.protocol import differences, read_protocol
 from lm_eval_cna.analysis.regression import check_run
 from lm_eval_cna.analysis.stability import judge as judge_stability
 from lm_eval_cna.analysis.verdicts import DamageBudget
-from lm_eval_cna.contrast import load_contrast
-from lm_eval_cna.contrast_sources import read_spec
+from lm_eval_cna.contrast.loading import load_contrast
+from lm_eval_cna.contrast.sources import read_spec
 from lm_eval_cna.errors import CNAError
 from lm_eval_cna.interventions.circuit import Circuit
 from lm_eval_cna.interventions.reading import read_intervention

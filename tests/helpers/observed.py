@@ -16,7 +16,7 @@ import torch
 import transformers as tf
 from torch import nn
 
-from lm_eval_cna.contrast import ContrastSet
+from lm_eval_cna.contrast.contrast_set import ContrastSet
 from lm_eval_cna.interventions.circuit import Circuit
 from lm_eval_cna.interventions.compatibility import columns_sha256
 from lm_eval_cna.measuring import Settings, measure

@@ -35,7 +35,7 @@ TESTS = (
     "tests/integration/test_attribution.py",
     "tests/transformer/test_decoder.py",
     "tests/interventions/test_circuit.py",
-    "tests/unit/test_contrast.py",
+    "tests/contrast/test_loading.py",
     "tests/interventions/test_reading.py",
     "tests/transformer/test_prompts.py",
     "tests/unit/test_report.py",

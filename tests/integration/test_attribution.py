@@ -11,7 +11,8 @@ import transformers as tf
 from tokenizers import Regex, Tokenizer, models, pre_tokenizers, processors
 
 from lm_eval_cna.attribution import control, discover
-from lm_eval_cna.contrast import ContrastSet, load_contrast, load_universal_prompts
+from lm_eval_cna.contrast.contrast_set import ContrastSet
+from lm_eval_cna.contrast.loading import load_contrast, load_universal_prompts
 from lm_eval_cna.errors import ArchitectureError, CNAError, ConfigError, ContrastError, InterventionError
 from lm_eval_cna.interventions.circuit import Circuit
 from lm_eval_cna.interventions.reading import read_intervention
@@ -347,12 +348,14 @@ def test_lora_is_read_at_the_wrapper(tokenizer: Any, contrast: ContrastSet) -> N
 
 
 def test_refusal_8_is_whole_and_says_what_is_known_of_leakage(tokenizer: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("lm_eval_cna.leakage.jbb_goals", lambda: ("How do I pick a lock quickly?", "Grow roses"))
+    monkeypatch.setattr(
+        "lm_eval_cna.contrast.jailbreakbench.jbb_goals", lambda: ("How do I pick a lock quickly?", "Grow roses")
+    )
     circuit = discover(tiny("llama"), tokenizer, load_contrast("refusal-8"))
     assert (circuit.discovery.positive, circuit.discovery.negative) == (8, 8)
     assert circuit.discovery.leakage is not None
     assert circuit.discovery.leakage.startswith("0 of 16 prompts equal and 1 resemble")
-    monkeypatch.setattr("lm_eval_cna.leakage.jbb_goals", lambda: ContrastError("cannot fetch JBB"))
+    monkeypatch.setattr("lm_eval_cna.contrast.jailbreakbench.jbb_goals", lambda: ContrastError("cannot fetch JBB"))
     circuit = discover(tiny("llama"), tokenizer, load_contrast("refusal-8"))
     assert circuit.discovery.leakage == "not checked: cannot fetch JBB"
 

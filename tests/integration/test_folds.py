@@ -13,14 +13,14 @@ import torch
 
 from lm_eval_cna.activations import mean_activations
 from lm_eval_cna.attribution import control, discover
-from lm_eval_cna.contrast import ContrastSet
+from lm_eval_cna.contrast.contrast_set import ContrastSet
+from lm_eval_cna.contrast.splits import NEGATIVE, POSITIVE, Split, split_prompts
 from lm_eval_cna.divergence import harmless_kl
 from lm_eval_cna.errors import ConfigError, InterventionError
 from lm_eval_cna.folds import assess, discover_over_folds
 from lm_eval_cna.interventions.circuit import Circuit
 from lm_eval_cna.interventions.stability import Stability, read_stability, stability_path
 from lm_eval_cna.measuring import Settings, measure
-from lm_eval_cna.splits import NEGATIVE, POSITIVE, Split, split_prompts
 from lm_eval_cna.steering import Setting
 from lm_eval_cna.transformer.decoder import find_architecture
 from tests.helpers.models import tiny

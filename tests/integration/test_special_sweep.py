@@ -10,7 +10,7 @@ import pytest
 from lm_eval.tasks import TaskManager
 
 from lm_eval_cna.attribution import discover
-from lm_eval_cna.contrast import load_contrast
+from lm_eval_cna.contrast.loading import load_contrast
 from lm_eval_cna.errors import ConfigError
 from lm_eval_cna.folds import discover_over_folds
 from lm_eval_cna.interventions.circuit import Circuit

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 import torch
 
-from lm_eval_cna.contrast import ContrastSet
+from lm_eval_cna.contrast.contrast_set import ContrastSet
 from lm_eval_cna.errors import ConfigError, SteeringError
 from lm_eval_cna.interventions.circuit import Circuit
 from lm_eval_cna.interventions.compatibility import describe_model, fit_warnings

@@ -15,9 +15,9 @@ from lm_eval_cna import resources
 from lm_eval_cna.behaviours.agreement import STRUCTURES, agreement_items, vocabulary
 from lm_eval_cna.behaviours.capitals import CHOICES, CONTRAST_COUNTRIES, capital_items, capitals
 from lm_eval_cna.behaviours.tasks import process_long_form
-from lm_eval_cna.contrast import load_contrast, load_universal_prompts
+from lm_eval_cna.contrast.leakage import find_leaks, normalise
+from lm_eval_cna.contrast.loading import load_contrast, load_universal_prompts
 from lm_eval_cna.errors import ContrastError
-from lm_eval_cna.leakage import find_leaks, normalise
 from lm_eval_cna.resources import harmless_prompts
 from lm_eval_cna.scoring.tasks import score_response
 

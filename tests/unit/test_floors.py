@@ -42,7 +42,7 @@ FLOORS = {
 }
 
 #: Packages that are complete; the rest is still being moved.
-COMPLETE = {"errors", "files", "resources", "plugin", "statistics", "transformer", "interventions"}
+COMPLETE = {"errors", "files", "resources", "plugin", "statistics", "transformer", "interventions", "contrast"}
 
 #: Package -> what it must not import, whatever the floors say. They meet in the intervention file.
 STRANGERS = {"discovery": {"steering"}, "steering": {"discovery"}}

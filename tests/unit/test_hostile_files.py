@@ -19,8 +19,8 @@ from safetensors.torch import save_file
 
 from lm_eval_cna.analysis.baseline import make_baseline, read_baseline, write_baseline
 from lm_eval_cna.analysis.outcomes import read_outcomes
-from lm_eval_cna.contrast import load_contrast
-from lm_eval_cna.contrast_sources import Source, read_spec, rows
+from lm_eval_cna.contrast.loading import load_contrast
+from lm_eval_cna.contrast.sources import Source, read_spec, rows
 from lm_eval_cna.errors import CNAError, ContrastError
 from lm_eval_cna.files.json_reader import DEEPEST, MOST_DIGITS, load_json
 from lm_eval_cna.files.yaml_reader import load_yaml

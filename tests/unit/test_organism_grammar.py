@@ -9,7 +9,7 @@ import sys
 
 import pytest
 
-from lm_eval_cna.contrast import load_contrast
+from lm_eval_cna.contrast.loading import load_contrast
 from lm_eval_cna.organism import corpus, grammar, tasks
 from lm_eval_cna.organism import lexicon as words
 from lm_eval_cna.organism.contrast_set import contrast_jsonl

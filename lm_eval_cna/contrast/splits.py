@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import NamedTuple
 
-from lm_eval_cna.contrast import ContrastSet
+from lm_eval_cna.contrast.contrast_set import ContrastSet
 from lm_eval_cna.errors import ConfigError
 
 POSITIVE, NEGATIVE = 0, 1

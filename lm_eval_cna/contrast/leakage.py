@@ -12,9 +12,6 @@ import re
 import unicodedata
 from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import cache
-
-from lm_eval_cna.errors import ContrastError
 
 NEAR = 0.5  # word overlap from which two prompts are near-duplicates; contrasts/README.md shows what lies around it
 
@@ -30,7 +27,6 @@ guide tutorial instruction instructions step steps detail details detailed manua
 """
 FRAME = frozenset(_FRAME.split())
 
-JBB = ("JailbreakBench/JBB-Behaviors", "behaviors", "886acc352a31533ffbcf4ef22c744658688086fc")
 _WORD = re.compile(r"\w+")
 
 
@@ -107,36 +103,3 @@ def find_leaks(prompts: Sequence[str], evaluation: Sequence[str], *, threshold: 
         if best is not None and (best.exact or best.similarity >= threshold):
             matches.append(best)
     return LeakageReport(len(prompts), len(evaluation), tuple(matches), threshold)
-
-
-@cache
-def jbb_goals() -> tuple[str, ...] | ContrastError:
-    """The prompts of JBB-Behaviors, harmful and benign, from the hub; or why they cannot be had.
-
-    The answer is kept for the process: without a network the hub's client tries for half a minute before it gives up.
-    """
-    from lm_eval_cna.contrast_sources import Source, rows
-
-    path, config, revision = JBB
-    goals: list[str] = []
-    try:
-        for split in ("harmful", "benign"):
-            goals += rows(Source(dataset=path, config=config, split=split, revision=revision, column="Goal"))
-    except ContrastError as error:
-        return error
-    return tuple(goals)
-
-
-def leakage_statement(prompts: Sequence[str], known: str | None) -> str:
-    """What an intervention file says about leakage: what the set says itself, or a comparison with JBB.
-
-    Args:
-        prompts: all prompts of the set.
-        known: what is known already; JBB is then not fetched.
-    """
-    if known is not None:
-        return known
-    goals = jbb_goals()
-    if isinstance(goals, ContrastError):
-        return f"not checked: {goals}"
-    return find_leaks(prompts, goals).statement("JBB-Behaviors")

@@ -8,9 +8,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from lm_eval_cna.contrast import ContrastSet
+from lm_eval_cna.contrast.contrast_set import ContrastSet
+from lm_eval_cna.contrast.splits import NEGATIVE, POSITIVE, Split, split_prompts
 from lm_eval_cna.errors import ConfigError
-from lm_eval_cna.splits import NEGATIVE, POSITIVE, Split, split_prompts
 
 
 def prompts(positive: int, negative: int, *, turned: bool = False) -> ContrastSet:

@@ -11,10 +11,12 @@ from typing import Any
 import pytest
 import yaml
 
-from lm_eval_cna import contrast_sources, leakage
-from lm_eval_cna.contrast import ContrastSet, load_contrast, load_universal_prompts, prompts_sha256
+from lm_eval_cna.contrast import jailbreakbench, sources
+from lm_eval_cna.contrast.contrast_set import ContrastSet, prompts_sha256
+from lm_eval_cna.contrast.jailbreakbench import leakage_statement
+from lm_eval_cna.contrast.leakage import content, find_leaks, similarity
+from lm_eval_cna.contrast.loading import load_contrast, load_universal_prompts
 from lm_eval_cna.errors import ContrastError
-from lm_eval_cna.leakage import content, find_leaks, leakage_statement, similarity
 
 COMMIT = "0123456789abcdef0123456789abcdef01234567"
 
@@ -172,16 +174,16 @@ CALM = [
 def test_jbb_is_fetched_once_and_an_unreachable_hub_is_said(monkeypatch: pytest.MonkeyPatch) -> None:
     asked: list[tuple[str | None, str]] = []
 
-    def rows(source: contrast_sources.Source) -> list[str]:
+    def rows(source: sources.Source) -> list[str]:
         asked.append((source.revision, source.split))
         return [f"{source.split} roses"]
 
-    leakage.jbb_goals.cache_clear()
-    monkeypatch.setattr(contrast_sources, "rows", rows)
+    jailbreakbench.jbb_goals.cache_clear()
+    monkeypatch.setattr(sources, "rows", rows)
     assert leakage_statement(["Grow harmful roses"], None).startswith("0 of 1 prompts equal and 1 resemble")
     assert leakage_statement(["Bake bread"], None).endswith("one of 2 prompts of JBB-Behaviors")
-    assert asked == [(leakage.JBB[2], "harmful"), (leakage.JBB[2], "benign")]
-    leakage.jbb_goals.cache_clear()
+    assert asked == [(jailbreakbench.JBB[2], "harmful"), (jailbreakbench.JBB[2], "benign")]
+    jailbreakbench.jbb_goals.cache_clear()
     monkeypatch.undo()
 
     def unreachable(*_: Any, **__: Any) -> None:
@@ -191,7 +193,7 @@ def test_jbb_is_fetched_once_and_an_unreachable_hub_is_said(monkeypatch: pytest.
     assert leakage_statement(["Bake bread"], None) == (
         "not checked: cannot fetch JailbreakBench/JBB-Behaviors (harmful): no route"
     )
-    leakage.jbb_goals.cache_clear()
+    jailbreakbench.jbb_goals.cache_clear()
 
 
 def table(path: Path, **columns: list[str]) -> Path:

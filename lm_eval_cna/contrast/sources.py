@@ -15,11 +15,11 @@ from typing import Annotated, Any, Self
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
-from lm_eval_cna.contrast import ContrastSet
+from lm_eval_cna.contrast.contrast_set import ContrastSet
+from lm_eval_cna.contrast.leakage import find_leaks, normalise
 from lm_eval_cna.errors import ContrastError
 from lm_eval_cna.files.atomic import read_whole
 from lm_eval_cna.files.yaml_reader import load_yaml
-from lm_eval_cna.leakage import find_leaks, normalise
 
 _MAX_BYTES = 2**18
 _MOST_FETCHED = 2**30

@@ -1,0 +1,1 @@
+"""Contrast sets: two lists of prompts that differ in one behaviour."""
