@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from lm_eval_cna.interventions.reading import read_intervention
     from lm_eval_cna.interventions.vectors import Vectors
     from lm_eval_cna.plugin import register
-    from lm_eval_cna.steering import steer
+    from lm_eval_cna.steering.apply import steer
     from lm_eval_cna.transformer.decoder import find_architecture
 
 __all__ = [
@@ -41,7 +41,7 @@ _MODULES = {
     "load_contrast": "contrast.loading",
     "read_intervention": "interventions.reading",
     "register": "plugin",
-    "steer": "steering",
+    "steer": "steering.apply",
 }
 
 

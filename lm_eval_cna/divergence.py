@@ -20,8 +20,9 @@ from torch import nn
 
 from lm_eval_cna.errors import CNAError, ConfigError
 from lm_eval_cna.resources import harmless_prompts
-from lm_eval_cna.steering import Setting, refuse_nesting, steer
-from lm_eval_cna.steering_modes import Mode
+from lm_eval_cna.steering.apply import refuse_nesting, steer
+from lm_eval_cna.steering.modes import Mode
+from lm_eval_cna.steering.setting import Setting
 from lm_eval_cna.transformer.decoder import Architecture, find_architecture
 from lm_eval_cna.transformer.forward import evaluating, inputs_of
 from lm_eval_cna.transformer.out_of_memory import least_of, with_less_memory

@@ -28,8 +28,8 @@ from lm_eval_cna.interventions.stability import Fold, Stability
 from lm_eval_cna.means import Means
 from lm_eval_cna.measurement import Measurement, size_of
 from lm_eval_cna.measuring import Settings, measure
-from lm_eval_cna.steering import Setting
-from lm_eval_cna.steering_modes import Mode
+from lm_eval_cna.steering.modes import Mode
+from lm_eval_cna.steering.setting import Setting
 from lm_eval_cna.transformer.decoder import find_architecture
 from lm_eval_cna.transformer.neurons import Layout, Neuron, positions
 

@@ -15,7 +15,7 @@ import torch
 from torch import nn
 
 from lm_eval_cna.interventions.vectors import Vectors
-from lm_eval_cna.steering import Setting
+from lm_eval_cna.steering.setting import Setting
 from lm_eval_cna.transformer.decoder import Architecture
 from lm_eval_cna.transformer.projection import Projection, weight_columns
 

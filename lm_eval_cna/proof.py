@@ -28,9 +28,10 @@ from lm_eval_cna.interventions.compatibility import columns_sha256, named_column
 from lm_eval_cna.interventions.vectors import Vectors
 from lm_eval_cna.probes import Probe, probes_of
 from lm_eval_cna.resources import harmless_prompts
-from lm_eval_cna.steering import Setting, steer
-from lm_eval_cna.steering_modes import Mode, resolve_mode
-from lm_eval_cna.steering_rows import RowSteering
+from lm_eval_cna.steering.apply import steer
+from lm_eval_cna.steering.modes import Mode, resolve_mode
+from lm_eval_cna.steering.rows import RowSteering
+from lm_eval_cna.steering.setting import Setting
 from lm_eval_cna.transformer.decoder import Architecture, find_architecture
 from lm_eval_cna.transformer.out_of_memory import least_of, with_less_memory
 from lm_eval_cna.transformer.prompts import Rendering, pad_left, pad_token_id

@@ -15,7 +15,7 @@ from benchmarks.sides import Outcome, Side, compare, row
 from benchmarks.workbench import Workbench, random_llama, some_circuit
 from lm_eval_cna.contrast.loading import load_contrast
 from lm_eval_cna.measuring import Settings, measure
-from lm_eval_cna.steering import steer
+from lm_eval_cna.steering.apply import steer
 
 _MODEL = "1.1 B Llama, bfloat16, GPU"
 _NONE = Outcome(skipped="no GPU here")

@@ -22,7 +22,8 @@ from benchmarks.machine import ROOT
 from benchmarks.sides import Outcome, Side, compare, row
 from benchmarks.workbench import Workbench, no_environment_report, random_llama, some_circuit
 from lm_eval_cna.interventions.reading import read_intervention
-from lm_eval_cna.steering import Setting, apply
+from lm_eval_cna.steering.apply import apply
+from lm_eval_cna.steering.setting import Setting
 
 SLICE = ROOT.parent / "shared" / "data" / "mmlu_slice" / "jsonl"
 SUBJECTS = 4

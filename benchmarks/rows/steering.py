@@ -11,8 +11,9 @@ import transformers as tf
 
 from benchmarks.sides import Outcome, Side, compare, row
 from benchmarks.workbench import Workbench, random_llama, some_circuit
-from lm_eval_cna.steering import Setting, steer
-from lm_eval_cna.steering_rows import RowSteering
+from lm_eval_cna.steering.apply import steer
+from lm_eval_cna.steering.rows import RowSteering
+from lm_eval_cna.steering.setting import Setting
 
 BATCH_SIZE = 8
 PROMPT_TOKENS = 32

@@ -20,7 +20,7 @@ from lm_eval_cna.interventions.circuit import Circuit
 from lm_eval_cna.interventions.reading import read_intervention
 from lm_eval_cna.models.hf import CNAHFLM
 from lm_eval_cna.organism.tasks import heldout_benign, heldout_forbidden
-from lm_eval_cna.steering import Setting
+from lm_eval_cna.steering.setting import Setting
 
 CELLS = 9
 BATCH_SIZE = 32

@@ -152,7 +152,7 @@ def try_(
     from lm_eval_cna.interventions.reading import read_intervention
     from lm_eval_cna.models.completions import complete
     from lm_eval_cna.models.hf import CNAHFLM
-    from lm_eval_cna.steering import Setting
+    from lm_eval_cna.steering.setting import Setting
 
     intervention = read_intervention(circuit)
     settings = [Setting(intervention, number, scale) for number in chosen]

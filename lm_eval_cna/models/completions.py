@@ -7,8 +7,9 @@ from collections.abc import Sequence
 import torch
 
 from lm_eval_cna.models.hf import CNAHFLM
-from lm_eval_cna.steering import Setting, steer
-from lm_eval_cna.steering_rows import RowSteering, why_not_rows
+from lm_eval_cna.steering.apply import steer
+from lm_eval_cna.steering.rows import RowSteering, why_not_rows
+from lm_eval_cna.steering.setting import Setting
 from lm_eval_cna.transformer.prompts import pad_left, pad_token_id
 
 

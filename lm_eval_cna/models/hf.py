@@ -22,7 +22,8 @@ from lm_eval_cna.models.arguments import check_batch_size, check_device, check_d
 from lm_eval_cna.models.likelihood import can_share, score_tokens
 from lm_eval_cna.models.quantization import describe_quantization, quantization_asked_for
 from lm_eval_cna.models.steered import Steered, described, read_arguments
-from lm_eval_cna.steering import Setting, Steering, apply
+from lm_eval_cna.steering.apply import Steering, apply
+from lm_eval_cna.steering.setting import Setting
 from lm_eval_cna.transformer.decoder import Architecture, find_architecture
 from lm_eval_cna.transformer.fingerprint import weights_sha256
 

@@ -18,9 +18,9 @@ from lm_eval_cna.errors import ConfigError
 from lm_eval_cna.models.hf import CNAHFLM
 from lm_eval_cna.models.likelihood import Request, score_passes
 from lm_eval_cna.models.prefix_reader import Passes, Score, can_share
-from lm_eval_cna.steering import Setting
-from lm_eval_cna.steering_modes import MODES, Mode
-from lm_eval_cna.steering_rows import RowSteering
+from lm_eval_cna.steering.modes import MODES, Mode
+from lm_eval_cna.steering.rows import RowSteering
+from lm_eval_cna.steering.setting import Setting
 
 ROWS = "rows"
 

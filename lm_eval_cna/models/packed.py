@@ -21,9 +21,10 @@ from lm_eval_cna.errors import ConfigError, SteeringError
 from lm_eval_cna.models.greedy import Row, greedy_rows
 from lm_eval_cna.models.hf import CNAHFLM
 from lm_eval_cna.models.packing import base_of
-from lm_eval_cna.steering import Setting, steer
-from lm_eval_cna.steering_modes import MODES, Mode
-from lm_eval_cna.steering_rows import RowSteering
+from lm_eval_cna.steering.apply import steer
+from lm_eval_cna.steering.modes import MODES, Mode
+from lm_eval_cna.steering.rows import RowSteering
+from lm_eval_cna.steering.setting import Setting
 from lm_eval_cna.transformer.prompts import pad_left, pad_token_id
 
 

@@ -17,8 +17,8 @@ from lm_eval_cna.interventions.reading import read_intervention
 from lm_eval_cna.interventions.vectors import Vectors
 from lm_eval_cna.models.arguments import finite_number
 from lm_eval_cna.models.cache_guard import guard_cache
-from lm_eval_cna.steering import Setting
-from lm_eval_cna.steering_modes import MODES, Mode
+from lm_eval_cna.steering.modes import MODES, Mode
+from lm_eval_cna.steering.setting import Setting
 from lm_eval_cna.transformer.decoder import Architecture
 from lm_eval_cna.transformer.prompts import Rendering, chat_template_sha256
 

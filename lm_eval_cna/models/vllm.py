@@ -33,7 +33,7 @@ from lm_eval_cna.models.checkpoint import (
 from lm_eval_cna.models.steered import Steered, described, read_arguments
 from lm_eval_cna.models.vllm_library import VLLM, VLLM_VERSION, current_platform
 from lm_eval_cna.models.vllm_plan import Answer, check_steered, check_workers, plan_for, resolve_mode
-from lm_eval_cna.steering import Setting
+from lm_eval_cna.steering.setting import Setting
 from lm_eval_cna.transformer.decoder import Architecture, find_architecture
 
 _WORKER = "lm_eval_cna.models.vllm_worker.SteeringWorker"

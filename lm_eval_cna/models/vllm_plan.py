@@ -13,8 +13,8 @@ from typing import Any
 from lm_eval_cna.errors import ArchitectureError, SteeringError
 from lm_eval_cna.interventions.circuit import Circuit
 from lm_eval_cna.interventions.vectors import Vectors
-from lm_eval_cna.steering import Setting
-from lm_eval_cna.steering_modes import Mode
+from lm_eval_cna.steering.modes import Mode
+from lm_eval_cna.steering.setting import Setting
 from lm_eval_cna.transformer.decoder import Architecture
 
 Answer = Mapping[str, Any]

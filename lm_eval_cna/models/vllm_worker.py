@@ -17,7 +17,7 @@ import torch
 from torch import nn
 
 from lm_eval_cna.errors import ArchitectureError, CNAError, SteeringError
-from lm_eval_cna.steering import adder, fold_columns, scaler
+from lm_eval_cna.steering.hooks import adder, fold_columns, scaler
 from lm_eval_cna.transformer.families import FAMILIES, Family
 
 

@@ -8,8 +8,8 @@ from typing import Any, Protocol, cast
 
 from lm_eval_cna.divergence import harmless_kl
 from lm_eval_cna.models.hf import CNAHFLM
-from lm_eval_cna.steering import Setting
-from lm_eval_cna.steering_modes import Mode
+from lm_eval_cna.steering.modes import Mode
+from lm_eval_cna.steering.setting import Setting
 from lm_eval_cna.sweep.answers import ROWS, compute
 from lm_eval_cna.sweep.batches import Batch
 from lm_eval_cna.sweep.begin import Begun

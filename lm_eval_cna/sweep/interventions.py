@@ -21,7 +21,7 @@ from lm_eval_cna.interventions.vectors import Vectors
 from lm_eval_cna.measurement import Measurement, size_of
 from lm_eval_cna.measuring import Settings, measure
 from lm_eval_cna.models.hf import CNAHFLM
-from lm_eval_cna.steering import Setting
+from lm_eval_cna.steering.setting import Setting
 from lm_eval_cna.sweep.cells import Cell
 from lm_eval_cna.sweep.config import SweepConfig
 from lm_eval_cna.sweep.reading import check_hash, read_plan

@@ -9,9 +9,9 @@ from lm_eval.tasks import TaskManager
 
 from lm_eval_cna.errors import SteeringError
 from lm_eval_cna.models.hf import CNAHFLM
-from lm_eval_cna.steering import Setting
-from lm_eval_cna.steering_modes import resolve_mode
-from lm_eval_cna.steering_rows import why_not_rows
+from lm_eval_cna.steering.modes import resolve_mode
+from lm_eval_cna.steering.rows import why_not_rows
+from lm_eval_cna.steering.setting import Setting
 from lm_eval_cna.sweep.answers import ROWS, Prompts
 from lm_eval_cna.sweep.batches import Batch, Request, plan_batches
 from lm_eval_cna.sweep.cells import Cell, plan_cells

@@ -22,7 +22,7 @@ from torch import distributed
 from lm_eval_cna import errors
 from lm_eval_cna.errors import RunError
 from lm_eval_cna.models.hf import CNAHFLM
-from lm_eval_cna.steering import Setting
+from lm_eval_cna.steering.setting import Setting
 from lm_eval_cna.sweep.batches import Batch
 from lm_eval_cna.sweep.begin import Begun, load
 from lm_eval_cna.sweep.config import SweepConfig

@@ -17,8 +17,9 @@ from typing import Any, NamedTuple
 import torch
 
 from lm_eval_cna.errors import SteeringError
-from lm_eval_cna.steering import Setting, steer
-from lm_eval_cna.steering_rows import RowSteering
+from lm_eval_cna.steering.apply import steer
+from lm_eval_cna.steering.rows import RowSteering
+from lm_eval_cna.steering.setting import Setting
 from lm_eval_cna.transformer.decoder import find_architecture
 from tests.helpers.by_hand import columns_scaled_by_hand, scaled_by_hand
 from tests.helpers.interventions import spread

@@ -28,7 +28,7 @@ RECORDS = ROOT / "results" / "versions"
 #: Tests that lean on every direct dependency, and most of all on lm_eval and transformers.
 TESTS = (
     "tests/integration/test_hf.py",
-    "tests/integration/test_moe.py",
+    "tests/steering/test_experts.py",
     "tests/integration/test_packed.py",
     "tests/integration/test_likelihood.py",
     "tests/integration/test_entry.py",
@@ -39,7 +39,7 @@ TESTS = (
     "tests/interventions/test_reading.py",
     "tests/transformer/test_prompts.py",
     "tests/unit/test_report.py",
-    "tests/unit/test_steering.py",
+    "tests/steering/test_apply.py",
     "tests/unit/test_sweep_config.py",
     "tests/unit/test_terminal.py",
 )

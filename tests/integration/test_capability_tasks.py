@@ -18,7 +18,7 @@ from lm_eval_cna.contrast.loading import load_contrast
 from lm_eval_cna.measuring import Settings, measure
 from lm_eval_cna.models.hf import CNAHFLM
 from lm_eval_cna.resources import harmless_prompts
-from lm_eval_cna.steering import Setting
+from lm_eval_cna.steering.setting import Setting
 from lm_eval_cna.transformer.prompts import Rendering
 from tests.helpers.checkpoints import save_llama
 from tests.helpers.local_tasks import ANSWER, LOOP, FixedAnswers, evaluate

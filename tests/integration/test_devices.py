@@ -13,7 +13,7 @@ from lm_eval_cna.interventions.circuit import Circuit
 from lm_eval_cna.interventions.compatibility import fit_warnings
 from lm_eval_cna.measuring import Settings, measure
 from lm_eval_cna.models.hf import CNAHFLM
-from lm_eval_cna.steering import Setting
+from lm_eval_cna.steering.setting import Setting
 from tests.helpers.checkpoints import save_llama
 from tests.helpers.interventions import circuit
 from tests.helpers.models import tiny

@@ -21,7 +21,7 @@ from lm_eval_cna.folds import assess, discover_over_folds
 from lm_eval_cna.interventions.circuit import Circuit
 from lm_eval_cna.interventions.stability import Stability, read_stability, stability_path
 from lm_eval_cna.measuring import Settings, measure
-from lm_eval_cna.steering import Setting
+from lm_eval_cna.steering.setting import Setting
 from lm_eval_cna.transformer.decoder import find_architecture
 from tests.helpers.models import tiny
 from tests.integration.test_attribution import letters

@@ -24,8 +24,9 @@ from lm_eval_cna.errors import ConfigError
 from lm_eval_cna.models.hf import CNAHFLM
 from lm_eval_cna.models.likelihood import can_share, score_tokens
 from lm_eval_cna.models.prefix_reader import Reader
-from lm_eval_cna.steering import Setting, steer
-from lm_eval_cna.steering_modes import Mode
+from lm_eval_cna.steering.apply import steer
+from lm_eval_cna.steering.modes import Mode
+from lm_eval_cna.steering.setting import Setting
 from lm_eval_cna.transformer.decoder import find_architecture
 from tests.helpers.checkpoints import byte_tokenizer, save_llama
 from tests.helpers.interventions import circuit, vectors
@@ -327,7 +328,7 @@ def evaluated(lm: HFLM, task: dict[str, Any]) -> dict[str, Any] | None:
 WORKER = """
 import json, sys
 from lm_eval_cna.models.hf import CNAHFLM
-from lm_eval_cna.steering import Setting
+from lm_eval_cna.steering.apply import Setting
 from tests.integration.test_likelihood import evaluated
 from tests.helpers.interventions import circuit
 checkpoint, config, out = sys.argv[1:]

@@ -18,7 +18,8 @@ from lm_eval_cna.models.hf import CNAHFLM
 from lm_eval_cna.models.packed import Completion, Job, PackedGenerator
 from lm_eval_cna.models.packing import CPU_ROWS, DEVICE_ROWS, can_pack, rows_that_fit
 from lm_eval_cna.models.row_cache import closed_up
-from lm_eval_cna.steering import Setting, steer
+from lm_eval_cna.steering.apply import steer
+from lm_eval_cna.steering.setting import Setting
 from tests.helpers.checkpoints import byte_tokenizer, save_llama
 from tests.helpers.interventions import circuit, vectors
 from tests.helpers.models import DENSE, VOCAB, tiny

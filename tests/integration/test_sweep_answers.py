@@ -11,7 +11,7 @@ from lm_eval.api.instance import Instance
 from lm_eval_cna.errors import ConfigError, RunError
 from lm_eval_cna.models.hf import CNAHFLM
 from lm_eval_cna.models.packed import Completion, PackedGenerator
-from lm_eval_cna.steering import Setting
+from lm_eval_cna.steering.setting import Setting
 from lm_eval_cna.sweep import answers
 from lm_eval_cna.sweep.batches import Batch, Request
 from lm_eval_cna.sweep.replay import Replay

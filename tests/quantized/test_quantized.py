@@ -15,8 +15,9 @@ from lm_eval_cna.interventions.compatibility import describe_model, fit_warnings
 from lm_eval_cna.interventions.reading import read_intervention
 from lm_eval_cna.measuring import Settings, measure
 from lm_eval_cna.models.hf import CNAHFLM
-from lm_eval_cna.steering import Setting, steer
-from lm_eval_cna.steering_rows import RowSteering
+from lm_eval_cna.steering.apply import steer
+from lm_eval_cna.steering.rows import RowSteering
+from lm_eval_cna.steering.setting import Setting
 from lm_eval_cna.transformer.decoder import find_architecture
 from lm_eval_cna.transformer.fingerprint import weights_sha256
 from lm_eval_cna.transformer.weights import is_packed

@@ -11,8 +11,9 @@ from peft import LoraConfig, get_peft_model
 from torch import nn
 
 from lm_eval_cna.errors import ArchitectureError
-from lm_eval_cna.steering import Setting, steer
-from lm_eval_cna.steering_rows import RowSteering
+from lm_eval_cna.steering.apply import steer
+from lm_eval_cna.steering.rows import RowSteering
+from lm_eval_cna.steering.setting import Setting
 from lm_eval_cna.transformer.decoder import find_architecture
 from lm_eval_cna.transformer.neurons import Layout
 from lm_eval_cna.transformer.projection import weight_columns

@@ -14,7 +14,7 @@ from lm_eval_cna.activations import count_in_top, mean_activations
 from lm_eval_cna.divergence import harmless_kl
 from lm_eval_cna.errors import out_of_memory
 from lm_eval_cna.proof import prove
-from lm_eval_cna.steering import Setting
+from lm_eval_cna.steering.setting import Setting
 from lm_eval_cna.transformer.decoder import find_architecture
 from lm_eval_cna.transformer.out_of_memory import with_less_memory
 from tests.helpers.interventions import circuit

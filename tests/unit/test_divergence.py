@@ -14,7 +14,8 @@ from lm_eval_cna.divergence import Divergence, harmless_kl, kl_divergence
 from lm_eval_cna.errors import CNAError, ConfigError, SteeringError
 from lm_eval_cna.models.hf import CNAHFLM
 from lm_eval_cna.resources import harmless_prompts
-from lm_eval_cna.steering import Setting, steer
+from lm_eval_cna.steering.apply import steer
+from lm_eval_cna.steering.setting import Setting
 from lm_eval_cna.transformer.decoder import find_architecture
 from lm_eval_cna.transformer.prompts import Rendering, render_prompts
 from tests.helpers.checkpoints import save_llama

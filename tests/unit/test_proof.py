@@ -18,8 +18,9 @@ from lm_eval_cna.interventions.circuit import Circuit
 from lm_eval_cna.interventions.vectors import Vectors
 from lm_eval_cna.probes import Probe
 from lm_eval_cna.proof import MORE_PROMPTS, PROMPTS, Proof, prove
-from lm_eval_cna.steering import Setting, Steering, steer
-from lm_eval_cna.steering_rows import RowSteering
+from lm_eval_cna.steering.apply import Steering, steer
+from lm_eval_cna.steering.rows import RowSteering
+from lm_eval_cna.steering.setting import Setting
 from lm_eval_cna.transformer.decoder import find_architecture
 from lm_eval_cna.transformer.prompts import Rendering
 from tests.helpers.interventions import circuit, vectors

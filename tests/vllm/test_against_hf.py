@@ -16,7 +16,7 @@ from lm_eval_cna.errors import ConfigError, InterventionError, SteeringError
 from lm_eval_cna.interventions.circuit import Circuit
 from lm_eval_cna.interventions.compatibility import describe_model
 from lm_eval_cna.interventions.vectors import Vectors
-from lm_eval_cna.steering import Setting
+from lm_eval_cna.steering.setting import Setting
 from lm_eval_cna.transformer.neurons import Neuron
 from tests.helpers.interventions import circuit, vectors
 from tests.vllm.conftest import Pair

@@ -11,9 +11,11 @@ from lm_eval_cna.errors import InterventionError, SteeringError
 from lm_eval_cna.interventions.circuit import Circuit
 from lm_eval_cna.interventions.header import ModelInfo
 from lm_eval_cna.interventions.vectors import Vectors
-from lm_eval_cna.steering import Setting, apply, steer
-from lm_eval_cna.steering_modes import Mode
-from lm_eval_cna.steering_rows import RowSteering
+from lm_eval_cna.steering import hooks
+from lm_eval_cna.steering.apply import apply, steer
+from lm_eval_cna.steering.modes import Mode
+from lm_eval_cna.steering.rows import RowSteering
+from lm_eval_cna.steering.setting import Setting
 from lm_eval_cna.transformer.decoder import find_architecture
 from lm_eval_cna.transformer.neurons import Neuron
 from tests.helpers.interventions import circuit, vectors
@@ -237,9 +239,7 @@ def test_a_circuit_of_another_shape_is_refused() -> None:
 def test_a_half_applied_steering_is_taken_back(monkeypatch: pytest.MonkeyPatch) -> None:
     model = tiny("llama")
     before, chosen = snapshot(model), circuit(find_architecture(model))
-    import lm_eval_cna.steering as steering_module
-
-    real, calls = steering_module._fold, []
+    real, calls = hooks._fold, []
 
     def failing(*args: object) -> object:
         calls.append(args)
@@ -247,7 +247,7 @@ def test_a_half_applied_steering_is_taken_back(monkeypatch: pytest.MonkeyPatch) 
             raise RuntimeError("out of memory")
         return real(*args)  # type: ignore[arg-type]
 
-    monkeypatch.setattr(steering_module, "_fold", failing)
+    monkeypatch.setattr(hooks, "_fold", failing)
     with pytest.raises(RuntimeError, match="out of memory"):
         apply(model, Setting(chosen, 0.0), mode="fold")
     assert_unchanged(model, before)

@@ -13,7 +13,7 @@ from torch import nn
 from lm_eval_cna.errors import SteeringError
 from lm_eval_cna.interventions.circuit import Circuit
 from lm_eval_cna.interventions.vectors import Vectors
-from lm_eval_cna.steering_experts import why_not_hook
+from lm_eval_cna.steering.experts import why_not_hook
 from lm_eval_cna.transformer.decoder import Architecture
 from lm_eval_cna.transformer.projection import Projection
 from lm_eval_cna.transformer.weights import is_cut, is_offloaded, is_packed, is_plain, kind_of, local

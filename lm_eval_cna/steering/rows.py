@@ -21,7 +21,8 @@ from torch import nn
 from lm_eval_cna.errors import SteeringError
 from lm_eval_cna.interventions.circuit import Circuit
 from lm_eval_cna.interventions.compatibility import check_fit
-from lm_eval_cna.steering import Setting, mark_steered, refuse_nesting, unmark_steered
+from lm_eval_cna.steering.apply import mark_steered, refuse_nesting, unmark_steered
+from lm_eval_cna.steering.setting import Setting
 from lm_eval_cna.transformer.decoder import Architecture, find_architecture
 from lm_eval_cna.transformer.projection import Projection
 

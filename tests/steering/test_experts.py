@@ -12,8 +12,9 @@ from lm_eval_cna.activations import count_in_top, mean_activations
 from lm_eval_cna.errors import ArchitectureError, CNAError, InterventionError, SteeringError
 from lm_eval_cna.interventions.circuit import Circuit
 from lm_eval_cna.interventions.compatibility import describe_model, fit_warnings, named_columns, shape_of
-from lm_eval_cna.steering import Setting, apply, steer
-from lm_eval_cna.steering_rows import RowSteering
+from lm_eval_cna.steering.apply import apply, steer
+from lm_eval_cna.steering.rows import RowSteering
+from lm_eval_cna.steering.setting import Setting
 from lm_eval_cna.transformer.decoder import find_architecture
 from lm_eval_cna.transformer.experts import routed_activations
 from lm_eval_cna.transformer.neurons import SHARED, Neuron
