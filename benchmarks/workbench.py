@@ -14,9 +14,9 @@ from unittest import mock
 import torch
 import transformers as tf
 
-from lm_eval_cna.attribution import discover
 from lm_eval_cna.contrast.loading import load_contrast
-from lm_eval_cna.measuring import Settings
+from lm_eval_cna.discovery.discover import discover
+from lm_eval_cna.discovery.measurement import Settings
 from lm_eval_cna.organism.recipe import CIRCUIT_FRACTION
 from lm_eval_cna.organism.store import OrganismPaths, ensure_organism
 

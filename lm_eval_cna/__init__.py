@@ -9,8 +9,8 @@ __version__ = "0.1.0"
 
 TYPE_CHECKING = False  # typing's own constant would import typing
 if TYPE_CHECKING:
-    from lm_eval_cna.attribution import discover
     from lm_eval_cna.contrast.loading import load_contrast
+    from lm_eval_cna.discovery.discover import discover
     from lm_eval_cna.errors import CNAError
     from lm_eval_cna.interventions.circuit import Circuit
     from lm_eval_cna.interventions.reading import read_intervention
@@ -36,7 +36,7 @@ _MODULES = {
     "CNAError": "errors",
     "Circuit": "interventions.circuit",
     "Vectors": "interventions.vectors",
-    "discover": "attribution",
+    "discover": "discovery.discover",
     "find_architecture": "transformer.decoder",
     "load_contrast": "contrast.loading",
     "read_intervention": "interventions.reading",

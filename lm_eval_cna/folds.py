@@ -17,17 +17,17 @@ from typing import Any
 
 import torch
 
-from lm_eval_cna import discovery
-from lm_eval_cna.attribution import control
 from lm_eval_cna.contrast.contrast_set import ContrastSet, prompts_sha256
 from lm_eval_cna.contrast.splits import NEGATIVE, POSITIVE, Split, split_prompts
+from lm_eval_cna.discovery import ranking
+from lm_eval_cna.discovery.circuit_size import size_of
+from lm_eval_cna.discovery.controls import control
+from lm_eval_cna.discovery.means import Means
+from lm_eval_cna.discovery.measurement import Measurement, Settings, measure
 from lm_eval_cna.divergence import harmless_kl
 from lm_eval_cna.interventions.circuit import Circuit
 from lm_eval_cna.interventions.header import stamp
 from lm_eval_cna.interventions.stability import Fold, Stability
-from lm_eval_cna.means import Means
-from lm_eval_cna.measurement import Measurement, size_of
-from lm_eval_cna.measuring import Settings, measure
 from lm_eval_cna.steering.modes import Mode
 from lm_eval_cna.steering.setting import Setting
 from lm_eval_cna.transformer.decoder import find_architecture
@@ -209,7 +209,7 @@ def _shuffled(measurement: Measurement, circuit: Circuit) -> list[tuple[Neuron, 
             return None
         delta = (halves[0] - halves[1] + halves[2] - halves[3]) / 2
         found.append(
-            discovery.rank_neurons(
+            ranking.rank_neurons(
                 delta,
                 measurement.architecture.layout,
                 len(circuit.neurons),
@@ -229,7 +229,7 @@ def _halves(means: Means, split: Split, fold: int) -> torch.Tensor | None:
 def _transferred(neurons: Sequence[Neuron], means: Means, layout: Layout) -> float:
     """The delta of a circuit on prompts that it was not found on."""
     assert means.neurons is not None
-    difference = discovery.mean_difference(means.neurons)
+    difference = ranking.mean_difference(means.neurons)
     return fmean(math.copysign(1.0, _delta(n)) * float(difference[layout.position(n.place)]) for n in neurons)
 
 

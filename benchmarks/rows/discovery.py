@@ -5,11 +5,11 @@ from __future__ import annotations
 from benchmarks import plain_loop
 from benchmarks.sides import Outcome, Side, compare, row
 from benchmarks.workbench import Workbench
-from lm_eval_cna.activations import mean_activations
 from lm_eval_cna.contrast.loading import load_contrast
-from lm_eval_cna.discovery import circuit_size
-from lm_eval_cna.means import RunningSums
-from lm_eval_cna.measuring import Settings, measure
+from lm_eval_cna.discovery.activations import mean_activations
+from lm_eval_cna.discovery.circuit_size import circuit_size
+from lm_eval_cna.discovery.means import RunningSums
+from lm_eval_cna.discovery.measurement import Settings, measure
 from lm_eval_cna.organism.recipe import CIRCUIT_FRACTION
 from lm_eval_cna.transformer.decoder import find_architecture
 from lm_eval_cna.transformer.prompts import encode_prompts, render_prompts

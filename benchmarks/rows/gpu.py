@@ -14,7 +14,7 @@ from benchmarks.rows.steering import assigned, generating
 from benchmarks.sides import Outcome, Side, compare, row
 from benchmarks.workbench import Workbench, random_llama, some_circuit
 from lm_eval_cna.contrast.loading import load_contrast
-from lm_eval_cna.measuring import Settings, measure
+from lm_eval_cna.discovery.measurement import Settings, measure
 from lm_eval_cna.steering.apply import steer
 
 _MODEL = "1.1 B Llama, bfloat16, GPU"

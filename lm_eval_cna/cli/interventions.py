@@ -57,14 +57,14 @@ def discover(
     if output.suffix != suffix:
         raise ConfigError(f"--output of {method.value}", got=str(output), allowed=f"a file name ending in {suffix}")
     excluded = whole_numbers("--exclude-layers", exclude_layers) if exclude_layers else ()
-    from lm_eval_cna.attribution import check_request
-    from lm_eval_cna.attribution import discover as find
     from lm_eval_cna.contrast.loading import load_contrast
     from lm_eval_cna.contrast.splits import split_prompts
+    from lm_eval_cna.discovery.discover import check_request
+    from lm_eval_cna.discovery.discover import discover as find
+    from lm_eval_cna.discovery.measurement import Settings
     from lm_eval_cna.folds import discover_over_folds
     from lm_eval_cna.interventions.reading import read_intervention
     from lm_eval_cna.interventions.stability import stability_path
-    from lm_eval_cna.measuring import Settings
     from lm_eval_cna.models.hf import CNAHFLM
 
     # Everything that can be wrong in options and files is found before the model is loaded.

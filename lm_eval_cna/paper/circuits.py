@@ -13,13 +13,13 @@ from typing import Any
 from lm_eval_cna.contrast.contrast_set import ContrastSet
 from lm_eval_cna.contrast.loading import load_contrast
 from lm_eval_cna.contrast.splits import split_prompts
+from lm_eval_cna.discovery.circuit_size import size_of
+from lm_eval_cna.discovery.measurement import Settings, measure
 from lm_eval_cna.errors import RunError
 from lm_eval_cna.folds import circuits_over_folds
 from lm_eval_cna.interventions.circuit import Circuit
 from lm_eval_cna.interventions.profile import layer_profile, overlap
 from lm_eval_cna.interventions.reading import read_intervention
-from lm_eval_cna.measurement import size_of
-from lm_eval_cna.measuring import Settings, measure
 from lm_eval_cna.models.hf import CNAHFLM
 from lm_eval_cna.paper.plan import Request
 from lm_eval_cna.paper.rows import Published, Row, claims, figure, over_folds, row

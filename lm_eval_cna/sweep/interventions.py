@@ -6,9 +6,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, cast
 
-from lm_eval_cna.attribution import control
 from lm_eval_cna.contrast.loading import load_contrast
 from lm_eval_cna.contrast.splits import split_prompts
+from lm_eval_cna.discovery.circuit_size import size_of
+from lm_eval_cna.discovery.controls import control
+from lm_eval_cna.discovery.measurement import Measurement, Settings, measure
 from lm_eval_cna.errors import ConfigError
 from lm_eval_cna.folds import assess
 from lm_eval_cna.interventions.circuit import Circuit
@@ -18,8 +20,6 @@ from lm_eval_cna.interventions.methods import CONTROLS, LOCAL, OF_VECTORS, READS
 from lm_eval_cna.interventions.reading import read_intervention
 from lm_eval_cna.interventions.stability import Stability, read_stability, stability_path
 from lm_eval_cna.interventions.vectors import Vectors
-from lm_eval_cna.measurement import Measurement, size_of
-from lm_eval_cna.measuring import Settings, measure
 from lm_eval_cna.models.hf import CNAHFLM
 from lm_eval_cna.steering.setting import Setting
 from lm_eval_cna.sweep.cells import Cell

@@ -17,9 +17,9 @@ import transformers as tf
 from torch import nn
 
 from lm_eval_cna.contrast.contrast_set import ContrastSet
+from lm_eval_cna.discovery.measurement import Settings, measure
 from lm_eval_cna.interventions.circuit import Circuit
 from lm_eval_cna.interventions.compatibility import columns_sha256
-from lm_eval_cna.measuring import Settings, measure
 from lm_eval_cna.models.hf import CNAHFLM
 from lm_eval_cna.models.likelihood_settings import score_settings
 from lm_eval_cna.models.packed import Job, PackedGenerator

@@ -32,7 +32,7 @@ TESTS = (
     "tests/integration/test_packed.py",
     "tests/integration/test_likelihood.py",
     "tests/integration/test_entry.py",
-    "tests/integration/test_attribution.py",
+    "tests/discovery/test_discover.py",
     "tests/transformer/test_decoder.py",
     "tests/interventions/test_circuit.py",
     "tests/contrast/test_loading.py",

@@ -15,7 +15,7 @@ from lm_eval.tasks import TaskManager
 from lm_eval_cna.behaviours.agreement import agreement_items
 from lm_eval_cna.behaviours.capitals import capital_items
 from lm_eval_cna.contrast.loading import load_contrast
-from lm_eval_cna.measuring import Settings, measure
+from lm_eval_cna.discovery.measurement import Settings, measure
 from lm_eval_cna.models.hf import CNAHFLM
 from lm_eval_cna.resources import harmless_prompts
 from lm_eval_cna.steering.setting import Setting

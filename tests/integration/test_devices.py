@@ -8,10 +8,10 @@ from typing import Any
 
 import pytest
 
+from lm_eval_cna.discovery.measurement import Settings, measure
 from lm_eval_cna.errors import SteeringError
 from lm_eval_cna.interventions.circuit import Circuit
 from lm_eval_cna.interventions.compatibility import fit_warnings
-from lm_eval_cna.measuring import Settings, measure
 from lm_eval_cna.models.hf import CNAHFLM
 from lm_eval_cna.steering.setting import Setting
 from tests.helpers.checkpoints import save_llama

@@ -11,20 +11,21 @@ from typing import Any
 import pytest
 import torch
 
-from lm_eval_cna.activations import mean_activations
-from lm_eval_cna.attribution import control, discover
 from lm_eval_cna.contrast.contrast_set import ContrastSet
 from lm_eval_cna.contrast.splits import NEGATIVE, POSITIVE, Split, split_prompts
+from lm_eval_cna.discovery.activations import mean_activations
+from lm_eval_cna.discovery.controls import control
+from lm_eval_cna.discovery.discover import discover
+from lm_eval_cna.discovery.measurement import Settings, measure
 from lm_eval_cna.divergence import harmless_kl
 from lm_eval_cna.errors import ConfigError, InterventionError
 from lm_eval_cna.folds import assess, discover_over_folds
 from lm_eval_cna.interventions.circuit import Circuit
 from lm_eval_cna.interventions.stability import Stability, read_stability, stability_path
-from lm_eval_cna.measuring import Settings, measure
 from lm_eval_cna.steering.setting import Setting
 from lm_eval_cna.transformer.decoder import find_architecture
+from tests.discovery.test_discover import letters
 from tests.helpers.models import tiny
-from tests.integration.test_attribution import letters
 
 FOLDS, SIZE = 3, 9
 SETTINGS = Settings(batch_size=5)

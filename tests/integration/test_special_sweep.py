@@ -9,14 +9,14 @@ from typing import Any
 import pytest
 from lm_eval.tasks import TaskManager
 
-from lm_eval_cna.attribution import discover
 from lm_eval_cna.contrast.loading import load_contrast
+from lm_eval_cna.discovery.discover import discover
+from lm_eval_cna.discovery.measurement import Settings
 from lm_eval_cna.errors import ConfigError
 from lm_eval_cna.folds import discover_over_folds
 from lm_eval_cna.interventions.circuit import Circuit
 from lm_eval_cna.interventions.reading import read_intervention
 from lm_eval_cna.interventions.stability import read_stability, stability_path
-from lm_eval_cna.measuring import Settings
 from lm_eval_cna.models.hf import CNAHFLM
 from lm_eval_cna.report.page import write_report
 from lm_eval_cna.sweep import runner

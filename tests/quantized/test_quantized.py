@@ -9,11 +9,11 @@ import pytest
 import torch
 
 from lm_eval_cna.contrast.contrast_set import ContrastSet
+from lm_eval_cna.discovery.measurement import Settings, measure
 from lm_eval_cna.errors import ConfigError, SteeringError
 from lm_eval_cna.interventions.circuit import Circuit
 from lm_eval_cna.interventions.compatibility import describe_model, fit_warnings
 from lm_eval_cna.interventions.reading import read_intervention
-from lm_eval_cna.measuring import Settings, measure
 from lm_eval_cna.models.hf import CNAHFLM
 from lm_eval_cna.steering.apply import steer
 from lm_eval_cna.steering.rows import RowSteering

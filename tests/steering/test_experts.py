@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import nn
 
-from lm_eval_cna.activations import count_in_top, mean_activations
+from lm_eval_cna.discovery.activations import count_in_top, mean_activations
 from lm_eval_cna.errors import ArchitectureError, CNAError, InterventionError, SteeringError
 from lm_eval_cna.interventions.circuit import Circuit
 from lm_eval_cna.interventions.compatibility import describe_model, fit_warnings, named_columns, shape_of

@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from lm_eval_cna import cli
-from lm_eval_cna.activations import count_in_top, mean_activations
+from lm_eval_cna.discovery.activations import count_in_top, mean_activations
 from lm_eval_cna.divergence import harmless_kl
 from lm_eval_cna.errors import out_of_memory
 from lm_eval_cna.proof import prove

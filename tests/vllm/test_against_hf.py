@@ -11,7 +11,7 @@ pytest.importorskip("vllm", reason="vLLM is not installed here; `make test-vllm`
 
 from lm_eval.api.instance import Instance
 
-from lm_eval_cna.attribution import control
+from lm_eval_cna.discovery.controls import control
 from lm_eval_cna.errors import ConfigError, InterventionError, SteeringError
 from lm_eval_cna.interventions.circuit import Circuit
 from lm_eval_cna.interventions.compatibility import describe_model

@@ -10,15 +10,15 @@ import torch
 import transformers as tf
 from tokenizers import Regex, Tokenizer, models, pre_tokenizers, processors
 
-from lm_eval_cna.attribution import control, discover
 from lm_eval_cna.contrast.contrast_set import ContrastSet
 from lm_eval_cna.contrast.loading import load_contrast, load_universal_prompts
+from lm_eval_cna.discovery.controls import control
+from lm_eval_cna.discovery.discover import discover
+from lm_eval_cna.discovery.measurement import Measurement, Settings, measure
 from lm_eval_cna.errors import ArchitectureError, CNAError, ConfigError, ContrastError, InterventionError
 from lm_eval_cna.interventions.circuit import Circuit
 from lm_eval_cna.interventions.reading import read_intervention
 from lm_eval_cna.interventions.vectors import Vectors
-from lm_eval_cna.measurement import Measurement
-from lm_eval_cna.measuring import Settings, measure
 from lm_eval_cna.transformer.prompts import Rendering, encode_prompts, render_prompts
 from tests.helpers.models import DENSE, TINY, VOCAB, tiny
 from tests.reference import attribution as reference
@@ -67,7 +67,7 @@ def test_equals_the_reference_for_every_batch_size(
 ) -> None:
     model = TINY[family]()
     diverse = load_universal_prompts()[::4]  # 13 of them: the reference takes them one at a time
-    monkeypatch.setattr("lm_eval_cna.measuring.load_universal_prompts", lambda: diverse)
+    monkeypatch.setattr("lm_eval_cna.discovery.measurement.load_universal_prompts", lambda: diverse)
     positive, negative = ids(contrast.positive, tokenizer), ids(contrast.negative, tokenizer)
     left_out = reference.universal(model, family, ids(diverse, tokenizer), FRACTION)
     expected = reference.circuit(model, family, positive, negative, FRACTION, left_out)
@@ -193,7 +193,7 @@ def test_top_activation_equals_the_reference(
 ) -> None:
     model = TINY[family]()
     diverse = load_universal_prompts()[::4]
-    monkeypatch.setattr("lm_eval_cna.measuring.load_universal_prompts", lambda: diverse)
+    monkeypatch.setattr("lm_eval_cna.discovery.measurement.load_universal_prompts", lambda: diverse)
     left_out = reference.universal(model, family, ids(diverse, tokenizer), FRACTION)
     prompts = ids(contrast.prompts, tokenizer)
     expected = reference.most_active(model, family, prompts, FRACTION, left_out, excluded_layers=(1,))

@@ -9,10 +9,10 @@ import pytest
 import torch
 import transformers as tf
 
-from lm_eval_cna.activations import count_in_top, mean_activations
+from lm_eval_cna.discovery.activations import count_in_top, mean_activations
+from lm_eval_cna.discovery.means import RunningSums
 from lm_eval_cna.errors import CNAError, ConfigError, ContrastError
 from lm_eval_cna.interventions.methods import Read
-from lm_eval_cna.means import RunningSums
 from lm_eval_cna.transformer.decoder import find_architecture
 from tests.helpers.models import tiny
 

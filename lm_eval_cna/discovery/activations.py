@@ -15,10 +15,10 @@ from typing import Any, get_args
 import torch
 from torch import nn
 
+from lm_eval_cna.discovery.means import FINITE_ADVICE, Means, RunningSums
+from lm_eval_cna.discovery.moe_activations import MixtureWatch
 from lm_eval_cna.errors import CNAError, ConfigError, ContrastError
 from lm_eval_cna.interventions.methods import Read
-from lm_eval_cna.means import FINITE_ADVICE, Means, RunningSums
-from lm_eval_cna.mixture import MixtureWatch
 from lm_eval_cna.transformer.decoder import Architecture, Layer
 from lm_eval_cna.transformer.forward import evaluating, inputs_of
 from lm_eval_cna.transformer.out_of_memory import least_of, with_less_memory

@@ -8,18 +8,9 @@ from typing import Any
 import pytest
 import torch
 
-from lm_eval_cna.discovery import (
-    _nearest,
-    caa_vectors,
-    circuit_size,
-    random_neurons,
-    random_neurons_of,
-    random_vectors,
-    rank_neurons,
-    residual_layer,
-    residual_vector,
-    universal_neurons,
-)
+from lm_eval_cna.discovery.circuit_size import circuit_size
+from lm_eval_cna.discovery.controls import _nearest, random_neurons, random_neurons_of, random_vectors
+from lm_eval_cna.discovery.ranking import caa_vectors, rank_neurons, residual_layer, residual_vector, universal_neurons
 from lm_eval_cna.errors import ConfigError
 from lm_eval_cna.interventions.methods import THIRDS, third_of_layers
 from lm_eval_cna.transformer.neurons import SHARED, Layout, Neuron, Part

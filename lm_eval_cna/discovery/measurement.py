@@ -7,24 +7,28 @@ running it again.
 from __future__ import annotations
 
 from collections.abc import Collection, Sequence
-from dataclasses import dataclass
-from typing import Any, NamedTuple
+from dataclasses import dataclass, field
+from typing import Any
 
 import torch
 
-from lm_eval_cna import discovery
-from lm_eval_cna.contrast.contrast_set import ContrastSet
+from lm_eval_cna.contrast.contrast_set import ContrastSet, prompts_sha256
+from lm_eval_cna.contrast.jailbreakbench import leakage_statement
+from lm_eval_cna.contrast.loading import load_universal_prompts
 from lm_eval_cna.contrast.splits import Split
-from lm_eval_cna.errors import ConfigError
+from lm_eval_cna.discovery import ranking
+from lm_eval_cna.discovery.activations import Progress, count_in_top, mean_activations
+from lm_eval_cna.discovery.circuit_size import DEFAULT_FRACTION, Size, circuit_size, size_of
+from lm_eval_cna.discovery.means import Means
+from lm_eval_cna.errors import ConfigError, ContrastError
 from lm_eval_cna.interventions.circuit import Circuit
-from lm_eval_cna.interventions.compatibility import describe_for_vectors, describe_model
-from lm_eval_cna.interventions.header import DiscoveryInfo, ModelInfo
+from lm_eval_cna.interventions.compatibility import describe_for_vectors, describe_model, identity_of
+from lm_eval_cna.interventions.header import DiscoveryInfo, ModelInfo, UniversalFilter, stamp
+from lm_eval_cna.interventions.methods import Read
 from lm_eval_cna.interventions.vectors import Vectors
-from lm_eval_cna.means import Means
-from lm_eval_cna.transformer.decoder import Architecture
+from lm_eval_cna.transformer.decoder import Architecture, find_architecture
 from lm_eval_cna.transformer.neurons import Neuron, Place
-
-DEFAULT_FRACTION = 0.001
+from lm_eval_cna.transformer.prompts import Rendering, chat_template_sha256, pad_token_id
 
 
 @dataclass(frozen=True)
@@ -70,7 +74,7 @@ class Measurement:
             ConfigError: both sizes are given, a size or layer is out of range, or neurons were not read.
         """
         size = size_of(self.architecture, fraction, top_k)
-        delta = discovery.mean_difference(_read(self.means.neurons, "neurons"))
+        delta = ranking.mean_difference(_read(self.means.neurons, "neurons"))
         neurons = self._ranked(delta, size, excluded_layers, self.universal)
         return Circuit(
             method="cna",
@@ -125,7 +129,7 @@ class Measurement:
         Raises:
             ConfigError: writes were not read.
         """
-        tensors = discovery.caa_vectors(_read(self.means.writes, "writes"))
+        tensors = ranking.caa_vectors(_read(self.means.writes, "writes"))
         return Vectors(
             method="caa",
             place="write",
@@ -141,7 +145,7 @@ class Measurement:
         Raises:
             ConfigError: the layer is not in the model, or blocks were not read.
         """
-        tensors = discovery.residual_vector(_read(self.means.blocks, "blocks"), layer)
+        tensors = ranking.residual_vector(_read(self.means.blocks, "blocks"), layer)
         return Vectors(
             method="caa-residual",
             place="block",
@@ -154,7 +158,7 @@ class Measurement:
     def _ranked(
         self, values: torch.Tensor, size: Size, excluded_layers: Collection[int], universal: Sequence[Place]
     ) -> tuple[Neuron, ...]:
-        return discovery.rank_neurons(
+        return ranking.rank_neurons(
             values, self.architecture.layout, size.neurons, excluded_layers=excluded_layers, universal=universal
         )
 
@@ -164,51 +168,6 @@ class Measurement:
 
     def _model_of_vectors(self, layers: Collection[int]) -> ModelInfo:
         return describe_for_vectors(self.architecture, layers, id=self.model_id, revision=self.revision)
-
-
-class Size(NamedTuple):
-    """How large a circuit is.
-
-    Attributes:
-        neurons: how many it has.
-        fraction: the share of the model's neurons that was asked for; None where a number of them was.
-        share: the share of the model's neurons that it comes to. It is also what makes a universal neuron: being among
-            so many of a prompt's most active.
-    """
-
-    neurons: int
-    fraction: float | None
-    share: float
-
-
-def size_of(architecture: Architecture, fraction: float | None, top_k: int | None) -> Size:
-    """The size of a circuit: `top_k` neurons, or a fraction of the model's, 0.001 where neither is given.
-
-    Raises:
-        ConfigError: both are given, or one is out of range.
-    """
-    check_size(fraction, top_k)
-    every = architecture.num_neurons
-    if top_k is None:
-        fraction = DEFAULT_FRACTION if fraction is None else fraction
-        return Size(discovery.circuit_size(fraction, every), fraction, fraction)
-    if top_k > every:
-        raise ConfigError("circuit size", got=top_k, allowed=f"1 to {every}, the model's neurons")
-    return Size(top_k, None, top_k / every)
-
-
-def check_size(fraction: float | None, top_k: int | None) -> None:
-    """Refuse a size that no model's circuit can have.
-
-    Raises:
-        ConfigError: both are given, or one is out of range.
-    """
-    if fraction is not None and top_k is not None:
-        raise ConfigError("a circuit has one size", got=f"fraction {fraction} and top-k {top_k}", do="give one of them")
-    if fraction is not None and not 0 < fraction <= 1:
-        raise ConfigError("fraction of the model's neurons", got=fraction, allowed="above 0, up to 1")
-    if top_k is not None and top_k < 1:
-        raise ConfigError("circuit size", got=top_k, allowed="1 or more neurons")
 
 
 def _sized(info: DiscoveryInfo, size: Size, excluded_layers: Collection[int]) -> DiscoveryInfo:
@@ -221,3 +180,120 @@ def _read(means: Any, what: str) -> Any:
     if means is None:
         raise ConfigError(f"{what} were not read in this measurement", do=f"measure with read=({what!r},)")
     return means
+
+
+@dataclass(frozen=True)
+class Settings:
+    """How prompts are rendered and run; the same for the contrast set and the universal filter's prompts.
+
+    Attributes:
+        rendering: from text to token ids, as the evaluation does it.
+        batch_size: prompts per forward pass.
+        progress: called with (prompts done, prompts in all) after each batch, for each set of prompts anew.
+    """
+
+    rendering: Rendering = field(default_factory=Rendering)
+    batch_size: int = 32
+    progress: Progress | None = None
+
+
+def measure(
+    model: Any,
+    tokenizer: Any,
+    contrast: ContrastSet,
+    *,
+    read: Sequence[Read] = ("neurons", "writes"),
+    universal_filter: bool = True,
+    universal_fraction: float = DEFAULT_FRACTION,
+    check_leakage: bool = True,
+    split: Split | None = None,
+    settings: Settings | None = None,
+    model_id: str | None = None,
+    revision: str | None = None,
+) -> Measurement:
+    """Run a contrast set through a model and keep the class means of what is read.
+
+    Args:
+        model: a transformers model of a known architecture.
+        tokenizer: its tokenizer.
+        contrast: the prompts.
+        read: "neurons" for circuits, "writes" for CAA vectors, "blocks" for residual vectors, "magnitudes" for
+            `top-activation` and activation-matched controls.
+        universal_filter: find universal neurons on the packaged diverse prompts first, where neurons are to be chosen
+            ("neurons" or "magnitudes" is read).
+        universal_fraction: share of the model's neurons that are a diverse prompt's top.
+        check_leakage: compare the contrast set with JBB on the hub where it does not say itself what leaks.
+        split: keep the means of these groups of prompts too: four numbers a neuron and fold, from the same passes.
+        settings: how prompts are rendered and run.
+        model_id: written into the files; by default what the model says of itself.
+        revision: likewise.
+
+    Raises:
+        ArchitectureError: the model is not one we know.
+        ContrastError: a prompt cannot be rendered or is longer than the model can read.
+        CNAError: activations are not finite.
+    """
+    settings = settings or Settings()
+    architecture = find_architecture(model)
+    rows = _encoded(contrast.prompts, architecture, tokenizer, settings)
+    universal = None
+    if universal_filter and {"neurons", "magnitudes"} & set(read):
+        universal = _universal_filter(architecture, tokenizer, universal_fraction, settings)
+    means = mean_activations(
+        architecture,
+        rows,
+        [0] * len(contrast.positive) + [1] * len(contrast.negative) if split is None else split.numbers,
+        read=read,
+        batch_size=settings.batch_size,
+        pad=pad_token_id(tokenizer),
+        progress=settings.progress,
+    )
+    by_group = None
+    if split is not None:
+        by_group, means = means, means.merged([group.label for group in split.groups])
+    info = DiscoveryInfo(
+        contrast=contrast.name,
+        contrast_sha256=contrast.sha256,
+        positive=len(contrast.positive),
+        negative=len(contrast.negative),
+        universal_filter=universal,
+        chat_template_sha256=chat_template_sha256(tokenizer) if settings.rendering.chat_template else None,
+        leakage=leakage_statement(contrast.prompts, contrast.leakage)
+        if check_leakage
+        else "not checked: not asked for",
+        **stamp(),
+    )
+    identity = identity_of(model, model_id, revision)
+    return Measurement(architecture, contrast, means, info, *identity, split, by_group)
+
+
+def _encoded(prompts: Sequence[str], architecture: Architecture, tokenizer: Any, settings: Settings) -> list[list[int]]:
+    rows = settings.rendering.encode(prompts, tokenizer)
+    limit = getattr(getattr(architecture.stack, "config", None), "max_position_embeddings", None)
+    longest = max(map(len, rows))
+    if isinstance(limit, int) and longest > limit:
+        raise ContrastError(
+            "a prompt is longer than the model can read", got=f"{longest} tokens", allowed=f"up to {limit}"
+        )
+    return rows
+
+
+def _universal_filter(
+    architecture: Architecture, tokenizer: Any, fraction: float, settings: Settings
+) -> UniversalFilter:
+    prompts = load_universal_prompts()
+    counts = count_in_top(
+        architecture,
+        _encoded(prompts, architecture, tokenizer, settings),
+        circuit_size(fraction, architecture.num_neurons),
+        batch_size=settings.batch_size,
+        pad=pad_token_id(tokenizer),
+        progress=settings.progress,
+    )
+    return UniversalFilter(
+        fraction=fraction,
+        share=ranking.UNIVERSAL_SHARE,
+        prompts=len(prompts),
+        prompts_sha256=prompts_sha256(prompts),
+        neurons=ranking.universal_neurons(counts, architecture.layout, len(prompts)),
+    )

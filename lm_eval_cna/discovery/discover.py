@@ -6,22 +6,19 @@ Floor 3. To make several from the same prompts, `measuring.measure` once and ask
 from __future__ import annotations
 
 from collections.abc import Collection
-from typing import Any, cast, overload
+from typing import Any, cast
 
-import torch
-
-from lm_eval_cna import discovery
 from lm_eval_cna.contrast.contrast_set import ContrastSet
+from lm_eval_cna.discovery.circuit_size import DEFAULT_FRACTION, check_size, size_of
+from lm_eval_cna.discovery.controls import control
+from lm_eval_cna.discovery.measurement import Settings, measure
 from lm_eval_cna.errors import ConfigError
 from lm_eval_cna.interventions.circuit import Circuit
-from lm_eval_cna.interventions.compatibility import check_fit, describe_for_vectors, describe_model, identity_of
-from lm_eval_cna.interventions.header import MATCHES, Match, stamp
-from lm_eval_cna.interventions.methods import METHODS, READS, THIRDS, Method, third_of_layers
+from lm_eval_cna.interventions.compatibility import check_fit
+from lm_eval_cna.interventions.header import MATCHES, Match
+from lm_eval_cna.interventions.methods import METHODS, READS, Method
 from lm_eval_cna.interventions.vectors import Vectors
-from lm_eval_cna.measurement import DEFAULT_FRACTION, check_size, size_of
-from lm_eval_cna.measuring import Settings, measure
-from lm_eval_cna.transformer.decoder import Architecture, find_architecture
-from lm_eval_cna.transformer.neurons import Neuron
+from lm_eval_cna.transformer.decoder import find_architecture
 
 #: Arguments that a method would ignore are refused.
 _ARGUMENTS: dict[str, set[str]] = {
@@ -164,98 +161,3 @@ def discover(
         matched = cast("Circuit | None", like)
         return measurement.top_activation(fraction=fraction, top_k=top_k, excluded_layers=excluded_layers, like=matched)
     return measurement.vectors() if method == "caa" else measurement.residual_vector(layer)
-
-
-@overload
-def control(
-    model: Any,
-    like: Circuit,
-    *,
-    seed: int,
-    match: Match = ...,
-    magnitudes: torch.Tensor | None = None,
-    model_id: str | None = None,
-    revision: str | None = None,
-) -> Circuit: ...
-
-
-@overload
-def control(
-    model: Any,
-    like: Vectors,
-    *,
-    seed: int,
-    match: Match = ...,
-    magnitudes: torch.Tensor | None = None,
-    model_id: str | None = None,
-    revision: str | None = None,
-) -> Vectors: ...
-
-
-def control(
-    model: Any,
-    like: Circuit | Vectors,
-    *,
-    seed: int,
-    match: Match = "layer",
-    magnitudes: torch.Tensor | None = None,
-    model_id: str | None = None,
-    revision: str | None = None,
-) -> Circuit | Vectors:
-    """Draw a random circuit or random vectors matched to `like`; the model is looked at and not run.
-
-    Args:
-        model: the model that `like` was found on.
-        like: a circuit, which gives a `random` one, or vectors, which give `random-vectors`. The universal neurons that
-            a circuit's header names are not drawn; a circuit found without the filter names none.
-        seed: one control a seed.
-        match: where the neurons of a `random` circuit are drawn: "layer", in the layer of the circuit's at the same
-            place, among neurons of its kind (`discovery.random_neurons`); "activation", there among those of similar
-            mean |activation|; "bottom", "middle" or "top", anywhere in that third of the layers, less those that the
-            circuit's discovery left out.
-        magnitudes: for "activation": mean |activation| of every neuron [neurons], as
-            `measure(..., read=("magnitudes",))` finds it.
-        model_id: written into the file; by default what the model says of itself.
-        revision: likewise.
-
-    Raises:
-        InterventionError: `like` does not fit the model.
-        ConfigError: too few neurons are left to draw from, or magnitudes are missing.
-    """
-    architecture = find_architecture(model)
-    check_fit(like, architecture)
-    identity = dict(zip(("id", "revision"), identity_of(model, model_id, revision), strict=True))
-    origin: dict[str, Any] = {"seed": seed, "like_sha256": like.sha256, **stamp()}
-    name = f"{like.name}-random-{seed}"
-    if isinstance(like, Vectors):
-        return Vectors(
-            method="random-vectors",
-            place=like.place,
-            name=name,
-            model=describe_for_vectors(architecture, like.layers, **identity),
-            discovery=like.discovery.model_copy(update=origin),
-            tensors=discovery.random_vectors(like.tensors, seed=seed),
-        )
-    neurons = _draw(like, architecture, seed, match, magnitudes)
-    return Circuit(
-        method="random",
-        name=name if match == "layer" else f"{name}-{match}",
-        model=describe_model(architecture, (neuron.place for neuron in neurons), **identity),
-        discovery=like.discovery.model_copy(update={**origin, "match": match}),
-        neurons=neurons,
-    )
-
-
-def _draw(
-    like: Circuit, architecture: Architecture, seed: int, match: Match, magnitudes: torch.Tensor | None
-) -> tuple[Neuron, ...]:
-    layout, found = architecture.layout, like.discovery.universal_filter
-    universal = () if found is None else found.neurons
-    if match in THIRDS:
-        third = third_of_layers(len(architecture.layers), match)
-        layers = [layer for layer in third if layer not in like.discovery.excluded_layers]
-        return discovery.random_neurons_of(like.neurons, layout, layers, seed=seed, universal=universal)
-    if match == "activation" and magnitudes is None:
-        raise ConfigError("activation-matched controls need the neurons' mean |activation|")
-    near = magnitudes if match == "activation" else None
-    return discovery.random_neurons(like.neurons, layout, seed=seed, universal=universal, magnitudes=near)

@@ -1,130 +1,120 @@
-"""Statistics to neurons and vectors. Pure tensors: this module knows no model, no hook and no prompt.
-
-Floor 2. Formulas: CNA is arXiv 2605.12290, CAA as that paper runs it (the mean difference of what every MLP writes);
-the single-layer residual vector is Panickssery et al., arXiv 2312.06681.
-"""
+"""Controls: random neurons and vectors, matched to what was found."""
 
 from __future__ import annotations
 
 import random
 from collections import Counter
 from collections.abc import Collection, Iterable, Mapping, Sequence
+from typing import Any, overload
 
 import torch
 
+from lm_eval_cna.discovery.ranking import positions
 from lm_eval_cna.errors import ConfigError
+from lm_eval_cna.interventions.circuit import Circuit
+from lm_eval_cna.interventions.compatibility import check_fit, describe_for_vectors, describe_model, identity_of
+from lm_eval_cna.interventions.header import Match, stamp
+from lm_eval_cna.interventions.methods import THIRDS, third_of_layers
+from lm_eval_cna.interventions.vectors import Vectors
+from lm_eval_cna.transformer.decoder import Architecture, find_architecture
 from lm_eval_cna.transformer.neurons import SHARED, Layout, Neuron, Place, neuron_at
 
-UNIVERSAL_SHARE = 0.8  # the paper's: on at least 80 % of diverse prompts
 MATCH_POOL = 20  # neurons among which an activation-matched control draws
-LATEST_LAYER = 0.8  # Arditi et al., arXiv 2406.11717, take no direction from the last fifth of the layers
 
 
-def circuit_size(fraction: float, neurons: int) -> int:
-    """How many neurons a circuit has: round(fraction * all neurons of the model), at least 1.
-
-    Raises:
-        ConfigError: the fraction is not in (0, 1].
-    """
-    if not 0 < fraction <= 1:
-        raise ConfigError("fraction of the model's neurons", got=fraction, allowed="above 0, up to 1")
-    return max(1, round(fraction * neurons))
-
-
-def mean_difference(means: torch.Tensor) -> torch.Tensor:
-    """mean(positive) - mean(negative) of means [2, ...], positive first."""
-    return means[0] - means[1]
-
-
-def rank_neurons(
-    delta: torch.Tensor,
-    layout: Layout,
-    k: int,
+@overload
+def control(
+    model: Any,
+    like: Circuit,
     *,
-    excluded_layers: Collection[int] = (),
-    universal: Iterable[Place] = (),
+    seed: int,
+    match: Match = ...,
+    magnitudes: torch.Tensor | None = None,
+    model_id: str | None = None,
+    revision: str | None = None,
+) -> Circuit: ...
+
+
+@overload
+def control(
+    model: Any,
+    like: Vectors,
+    *,
+    seed: int,
+    match: Match = ...,
+    magnitudes: torch.Tensor | None = None,
+    model_id: str | None = None,
+    revision: str | None = None,
+) -> Vectors: ...
+
+
+def control(
+    model: Any,
+    like: Circuit | Vectors,
+    *,
+    seed: int,
+    match: Match = "layer",
+    magnitudes: torch.Tensor | None = None,
+    model_id: str | None = None,
+    revision: str | None = None,
+) -> Circuit | Vectors:
+    """Draw a random circuit or random vectors matched to `like`; the model is looked at and not run.
+
+    Args:
+        model: the model that `like` was found on.
+        like: a circuit, which gives a `random` one, or vectors, which give `random-vectors`. The universal neurons that
+            a circuit's header names are not drawn; a circuit found without the filter names none.
+        seed: one control a seed.
+        match: where the neurons of a `random` circuit are drawn: "layer", in the layer of the circuit's at the same
+            place, among neurons of its kind (`discovery.random_neurons`); "activation", there among those of similar
+            mean |activation|; "bottom", "middle" or "top", anywhere in that third of the layers, less those that the
+            circuit's discovery left out.
+        magnitudes: for "activation": mean |activation| of every neuron [neurons], as
+            `measure(..., read=("magnitudes",))` finds it.
+        model_id: written into the file; by default what the model says of itself.
+        revision: likewise.
+
+    Raises:
+        InterventionError: `like` does not fit the model.
+        ConfigError: too few neurons are left to draw from, or magnitudes are missing.
+    """
+    architecture = find_architecture(model)
+    check_fit(like, architecture)
+    identity = dict(zip(("id", "revision"), identity_of(model, model_id, revision), strict=True))
+    origin: dict[str, Any] = {"seed": seed, "like_sha256": like.sha256, **stamp()}
+    name = f"{like.name}-random-{seed}"
+    if isinstance(like, Vectors):
+        return Vectors(
+            method="random-vectors",
+            place=like.place,
+            name=name,
+            model=describe_for_vectors(architecture, like.layers, **identity),
+            discovery=like.discovery.model_copy(update=origin),
+            tensors=random_vectors(like.tensors, seed=seed),
+        )
+    neurons = _draw(like, architecture, seed, match, magnitudes)
+    return Circuit(
+        method="random",
+        name=name if match == "layer" else f"{name}-{match}",
+        model=describe_model(architecture, (neuron.place for neuron in neurons), **identity),
+        discovery=like.discovery.model_copy(update={**origin, "match": match}),
+        neurons=neurons,
+    )
+
+
+def _draw(
+    like: Circuit, architecture: Architecture, seed: int, match: Match, magnitudes: torch.Tensor | None
 ) -> tuple[Neuron, ...]:
-    """The k neurons of largest |delta|, largest first, ties in the layout's order: by layer, expert and index.
-
-    Args:
-        delta: a value for every neuron, [neurons].
-        layout: where each stands.
-        k: the size of the circuit.
-        excluded_layers: layers to leave out.
-        universal: neurons to leave out, before the top k is taken.
-
-    Raises:
-        ConfigError: k is under 1 or more than there are neurons left, or a layer is not in the model.
-    """
-    layers = layout.num_layers
-    outside = [layer for layer in excluded_layers if not 0 <= layer < layers]
-    if outside:
-        raise ConfigError("excluded layer", got=outside[0], allowed=f"0 to {layers - 1}")
-    size = delta.abs().to(torch.float64)
-    for layer in excluded_layers:
-        span = layout.of_layer(layer)
-        size[span.start : span.stop] = -1
-    size[sorted(_positions(universal, layout))] = -1
-    left = int((size >= 0).sum())
-    if not 1 <= k <= left:
-        raise ConfigError("circuit size", got=k, allowed=f"1 to {left}, the neurons that are not left out")
-    chosen = size.sort(descending=True, stable=True).indices[:k]
-    values = delta[chosen].tolist()
-    return tuple(neuron_at(layout.place(i), value) for i, value in zip(chosen.tolist(), values, strict=True))
-
-
-def universal_neurons(
-    counts: torch.Tensor, layout: Layout, prompts: int, share: float = UNIVERSAL_SHARE
-) -> tuple[Place, ...]:
-    """The neurons that are in the top on at least `share` of the prompts, in the layout's order.
-
-    Args:
-        counts: prompts on which each neuron is in the top, [neurons].
-        layout: where each neuron stands.
-        prompts: the number of prompts.
-        share: the least share of them.
-    """
-    needed = share * prompts - 1e-9  # 0.8 * 45 must not ask for 37
-    return tuple(layout.place(position) for (position,) in (counts >= needed).nonzero().tolist())
-
-
-def _positions(places: Iterable[Place], layout: Layout) -> set[int]:
-    """Where neurons stand; a header may name some that the model has not."""
-    return {layout.position(place) for place in places if layout.has(place)}
-
-
-def caa_vectors(means: torch.Tensor) -> dict[int, torch.Tensor]:
-    """One vector a layer, mean(positive) - mean(negative) of the MLP writes [2, layers, hidden]; float32."""
-    return dict(enumerate(mean_difference(means).float()))
-
-
-def residual_layer(means: torch.Tensor) -> int:
-    """The layer of the residual stream where the classes stand furthest apart for their size.
-
-    Largest |mean(positive) - mean(negative)| over the average of |mean(positive)| and |mean(negative)|, among the first
-    80 % of the layers (at least one); the earliest of equals.
-
-    Args:
-        means: residual stream behind every layer, [2, layers, hidden].
-    """
-    latest = max(1, int(LATEST_LAYER * means.shape[1]))
-    distance = mean_difference(means).norm(dim=-1)[:latest]
-    scale = means.norm(dim=-1).mean(dim=0)[:latest].clamp(min=torch.finfo(means.dtype).tiny)
-    return int((distance / scale).sort(descending=True, stable=True).indices[0])
-
-
-def residual_vector(means: torch.Tensor, layer: int | None = None) -> dict[int, torch.Tensor]:
-    """The mean difference of the residual stream behind one layer, the given one or `residual_layer`'s; float32.
-
-    Raises:
-        ConfigError: the layer is not in the model.
-    """
-    layers = means.shape[1]
-    if layer is None:
-        layer = residual_layer(means)
-    if not 0 <= layer < layers:
-        raise ConfigError("layer", got=layer, allowed=f"0 to {layers - 1}")
-    return {layer: mean_difference(means)[layer].float()}
+    layout, found = architecture.layout, like.discovery.universal_filter
+    universal = () if found is None else found.neurons
+    if match in THIRDS:
+        third = third_of_layers(len(architecture.layers), match)
+        layers = [layer for layer in third if layer not in like.discovery.excluded_layers]
+        return random_neurons_of(like.neurons, layout, layers, seed=seed, universal=universal)
+    if match == "activation" and magnitudes is None:
+        raise ConfigError("activation-matched controls need the neurons' mean |activation|")
+    near = magnitudes if match == "activation" else None
+    return random_neurons(like.neurons, layout, seed=seed, universal=universal, magnitudes=near)
 
 
 def random_neurons(
@@ -155,7 +145,7 @@ def random_neurons(
     Raises:
         ConfigError: a layer has too few neurons left.
     """
-    taken = _positions((neuron.place for neuron in like), layout) | _positions(universal, layout)
+    taken = positions((neuron.place for neuron in like), layout) | positions(universal, layout)
     peers = [layout.peers(neuron) for neuron in like]
     wanted_of = Counter(peers)
     left = {span: [position for position in span if position not in taken] for span in wanted_of}
@@ -221,7 +211,7 @@ def random_neurons_of(
     Raises:
         ConfigError: the layers have too few neurons left.
     """
-    taken = _positions((neuron.place for neuron in like), layout) | _positions(universal, layout)
+    taken = positions((neuron.place for neuron in like), layout) | positions(universal, layout)
     free = [position for layer in sorted(layers) for position in layout.of_layer(layer) if position not in taken]
     if len(like) > len(free):
         raise ConfigError(

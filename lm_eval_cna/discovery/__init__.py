@@ -1,0 +1,1 @@
+"""From activations to a circuit or vectors, and their controls."""

@@ -1,0 +1,66 @@
+"""How many neurons a circuit has: a number, or a share of the model's."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+from lm_eval_cna.errors import ConfigError
+from lm_eval_cna.transformer.decoder import Architecture
+
+DEFAULT_FRACTION = 0.001
+
+
+class Size(NamedTuple):
+    """How large a circuit is.
+
+    Attributes:
+        neurons: how many it has.
+        fraction: the share of the model's neurons that was asked for; None where a number of them was.
+        share: the share of the model's neurons that it comes to. It is also what makes a universal neuron: being among
+            so many of a prompt's most active.
+    """
+
+    neurons: int
+    fraction: float | None
+    share: float
+
+
+def size_of(architecture: Architecture, fraction: float | None, top_k: int | None) -> Size:
+    """The size of a circuit: `top_k` neurons, or a fraction of the model's, 0.001 where neither is given.
+
+    Raises:
+        ConfigError: both are given, or one is out of range.
+    """
+    check_size(fraction, top_k)
+    every = architecture.num_neurons
+    if top_k is None:
+        fraction = DEFAULT_FRACTION if fraction is None else fraction
+        return Size(circuit_size(fraction, every), fraction, fraction)
+    if top_k > every:
+        raise ConfigError("circuit size", got=top_k, allowed=f"1 to {every}, the model's neurons")
+    return Size(top_k, None, top_k / every)
+
+
+def check_size(fraction: float | None, top_k: int | None) -> None:
+    """Refuse a size that no model's circuit can have.
+
+    Raises:
+        ConfigError: both are given, or one is out of range.
+    """
+    if fraction is not None and top_k is not None:
+        raise ConfigError("a circuit has one size", got=f"fraction {fraction} and top-k {top_k}", do="give one of them")
+    if fraction is not None and not 0 < fraction <= 1:
+        raise ConfigError("fraction of the model's neurons", got=fraction, allowed="above 0, up to 1")
+    if top_k is not None and top_k < 1:
+        raise ConfigError("circuit size", got=top_k, allowed="1 or more neurons")
+
+
+def circuit_size(fraction: float, neurons: int) -> int:
+    """How many neurons a circuit has: round(fraction * all neurons of the model), at least 1.
+
+    Raises:
+        ConfigError: the fraction is not in (0, 1].
+    """
+    if not 0 < fraction <= 1:
+        raise ConfigError("fraction of the model's neurons", got=fraction, allowed="above 0, up to 1")
+    return max(1, round(fraction * neurons))

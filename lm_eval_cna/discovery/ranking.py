@@ -1,0 +1,113 @@
+"""Statistics to neurons and vectors. Pure tensors: this module knows no model, no hook and no prompt.
+
+Floor 2. Formulas: CNA is arXiv 2605.12290, CAA as that paper runs it (the mean difference of what every MLP writes);
+the single-layer residual vector is Panickssery et al., arXiv 2312.06681.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Iterable
+
+import torch
+
+from lm_eval_cna.errors import ConfigError
+from lm_eval_cna.transformer.neurons import Layout, Neuron, Place, neuron_at
+
+UNIVERSAL_SHARE = 0.8  # the paper's: on at least 80 % of diverse prompts
+LATEST_LAYER = 0.8  # Arditi et al., arXiv 2406.11717, take no direction from the last fifth of the layers
+
+
+def mean_difference(means: torch.Tensor) -> torch.Tensor:
+    """mean(positive) - mean(negative) of means [2, ...], positive first."""
+    return means[0] - means[1]
+
+
+def rank_neurons(
+    delta: torch.Tensor,
+    layout: Layout,
+    k: int,
+    *,
+    excluded_layers: Collection[int] = (),
+    universal: Iterable[Place] = (),
+) -> tuple[Neuron, ...]:
+    """The k neurons of largest |delta|, largest first, ties in the layout's order: by layer, expert and index.
+
+    Args:
+        delta: a value for every neuron, [neurons].
+        layout: where each stands.
+        k: the size of the circuit.
+        excluded_layers: layers to leave out.
+        universal: neurons to leave out, before the top k is taken.
+
+    Raises:
+        ConfigError: k is under 1 or more than there are neurons left, or a layer is not in the model.
+    """
+    layers = layout.num_layers
+    outside = [layer for layer in excluded_layers if not 0 <= layer < layers]
+    if outside:
+        raise ConfigError("excluded layer", got=outside[0], allowed=f"0 to {layers - 1}")
+    size = delta.abs().to(torch.float64)
+    for layer in excluded_layers:
+        span = layout.of_layer(layer)
+        size[span.start : span.stop] = -1
+    size[sorted(positions(universal, layout))] = -1
+    left = int((size >= 0).sum())
+    if not 1 <= k <= left:
+        raise ConfigError("circuit size", got=k, allowed=f"1 to {left}, the neurons that are not left out")
+    chosen = size.sort(descending=True, stable=True).indices[:k]
+    values = delta[chosen].tolist()
+    return tuple(neuron_at(layout.place(i), value) for i, value in zip(chosen.tolist(), values, strict=True))
+
+
+def universal_neurons(
+    counts: torch.Tensor, layout: Layout, prompts: int, share: float = UNIVERSAL_SHARE
+) -> tuple[Place, ...]:
+    """The neurons that are in the top on at least `share` of the prompts, in the layout's order.
+
+    Args:
+        counts: prompts on which each neuron is in the top, [neurons].
+        layout: where each neuron stands.
+        prompts: the number of prompts.
+        share: the least share of them.
+    """
+    needed = share * prompts - 1e-9  # 0.8 * 45 must not ask for 37
+    return tuple(layout.place(position) for (position,) in (counts >= needed).nonzero().tolist())
+
+
+def positions(places: Iterable[Place], layout: Layout) -> set[int]:
+    """Where neurons stand; a header may name some that the model has not."""
+    return {layout.position(place) for place in places if layout.has(place)}
+
+
+def caa_vectors(means: torch.Tensor) -> dict[int, torch.Tensor]:
+    """One vector a layer, mean(positive) - mean(negative) of the MLP writes [2, layers, hidden]; float32."""
+    return dict(enumerate(mean_difference(means).float()))
+
+
+def residual_layer(means: torch.Tensor) -> int:
+    """The layer of the residual stream where the classes stand furthest apart for their size.
+
+    Largest |mean(positive) - mean(negative)| over the average of |mean(positive)| and |mean(negative)|, among the first
+    80 % of the layers (at least one); the earliest of equals.
+
+    Args:
+        means: residual stream behind every layer, [2, layers, hidden].
+    """
+    latest = max(1, int(LATEST_LAYER * means.shape[1]))
+    distance = mean_difference(means).norm(dim=-1)[:latest]
+    scale = means.norm(dim=-1).mean(dim=0)[:latest].clamp(min=torch.finfo(means.dtype).tiny)
+    return int((distance / scale).sort(descending=True, stable=True).indices[0])
+
+
+def residual_vector(means: torch.Tensor, layer: int | None = None) -> dict[int, torch.Tensor]:
+    """The mean difference of the residual stream behind one layer, the given one or `residual_layer`'s; float32.
+
+    Raises:
+        ConfigError: the layer is not in the model.
+    """
+    layers = means.shape[1]
+    if layer is None:
+        layer = residual_layer(means)
+    if not 0 <= layer < layers:
+        raise ConfigError("layer", got=layer, allowed=f"0 to {layers - 1}")
+    return {layer: mean_difference(means)[layer].float()}
