@@ -62,10 +62,10 @@ def discover(
     from lm_eval_cna.discovery.discover import check_request
     from lm_eval_cna.discovery.discover import discover as find
     from lm_eval_cna.discovery.measurement import Settings
-    from lm_eval_cna.folds import discover_over_folds
     from lm_eval_cna.interventions.reading import read_intervention
     from lm_eval_cna.interventions.stability import stability_path
     from lm_eval_cna.models.hf import CNAHFLM
+    from lm_eval_cna.validation.cross_validation import discover_over_folds
 
     # Everything that can be wrong in options and files is found before the model is loaded.
     matched = None if like is None else read_intervention(like)

@@ -16,7 +16,6 @@ from lm_eval_cna.contrast.splits import split_prompts
 from lm_eval_cna.discovery.circuit_size import size_of
 from lm_eval_cna.discovery.measurement import Settings, measure
 from lm_eval_cna.errors import RunError
-from lm_eval_cna.folds import circuits_over_folds
 from lm_eval_cna.interventions.circuit import Circuit
 from lm_eval_cna.interventions.profile import layer_profile, overlap
 from lm_eval_cna.interventions.reading import read_intervention
@@ -25,6 +24,7 @@ from lm_eval_cna.paper.plan import Request
 from lm_eval_cna.paper.rows import Published, Row, claims, figure, over_folds, row
 from lm_eval_cna.paper.targets import Target
 from lm_eval_cna.sweep.rundir import RunDirectory
+from lm_eval_cna.validation.cross_validation import circuits_over_folds
 
 FOLDS = 5
 TOP = 200

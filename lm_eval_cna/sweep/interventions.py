@@ -12,7 +12,6 @@ from lm_eval_cna.discovery.circuit_size import size_of
 from lm_eval_cna.discovery.controls import control
 from lm_eval_cna.discovery.measurement import Measurement, Settings, measure
 from lm_eval_cna.errors import ConfigError
-from lm_eval_cna.folds import assess
 from lm_eval_cna.interventions.circuit import Circuit
 from lm_eval_cna.interventions.compatibility import check_fit
 from lm_eval_cna.interventions.header import Match
@@ -27,6 +26,7 @@ from lm_eval_cna.sweep.config import SweepConfig
 from lm_eval_cna.sweep.reading import check_hash, read_plan
 from lm_eval_cna.sweep.rundir import RunDirectory
 from lm_eval_cna.transformer.prompts import Rendering
+from lm_eval_cna.validation.cross_validation import assess
 
 _FILES = {
     "cna": "circuit.json",

@@ -18,7 +18,7 @@ from lm_eval_cna.errors import RunError
 from lm_eval_cna.files.atomic import is_file, read_whole, write_whole
 from lm_eval_cna.files.checksum import sealed, unsealed
 
-#: What was proven of the steering before anything was computed (`lm_eval_cna.proof`).
+#: What was proven of the steering before anything was computed (`lm_eval_cna.validation.self_check`).
 SELF_CHECK = "self_check.json"
 #: First-token divergence of every cell.
 HARMLESS_KL = "harmless_kl.json"

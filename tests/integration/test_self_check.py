@@ -9,7 +9,6 @@ from typing import Any
 import pytest
 from lm_eval.tasks import TaskManager
 
-from lm_eval_cna import proof
 from lm_eval_cna.errors import SteeringError
 from lm_eval_cna.report.page import write_report
 from lm_eval_cna.steering.apply import steer
@@ -18,6 +17,7 @@ from lm_eval_cna.steering.setting import Setting
 from lm_eval_cna.sweep import runner
 from lm_eval_cna.sweep.config import parse_config
 from lm_eval_cna.sweep.rundir import SELF_CHECK, RunDirectory
+from lm_eval_cna.validation import self_check
 from tests.helpers.checkpoints import save_llama
 from tests.helpers.sweeps import small_sweep
 
@@ -56,7 +56,7 @@ def test_a_sweep_whose_steering_does_nothing_computes_nothing(
 ) -> None:
     with monkeypatch.context() as patched:
         patched.setattr(
-            proof,
+            self_check,
             "RowSteering",
             lambda model, settings, architecture: RowSteering(model, [Setting() for _ in settings], architecture),
         )
@@ -64,7 +64,7 @@ def test_a_sweep_whose_steering_does_nothing_computes_nothing(
             runner.run_sweep(parse_config(values(model, tmp_path / "run")), task_manager=manager)
     run = RunDirectory(tmp_path / "run")
     assert not run.has(SELF_CHECK) and not list(run.path.glob("cells/*"))
-    monkeypatch.setattr(proof, "steer", lambda model, setting, **how: steer(model, Setting(), **how))
+    monkeypatch.setattr(self_check, "steer", lambda model, setting, **how: steer(model, Setting(), **how))
     with pytest.raises(SteeringError, match="self-check"):  # nor does it in another mode
         runner.run_sweep(parse_config(values(model, tmp_path / "other", mode="hook")), task_manager=manager)
 

@@ -13,7 +13,6 @@ from lm_eval_cna.contrast.loading import load_contrast
 from lm_eval_cna.discovery.discover import discover
 from lm_eval_cna.discovery.measurement import Settings
 from lm_eval_cna.errors import ConfigError
-from lm_eval_cna.folds import discover_over_folds
 from lm_eval_cna.interventions.circuit import Circuit
 from lm_eval_cna.interventions.reading import read_intervention
 from lm_eval_cna.interventions.stability import read_stability, stability_path
@@ -23,6 +22,7 @@ from lm_eval_cna.sweep import runner
 from lm_eval_cna.sweep.config import SweepConfig, parse_config
 from lm_eval_cna.sweep.rundir import RunDirectory
 from lm_eval_cna.transformer.prompts import Rendering
+from lm_eval_cna.validation.cross_validation import discover_over_folds
 from tests.helpers.checkpoints import save_llama
 
 pytestmark = pytest.mark.usefixtures("no_environment_report")

@@ -11,12 +11,12 @@ import torch
 
 from lm_eval_cna import cli
 from lm_eval_cna.discovery.activations import count_in_top, mean_activations
-from lm_eval_cna.divergence import harmless_kl
 from lm_eval_cna.errors import out_of_memory
-from lm_eval_cna.proof import prove
 from lm_eval_cna.steering.setting import Setting
 from lm_eval_cna.transformer.decoder import find_architecture
 from lm_eval_cna.transformer.out_of_memory import with_less_memory
+from lm_eval_cna.validation.first_token_kl import harmless_kl
+from lm_eval_cna.validation.self_check import prove
 from tests.helpers.interventions import circuit
 from tests.helpers.models import VOCAB, tiny
 

@@ -17,13 +17,13 @@ from lm_eval_cna.discovery.activations import mean_activations
 from lm_eval_cna.discovery.controls import control
 from lm_eval_cna.discovery.discover import discover
 from lm_eval_cna.discovery.measurement import Settings, measure
-from lm_eval_cna.divergence import harmless_kl
 from lm_eval_cna.errors import ConfigError, InterventionError
-from lm_eval_cna.folds import assess, discover_over_folds
 from lm_eval_cna.interventions.circuit import Circuit
 from lm_eval_cna.interventions.stability import Stability, read_stability, stability_path
 from lm_eval_cna.steering.setting import Setting
 from lm_eval_cna.transformer.decoder import find_architecture
+from lm_eval_cna.validation.cross_validation import assess, discover_over_folds
+from lm_eval_cna.validation.first_token_kl import harmless_kl
 from tests.discovery.test_discover import letters
 from tests.helpers.models import tiny
 

@@ -24,7 +24,6 @@ from lm_eval_cna.discovery.circuit_size import size_of
 from lm_eval_cna.discovery.controls import control
 from lm_eval_cna.discovery.means import Means
 from lm_eval_cna.discovery.measurement import Measurement, Settings, measure
-from lm_eval_cna.divergence import harmless_kl
 from lm_eval_cna.interventions.circuit import Circuit
 from lm_eval_cna.interventions.header import stamp
 from lm_eval_cna.interventions.stability import Fold, Stability
@@ -32,6 +31,7 @@ from lm_eval_cna.steering.modes import Mode
 from lm_eval_cna.steering.setting import Setting
 from lm_eval_cna.transformer.decoder import find_architecture
 from lm_eval_cna.transformer.neurons import Layout, Neuron, positions
+from lm_eval_cna.validation.first_token_kl import harmless_kl
 
 
 def discover_over_folds(

@@ -21,12 +21,10 @@ import torch
 from pydantic import BaseModel, ConfigDict
 from torch import nn
 
-from lm_eval_cna.divergence import last_logits
 from lm_eval_cna.errors import SteeringError
 from lm_eval_cna.interventions.circuit import Circuit
 from lm_eval_cna.interventions.compatibility import columns_sha256, named_columns
 from lm_eval_cna.interventions.vectors import Vectors
-from lm_eval_cna.probes import Probe, probes_of
 from lm_eval_cna.resources import harmless_prompts
 from lm_eval_cna.steering.apply import steer
 from lm_eval_cna.steering.modes import Mode, resolve_mode
@@ -35,6 +33,8 @@ from lm_eval_cna.steering.setting import Setting
 from lm_eval_cna.transformer.decoder import Architecture, find_architecture
 from lm_eval_cna.transformer.out_of_memory import least_of, with_less_memory
 from lm_eval_cna.transformer.prompts import Rendering, pad_left, pad_token_id
+from lm_eval_cna.validation.first_token_kl import last_logits
+from lm_eval_cna.validation.self_check_hooks import Probe, probes_of
 
 PROMPTS = 2
 #: Where two prompts leave all neurons of a circuit silent (a ReLU model, say), this many are tried.

@@ -10,7 +10,6 @@ from typing import Any
 import pytest
 import torch
 
-from lm_eval_cna.divergence import Divergence, harmless_kl, kl_divergence
 from lm_eval_cna.errors import CNAError, ConfigError, SteeringError
 from lm_eval_cna.models.hf import CNAHFLM
 from lm_eval_cna.resources import harmless_prompts
@@ -18,6 +17,7 @@ from lm_eval_cna.steering.apply import steer
 from lm_eval_cna.steering.setting import Setting
 from lm_eval_cna.transformer.decoder import find_architecture
 from lm_eval_cna.transformer.prompts import Rendering, render_prompts
+from lm_eval_cna.validation.first_token_kl import Divergence, harmless_kl, kl_divergence
 from tests.helpers.checkpoints import save_llama
 from tests.helpers.interventions import circuit, vectors
 from tests.helpers.models import DENSE, VOCAB, tiny

@@ -12,17 +12,17 @@ import pytest
 import torch
 import transformers as tf
 
-from lm_eval_cna import proof as proof_module
 from lm_eval_cna.errors import SteeringError
 from lm_eval_cna.interventions.circuit import Circuit
 from lm_eval_cna.interventions.vectors import Vectors
-from lm_eval_cna.probes import Probe
-from lm_eval_cna.proof import MORE_PROMPTS, PROMPTS, Proof, prove
 from lm_eval_cna.steering.apply import Steering, steer
 from lm_eval_cna.steering.rows import RowSteering
 from lm_eval_cna.steering.setting import Setting
 from lm_eval_cna.transformer.decoder import find_architecture
 from lm_eval_cna.transformer.prompts import Rendering
+from lm_eval_cna.validation import self_check as proof_module
+from lm_eval_cna.validation.self_check import MORE_PROMPTS, PROMPTS, Proof, prove
+from lm_eval_cna.validation.self_check_hooks import Probe
 from tests.helpers.interventions import circuit, vectors
 from tests.helpers.models import DENSE, VOCAB, tiny
 
