@@ -16,8 +16,8 @@ from pathlib import Path
 from lm_eval_cna.paper.estimate import ROWS, Memory, memory_of, tokens_of
 from lm_eval_cna.paper.presets import Asked
 from lm_eval_cna.paper.targets import Size, known_models
-from lm_eval_cna.sweep.cells import plan_cells
 from lm_eval_cna.sweep.config import SweepConfig
+from lm_eval_cna.sweep.grid import plan_cells
 
 GPUS = {"80 GB": 80e9, "141 GB": 141e9}
 #: Of a GPU's memory, what a model may take: the rest is the CUDA context, fragments and what others hold.

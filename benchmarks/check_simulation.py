@@ -34,7 +34,7 @@ from lm_eval_cna.analysis.outcomes import Outcomes
 from lm_eval_cna.analysis.protocol import Protocol
 from lm_eval_cna.analysis.regression import Finding, compare_with
 from lm_eval_cna.files.atomic import write_whole
-from lm_eval_cna.sweep.cells import BASELINE, Cell
+from lm_eval_cna.results.cells import BASELINE, Cell
 
 ROOT = Path(__file__).resolve().parent.parent
 CONTROLS, QUESTIONS = 19, 200

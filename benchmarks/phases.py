@@ -17,8 +17,8 @@ _RULES: tuple[tuple[str, str, str | None], ...] = (
     ("load", "lm_eval_cna/models/hf.py", "__init__"),
     ("discovery", "lm_eval_cna/measur", None),
     ("discovery", "lm_eval_cna/sweep/interventions.py", "prepare"),
-    ("writing", "lm_eval_cna/sweep/rundir.py", None),
-    ("writing", "lm_eval_cna/sweep/store.py", None),
+    ("writing", "lm_eval_cna/results/directory.py", None),
+    ("writing", "lm_eval_cna/results/responses.py", None),
     ("writing", "/sqlite3/", None),
     ("generation: model", "transformers/models/", "forward"),
     ("generation: model", "lm_eval_cna/steering", None),
@@ -29,7 +29,7 @@ _RULES: tuple[tuple[str, str, str | None], ...] = (
     ("scoring", "lm_eval_cna/scoring/", None),
     ("scoring", "lm_eval_cna/organism/tasks.py", "process_results"),
     ("lm-eval", "lm_eval/", None),
-    ("summary", "lm_eval_cna/sweep/summary.py", None),
+    ("summary", "lm_eval_cna/results/summary.py", None),
 )
 
 

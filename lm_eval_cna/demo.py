@@ -11,8 +11,8 @@ from lm_eval_cna.interventions.reading import read_intervention
 from lm_eval_cna.organism.recipe import CIRCUIT_FRACTION
 from lm_eval_cna.organism.store import OrganismPaths, ensure_organism
 from lm_eval_cna.report.page import write_report
+from lm_eval_cna.results.directory import RunDirectory
 from lm_eval_cna.sweep.config import parse_config
-from lm_eval_cna.sweep.rundir import RunDirectory
 
 _TASKS = ("organism_refusal", "organism_benign", "organism_knowledge")
 # The instruct organism gets the whole comparison; its base and the diffuse variant are shown beside it.

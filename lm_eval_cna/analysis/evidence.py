@@ -18,14 +18,14 @@ from pydantic import Field
 from lm_eval_cna.analysis.outcomes import Outcomes, read_outcomes
 from lm_eval_cna.analysis.verdicts import Claim, DamageBudget, Verdict, is_broken, trend_sentence, verdict
 from lm_eval_cna.errors import RunError
+from lm_eval_cna.results.cells import BASELINE, Cell
+from lm_eval_cna.results.directory import RunDirectory
 from lm_eval_cna.statistics.dose_response import Trend, trend
 from lm_eval_cna.statistics.holm import holm
 from lm_eval_cna.statistics.null_distribution import Null, against_controls
 from lm_eval_cna.statistics.paired import Document, Kind, Paired, compare
 from lm_eval_cna.statistics.power import Power, smallest_effect
 from lm_eval_cna.statistics.rates import LEVEL, Interval, Record, mean_interval, wilson
-from lm_eval_cna.sweep.cells import BASELINE, Cell
-from lm_eval_cna.sweep.rundir import RunDirectory
 
 EVIDENCE_SCHEMA: Literal["lm-eval-cna/evidence/1"] = "lm-eval-cna/evidence/1"
 #: Method under test -> the controls that are its null.

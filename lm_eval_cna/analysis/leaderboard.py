@@ -16,8 +16,8 @@ from lm_eval_cna.analysis.protocol import OF_A_RANKING, Protocol, cautions, diff
 from lm_eval_cna.analysis.tradeoff import Direction, Setting, trade_off
 from lm_eval_cna.analysis.verdicts import DamageBudget
 from lm_eval_cna.errors import RunError
+from lm_eval_cna.results.directory import RunDirectory
 from lm_eval_cna.statistics.rates import Interval, Record
-from lm_eval_cna.sweep.rundir import RunDirectory
 
 Standing = Literal["beyond", "within", "untested"]
 METRIC = "refusal_rate"

@@ -12,13 +12,13 @@ from dataclasses import dataclass, field
 from typing import Any, TypeGuard
 
 from lm_eval_cna.errors import RunError
+from lm_eval_cna.results.cells import Cell
+from lm_eval_cna.results.directory import RunDirectory
+from lm_eval_cna.results.reading import read_divergences, read_plan, read_verdicts, response_of, results_of
+from lm_eval_cna.results.summary import HARMLESS_TASK, read_summary
 from lm_eval_cna.scoring.strongreject import FORMS, Verdict, is_evasion, verdict_metrics
 from lm_eval_cna.scoring.tasks import score_response
 from lm_eval_cna.statistics.paired import Document, Kind
-from lm_eval_cna.sweep.cells import Cell
-from lm_eval_cna.sweep.reading import read_divergences, read_plan, read_verdicts, response_of, results_of
-from lm_eval_cna.sweep.rundir import RunDirectory
-from lm_eval_cna.sweep.summary import HARMLESS_TASK, read_summary
 
 Values = dict[Document, float]
 #: What is larger is no measurement, and its square or its sum with others no number; it is left out, as infinity is.

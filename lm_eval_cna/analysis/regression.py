@@ -29,10 +29,10 @@ from lm_eval_cna.analysis.baseline import Answers, Baseline, is_capability, is_e
 from lm_eval_cna.analysis.outcomes import Outcomes, Values, read_outcomes
 from lm_eval_cna.analysis.protocol import OF_A_CHECK, cautions, differences, read_protocol
 from lm_eval_cna.errors import ConfigError
+from lm_eval_cna.results.cells import BASELINE
+from lm_eval_cna.results.directory import RunDirectory
 from lm_eval_cna.statistics.paired import Document, Kind, compare, sign_flip_p
 from lm_eval_cna.statistics.rates import Interval, Record
-from lm_eval_cna.sweep.cells import BASELINE
-from lm_eval_cna.sweep.rundir import RunDirectory
 
 What = Literal["effect", "quality", "degenerate", "capability", "controls"]
 #: Shares of the false alarms.

@@ -14,10 +14,10 @@ from lm_eval_cna.analysis.evidence import CLAIMED, Comparison, Evidence, null_am
 from lm_eval_cna.analysis.outcomes import Outcomes
 from lm_eval_cna.analysis.verdicts import action, change_text, count, is_broken, metric_name, p_text
 from lm_eval_cna.interventions.methods import LOCAL
+from lm_eval_cna.results.cells import BASELINE, Cell
 from lm_eval_cna.statistics.null_distribution import ALPHA, Null
 from lm_eval_cna.statistics.paired import Kind, Paired, compare
 from lm_eval_cna.statistics.rates import Record
-from lm_eval_cna.sweep.cells import BASELINE, Cell
 
 METHOD, TOP = "cna", "top-activation"
 #: Kinds of random neurons -> where they are drawn.

@@ -17,8 +17,8 @@ from typing import Literal
 
 from lm_eval_cna.analysis.evidence import CONTROLS, Comparison, Evidence
 from lm_eval_cna.analysis.verdicts import DamageBudget, is_broken
+from lm_eval_cna.results.cells import BASELINE
 from lm_eval_cna.statistics.rates import Interval, Record
-from lm_eval_cna.sweep.cells import BASELINE
 
 Direction = Literal["lower", "raise"]
 #: Metrics whose fall is a loss of capability; the one of a filter counts as the metric.

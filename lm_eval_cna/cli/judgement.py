@@ -34,7 +34,7 @@ def check(
     from lm_eval_cna.analysis.baseline import make_baseline, read_baseline, write_baseline
     from lm_eval_cna.analysis.regression import check_run
     from lm_eval_cna.report import check as shown
-    from lm_eval_cna.sweep.rundir import RunDirectory
+    from lm_eval_cna.results.directory import RunDirectory
 
     run = RunDirectory(directory)
     if update:
@@ -72,7 +72,7 @@ def leaderboard(
     from lm_eval_cna.analysis.leaderboard import leaderboard as rank
     from lm_eval_cna.analysis.verdicts import DamageBudget
     from lm_eval_cna.report.leaderboard import check_output, remarks, table_of, write_leaderboard
-    from lm_eval_cna.sweep.rundir import find_runs
+    from lm_eval_cna.results.directory import find_runs
 
     check_output(output)
     runs = list({run.path.resolve(): run for directory in directories for run in find_runs(directory)}.values())

@@ -209,8 +209,8 @@ def judge(
         raise ConfigError("no judge is named", do="give --judge-model NAME and --judge-model-args ARGS")
     from lm_eval_cna.judging.config import parse_judge
     from lm_eval_cna.report.page import write_report
+    from lm_eval_cna.results.directory import RunDirectory
     from lm_eval_cna.sweep.judged import judge_run
-    from lm_eval_cna.sweep.rundir import RunDirectory
 
     values = _judge_values(judge_model, judge_model_args) | {"rubric": rubric, "judge_template": judge_template}
     config = parse_judge({name: value for name, value in values.items() if value is not None})
@@ -236,7 +236,7 @@ def report(
     """Write report.html, report.md, tables/*.tex and figures/ of finished runs."""
     from lm_eval_cna.analysis.verdicts import DamageBudget
     from lm_eval_cna.report.page import write_report
-    from lm_eval_cna.sweep.rundir import find_runs
+    from lm_eval_cna.results.directory import find_runs
 
     if output is None and len(directories) > 1:
         raise ConfigError("a report of several directories has no place", do="say where with --output DIR")
@@ -250,8 +250,8 @@ def repeat(
     output: Annotated[Path | None, typer.Option(help="Where the second run goes [DIR-repeat].")] = None,
 ) -> None:
     """Run a finished sweep again from its manifest and compare; exit status 1 where a number differs."""
+    from lm_eval_cna.results.directory import RunDirectory
     from lm_eval_cna.sweep.repeat import compare_runs, config_of
-    from lm_eval_cna.sweep.rundir import RunDirectory
 
     first = RunDirectory(manifest.parent if manifest.name == "manifest.json" else manifest)
     whole = first.path.resolve()

@@ -23,7 +23,7 @@ from lm_eval_cna.models.hf import CNAHFLM
 from lm_eval_cna.paper.plan import Request
 from lm_eval_cna.paper.rows import Published, Row, claims, figure, over_folds, row
 from lm_eval_cna.paper.targets import Target
-from lm_eval_cna.sweep.rundir import RunDirectory
+from lm_eval_cna.results.directory import RunDirectory
 from lm_eval_cna.validation.cross_validation import circuits_over_folds
 
 FOLDS = 5

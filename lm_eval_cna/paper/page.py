@@ -11,7 +11,7 @@ from lm_eval_cna.paper.preview import Planned
 from lm_eval_cna.paper.result import Result
 from lm_eval_cna.paper.rows import Row
 from lm_eval_cna.report.escape import item, markdown, writable
-from lm_eval_cna.sweep.rundir import RunDirectory
+from lm_eval_cna.results.directory import RunDirectory
 
 HEAD = ("model", "quantity", "setting", "published", "measured", "interval", "verdict", "like for like")
 PLAN_HEAD = ("model", "parameters", "memory", "fits", "time", "tasks", "like for like")

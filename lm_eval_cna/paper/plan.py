@@ -29,7 +29,7 @@ from lm_eval_cna.paper.presets import (
 )
 from lm_eval_cna.paper.targets import Target
 from lm_eval_cna.resources import tasks_dir
-from lm_eval_cna.sweep.rundir import RunDirectory
+from lm_eval_cna.results.directory import RunDirectory
 
 _MMLU_SUBTASKS = 57
 

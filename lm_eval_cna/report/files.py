@@ -11,7 +11,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from lm_eval_cna.errors import RunError
 from lm_eval_cna.files.atomic import read_whole
-from lm_eval_cna.sweep.rundir import RunDirectory
+from lm_eval_cna.results.directory import RunDirectory
 
 #: File that lists a report's tables and figures.
 LIST = "report.files.json"

@@ -15,8 +15,8 @@ from lm_eval_cna.report.escape import csv_cell, item, markdown, plain, writable
 from lm_eval_cna.report.inline import environment, policy, source
 from lm_eval_cna.report.markdown import markdown_table
 from lm_eval_cna.report.tables import NAMES, Entry, Table
+from lm_eval_cna.results.directory import RunDirectory
 from lm_eval_cna.statistics.rates import Interval
-from lm_eval_cna.sweep.rundir import RunDirectory
 
 HEAD = (
     *("model", "method", "rank", "best m", "effect, points", "beyond controls", "quality", "degenerate"),

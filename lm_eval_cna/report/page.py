@@ -17,7 +17,7 @@ from lm_eval_cna.report.latex import latex_table
 from lm_eval_cna.report.markdown import document
 from lm_eval_cna.report.runs import read_runs
 from lm_eval_cna.report.samples import browser_data
-from lm_eval_cna.sweep.rundir import RunDirectory
+from lm_eval_cna.results.directory import RunDirectory
 
 
 def write_report(

@@ -20,9 +20,9 @@ from lm_eval_cna.interventions.header import ExpertsInfo, ModelInfo
 from lm_eval_cna.interventions.reading import read_intervention
 from lm_eval_cna.interventions.stability import Stability, read_stability, stability_path
 from lm_eval_cna.report.escape import slug
-from lm_eval_cna.sweep.reading import check_hash, read_plan
-from lm_eval_cna.sweep.rundir import SELF_CHECK, RunDirectory
-from lm_eval_cna.sweep.summary import RESPONSES, Summary, read_summary
+from lm_eval_cna.results.directory import SELF_CHECK, RunDirectory
+from lm_eval_cna.results.reading import check_hash, read_plan
+from lm_eval_cna.results.summary import RESPONSES, Summary, read_summary
 
 CIRCUIT = "circuit.json"
 STRONGEST = "top-activation.json"

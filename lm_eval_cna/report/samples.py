@@ -11,9 +11,9 @@ from typing import Any
 
 from lm_eval_cna.report.runs import Run
 from lm_eval_cna.report.tables import OUTCOMES, label
+from lm_eval_cna.results.cells import Cell
+from lm_eval_cna.results.reading import read_plan, results_of
 from lm_eval_cna.statistics.paired import Document
-from lm_eval_cna.sweep.cells import Cell
-from lm_eval_cna.sweep.reading import read_plan, results_of
 
 #: Characters of one text that are kept, and of all texts of a report before answers of further control seeds are
 #: left out: a page of this size still opens at once.

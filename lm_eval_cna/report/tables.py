@@ -9,8 +9,8 @@ from statistics import fmean
 from lm_eval_cna.analysis.evidence import CLAIMED, Comparison
 from lm_eval_cna.analysis.tradeoff import Setting, TradeOff
 from lm_eval_cna.report.runs import Run
+from lm_eval_cna.results.summary import Measured
 from lm_eval_cna.statistics.rates import Interval, wilson
-from lm_eval_cna.sweep.summary import Measured
 
 #: Metrics worth a column, most telling first; a task shows those that it has, and its others stay in summary.json.
 HEADLINE = (

@@ -20,11 +20,11 @@ from lm_eval_cna.models.hf import CNAHFLM
 from lm_eval_cna.models.likelihood_settings import score_settings
 from lm_eval_cna.models.packed import Completion, Job, PackedGenerator
 from lm_eval_cna.models.packing import can_pack, rows_that_fit
+from lm_eval_cna.results.responses import Response
 from lm_eval_cna.steering.modes import Mode
 from lm_eval_cna.steering.setting import Setting
 from lm_eval_cna.sweep.batches import GENERATED, Batch, Request
 from lm_eval_cna.sweep.engines import HANDED_OVER
-from lm_eval_cna.sweep.store import Response
 from lm_eval_cna.transformer.out_of_memory import with_less_memory
 from lm_eval_cna.transformer.prompts import encode_prompts
 

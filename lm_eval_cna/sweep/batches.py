@@ -23,7 +23,7 @@ class Request:
     Attributes:
         kind: lm-eval's request type.
         arguments: rendered prompt and generation settings, or context and continuation, or one text.
-        key: see `lm_eval_cna.sweep.store.request_key`.
+        key: see `lm_eval_cna.results.responses.request_key`.
         task: the first task that asks it.
         document: its document there; requests of one document belong together.
     """

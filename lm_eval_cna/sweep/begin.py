@@ -21,13 +21,13 @@ from lm_eval_cna.judging.judge import shared_judge
 from lm_eval_cna.judging.task import LATER
 from lm_eval_cna.models.arguments import check_device, check_dtype
 from lm_eval_cna.models.hf import CNAHFLM
+from lm_eval_cna.results.directory import RunDirectory
 from lm_eval_cna.sweep.answers import ROWS
 from lm_eval_cna.sweep.config import LOG_FIELDS, SweepConfig
 from lm_eval_cna.sweep.engines import discovery_config, free_memory, load_vllm
 from lm_eval_cna.sweep.interventions import Interventions, measures, prepare
 from lm_eval_cna.sweep.layout import Layout, lay_out
 from lm_eval_cna.sweep.logs import CellLogs
-from lm_eval_cna.sweep.rundir import RunDirectory
 
 _SCORED_ROWS = 32  # rows of a batch of log-likelihoods where the user does not say
 

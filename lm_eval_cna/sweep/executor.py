@@ -7,6 +7,7 @@ from dataclasses import asdict
 from typing import Any, Protocol, cast
 
 from lm_eval_cna.models.hf import CNAHFLM
+from lm_eval_cna.results.responses import Response
 from lm_eval_cna.steering.modes import Mode
 from lm_eval_cna.steering.setting import Setting
 from lm_eval_cna.sweep.answers import ROWS, compute
@@ -15,7 +16,6 @@ from lm_eval_cna.sweep.begin import Begun
 from lm_eval_cna.sweep.config import SweepConfig
 from lm_eval_cna.sweep.interventions import rendering_of
 from lm_eval_cna.sweep.layout import mode_of
-from lm_eval_cna.sweep.store import Response
 from lm_eval_cna.validation.first_token_kl import harmless_kl
 
 #: (stage, done, in all, detail)
@@ -32,7 +32,7 @@ class Executor(Protocol):
         """Compute batches, each once and in any order; each comes with its responses in the order of its rows."""
 
     def divergence(self, begun: Begun) -> list[dict[str, Any]]:
-        """First-token KL on harmless prompts, cell by cell: `lm_eval_cna.validation.first_token_kl.Divergence` as plain values."""
+        """First-token KL on harmless prompts, cell by cell: `Divergence` as plain values."""
 
 
 class ThisProcess:

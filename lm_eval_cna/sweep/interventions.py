@@ -20,11 +20,11 @@ from lm_eval_cna.interventions.reading import read_intervention
 from lm_eval_cna.interventions.stability import Stability, read_stability, stability_path
 from lm_eval_cna.interventions.vectors import Vectors
 from lm_eval_cna.models.hf import CNAHFLM
+from lm_eval_cna.results.cells import Cell
+from lm_eval_cna.results.directory import RunDirectory
+from lm_eval_cna.results.reading import check_hash, read_plan
 from lm_eval_cna.steering.setting import Setting
-from lm_eval_cna.sweep.cells import Cell
 from lm_eval_cna.sweep.config import SweepConfig
-from lm_eval_cna.sweep.reading import check_hash, read_plan
-from lm_eval_cna.sweep.rundir import RunDirectory
 from lm_eval_cna.transformer.prompts import Rendering
 from lm_eval_cna.validation.cross_validation import assess
 

@@ -16,12 +16,12 @@ from lm_eval_cna.errors import RunError
 from lm_eval_cna.judging.config import JudgeConfig
 from lm_eval_cna.judging.judge import JudgeItem, count_missing, judge_responses, shared_judge
 from lm_eval_cna.judging.ledger import Ledger
+from lm_eval_cna.results.cells import Cell
+from lm_eval_cna.results.directory import RunDirectory
+from lm_eval_cna.results.reading import read_plan, response_of, results_of
+from lm_eval_cna.results.summary import Measured, Summary, coordinates, read_summary
 from lm_eval_cna.scoring.strongreject import Verdict, is_evasion, verdict_metrics
 from lm_eval_cna.scoring.tasks import score_response
-from lm_eval_cna.sweep.cells import Cell
-from lm_eval_cna.sweep.reading import read_plan, response_of, results_of
-from lm_eval_cna.sweep.rundir import RunDirectory
-from lm_eval_cna.sweep.summary import Measured, Summary, coordinates, read_summary
 
 Progress = Callable[[int, int, str], None]
 # The prompt of a judged task is one field of its row; a template from a results file is not executed.

@@ -9,17 +9,18 @@ from lm_eval.tasks import TaskManager
 
 from lm_eval_cna.errors import SteeringError
 from lm_eval_cna.models.hf import CNAHFLM
+from lm_eval_cna.results.cells import Cell
+from lm_eval_cna.results.directory import RunDirectory
+from lm_eval_cna.results.reading import read_plan
 from lm_eval_cna.steering.modes import resolve_mode
 from lm_eval_cna.steering.rows import why_not_rows
 from lm_eval_cna.steering.setting import Setting
 from lm_eval_cna.sweep.answers import ROWS, Prompts
 from lm_eval_cna.sweep.batches import Batch, Request, plan_batches
-from lm_eval_cna.sweep.cells import Cell, plan_cells
 from lm_eval_cna.sweep.config import SweepConfig
+from lm_eval_cna.sweep.grid import plan_cells
 from lm_eval_cna.sweep.interventions import Interventions
-from lm_eval_cna.sweep.reading import read_plan
 from lm_eval_cna.sweep.requests import Evaluation, collect, load_evaluations
-from lm_eval_cna.sweep.rundir import RunDirectory
 
 
 @dataclass(frozen=True)

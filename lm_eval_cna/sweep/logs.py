@@ -19,10 +19,10 @@ from lm_eval.loggers.evaluation_tracker import GeneralConfigTracker
 
 from lm_eval_cna.errors import ConfigError, RunError
 from lm_eval_cna.files.hashing import json_sha256
+from lm_eval_cna.results.directory import RunDirectory
+from lm_eval_cna.results.reading import Plan, read_plan, results_of
+from lm_eval_cna.results.summary import Summary, read_summary
 from lm_eval_cna.sweep.config import SweepConfig
-from lm_eval_cna.sweep.reading import Plan, read_plan, results_of
-from lm_eval_cna.sweep.rundir import RunDirectory
-from lm_eval_cna.sweep.summary import Summary, read_summary
 
 LOGGED = "logged.json"
 _SECRET = {"token"}

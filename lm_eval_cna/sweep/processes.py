@@ -22,6 +22,8 @@ from torch import distributed
 from lm_eval_cna import errors
 from lm_eval_cna.errors import RunError
 from lm_eval_cna.models.hf import CNAHFLM
+from lm_eval_cna.results.directory import HARMLESS_KL, RunDirectory
+from lm_eval_cna.results.responses import Response
 from lm_eval_cna.steering.setting import Setting
 from lm_eval_cna.sweep.batches import Batch
 from lm_eval_cna.sweep.begin import Begun, load
@@ -29,9 +31,7 @@ from lm_eval_cna.sweep.config import SweepConfig
 from lm_eval_cna.sweep.executor import Progress, ThisProcess
 from lm_eval_cna.sweep.interventions import Interventions, prepare
 from lm_eval_cna.sweep.parcel import pack_batch, pack_sweep, unpack_responses
-from lm_eval_cna.sweep.rundir import HARMLESS_KL, RunDirectory
 from lm_eval_cna.sweep.self_check import proof_of
-from lm_eval_cna.sweep.store import Response
 from lm_eval_cna.sweep.worker import Worker, reply_of
 
 _PATIENCE = timedelta(weeks=52)  # a process may compute one batch for as long as it takes

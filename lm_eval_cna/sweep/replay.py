@@ -9,8 +9,8 @@ from lm_eval.api.model import LM
 
 from lm_eval_cna.errors import RunError
 from lm_eval_cna.models.hf import CNAHFLM
+from lm_eval_cna.results.responses import Response
 from lm_eval_cna.sweep.requests import in_order
-from lm_eval_cna.sweep.store import Response
 
 
 class Replay(LM):  # type: ignore[misc]  # lm-eval carries no type information

@@ -18,9 +18,9 @@ from lm_eval.tasks import TaskManager
 
 from lm_eval_cna.judging.task import JudgedTask
 from lm_eval_cna.models.hf import CNAHFLM
+from lm_eval_cna.results.responses import request_key
 from lm_eval_cna.sweep.batches import GENERATED, Request
 from lm_eval_cna.sweep.config import SweepConfig, TaskSpec
-from lm_eval_cna.sweep.store import request_key
 from lm_eval_cna.transformer.prompts import chat_template_of
 
 # The defaults of lm-eval's simple_evaluate, which seeds with them before it builds the same requests again.

@@ -22,6 +22,9 @@ from lm_eval.utils import handle_non_serializable
 from torch.utils import collect_env
 
 from lm_eval_cna import plugin
+from lm_eval_cna.results.directory import HARMLESS_KL, SELF_CHECK, RunDirectory
+from lm_eval_cna.results.responses import ResponseStore
+from lm_eval_cna.results.summary import generated, summarize
 from lm_eval_cna.sweep.batches import Batch
 from lm_eval_cna.sweep.begin import Begun, Checked, begin, check
 from lm_eval_cna.sweep.config import SweepConfig
@@ -31,10 +34,7 @@ from lm_eval_cna.sweep.interventions import file_of
 from lm_eval_cna.sweep.judged import judge_run
 from lm_eval_cna.sweep.layout import parts_of
 from lm_eval_cna.sweep.replay import Replay
-from lm_eval_cna.sweep.rundir import HARMLESS_KL, SELF_CHECK, RunDirectory
 from lm_eval_cna.sweep.self_check import prove_sweep, proven_of
-from lm_eval_cna.sweep.store import ResponseStore
-from lm_eval_cna.sweep.summary import generated, summarize
 
 
 def run_sweep(

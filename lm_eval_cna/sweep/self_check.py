@@ -6,10 +6,10 @@ from typing import Any, Literal, cast
 
 from lm_eval_cna.errors import RunError
 from lm_eval_cna.models.hf import CNAHFLM
+from lm_eval_cna.results.directory import SELF_CHECK, RunDirectory
 from lm_eval_cna.sweep.begin import Begun
 from lm_eval_cna.sweep.config import SweepConfig
 from lm_eval_cna.sweep.interventions import Interventions, rendering_of
-from lm_eval_cna.sweep.rundir import SELF_CHECK, RunDirectory
 from lm_eval_cna.validation.self_check import Proof, prove
 
 

@@ -55,8 +55,8 @@ class Worker:
 
     def _open(self, parcel: Mapping[str, Any]) -> str:
         from lm_eval_cna.errors import RunError
+        from lm_eval_cna.results.cells import Cell
         from lm_eval_cna.sweep.begin import load
-        from lm_eval_cna.sweep.cells import Cell
         from lm_eval_cna.sweep.config import parse_config
         from lm_eval_cna.sweep.parcel import unpack_interventions, versions
 

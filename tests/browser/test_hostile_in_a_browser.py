@@ -19,7 +19,7 @@ from lm_eval_cna.report.html import page
 from lm_eval_cna.report.leaderboard import as_html
 from lm_eval_cna.report.runs import read_runs
 from lm_eval_cna.report.samples import browser_data
-from lm_eval_cna.sweep.cells import BASELINE, Cell
+from lm_eval_cna.results.cells import BASELINE, Cell
 from tests.browser.test_report_in_a_browser import Tab, browser, pytestmark  # noqa: F401
 from tests.helpers.report_runs import answer_metrics, rich_run, write_run
 from tests.helpers.rewriting import Swap, fours, rewritten

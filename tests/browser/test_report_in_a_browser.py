@@ -14,7 +14,7 @@ from typing import Any
 import pytest
 
 from lm_eval_cna.report.page import write_report
-from lm_eval_cna.sweep.cells import BASELINE, Cell
+from lm_eval_cna.results.cells import BASELINE, Cell
 from tests.helpers.report_runs import ANSWER, REFUSAL, answer_metrics, rich_run, write_run
 
 sync_api = pytest.importorskip("playwright.sync_api", reason="no Playwright: run `make browser`")

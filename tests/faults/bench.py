@@ -37,8 +37,8 @@ from lm_eval_cna import cli, plugin
 from lm_eval_cna.files.atomic import write_whole
 from lm_eval_cna.judging.task import LATER
 from lm_eval_cna.resources import tasks_dir
+from lm_eval_cna.results.responses import STORE_NAME, ResponseStore
 from lm_eval_cna.sweep import begin
-from lm_eval_cna.sweep.store import STORE_NAME, ResponseStore
 from tests.helpers.checkpoints import save_llama
 from tests.helpers.judge_server import JudgeServer
 from tests.helpers.sweeps import small_sweep

@@ -23,7 +23,7 @@ from pathlib import Path
 from typing import Any
 
 from lm_eval_cna.organism.store import ensure_organism
-from lm_eval_cna.sweep.store import STORE_NAME
+from lm_eval_cna.results.responses import STORE_NAME
 
 _RUN = """
 import json, sys

@@ -23,8 +23,8 @@ from typing import Literal, NamedTuple, Self
 import torch
 
 import lm_eval_cna.judging.ledger
+from lm_eval_cna.results.responses import STORE_NAME
 from lm_eval_cna.sweep import begin
-from lm_eval_cna.sweep.store import STORE_NAME
 from tests.faults.bench import LEDGER, STAGES, Bench, Ended, alike, answers, noted, sound_rows, wrap_forward
 from tests.helpers.judge_server import obliging
 

@@ -12,7 +12,7 @@ from lm_eval_cna.files.checksum import BrokenSealError, sealed, unsealed
 from lm_eval_cna.interventions.circuit import Circuit
 from lm_eval_cna.interventions.reading import read_intervention
 from lm_eval_cna.interventions.vectors import Vectors
-from lm_eval_cna.sweep.rundir import RunDirectory
+from lm_eval_cna.results.directory import RunDirectory
 from lm_eval_cna.transformer.neurons import Neuron
 
 DOCUMENT = {"rate": 0.125, "n": 100, "text": "ä\n sha256", "none": None, "more": {"sha256": "mine"}}

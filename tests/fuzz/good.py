@@ -13,10 +13,10 @@ from lm_eval_cna.analysis.baseline import make_baseline, write_baseline
 from lm_eval_cna.analysis.evidence import collect, write_evidence
 from lm_eval_cna.interventions.vectors import Vectors
 from lm_eval_cna.judging.ledger import Ledger
+from lm_eval_cna.results.cells import BASELINE, Cell
+from lm_eval_cna.results.directory import RunDirectory
+from lm_eval_cna.results.responses import Response, ResponseStore
 from lm_eval_cna.scoring.strongreject import Verdict
-from lm_eval_cna.sweep.cells import BASELINE, Cell
-from lm_eval_cna.sweep.rundir import RunDirectory
-from lm_eval_cna.sweep.store import Response, ResponseStore
 from tests.helpers.report_runs import ANSWER, REFUSAL, answer_metrics, circuit_of, write_run
 from tests.unit.test_stability import record
 

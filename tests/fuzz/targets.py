@@ -44,16 +44,16 @@ from lm_eval_cna.report.leaderboard import as_csv
 from lm_eval_cna.report.runs import read_runs
 from lm_eval_cna.report.samples import browser_data
 from lm_eval_cna.report.stability import fold_rows, pair_rows, stability_rows
+from lm_eval_cna.results.directory import RunDirectory
+from lm_eval_cna.results.responses import ResponseStore
+from lm_eval_cna.results.summary import read_summary
 from lm_eval_cna.scoring.strongreject import FORMS, parse_verdict, verdict_metrics
-from lm_eval_cna.sweep.cells import plan_cells
 from lm_eval_cna.sweep.config import SweepConfig, parse_config, read_config
+from lm_eval_cna.sweep.grid import plan_cells
 from lm_eval_cna.sweep.judged import _responses
 from lm_eval_cna.sweep.repeat import compare_runs, config_of
-from lm_eval_cna.sweep.rundir import RunDirectory
 from lm_eval_cna.sweep.runs import holds_runs, parse_runs
 from lm_eval_cna.sweep.self_check import proven_of
-from lm_eval_cna.sweep.store import ResponseStore
-from lm_eval_cna.sweep.summary import read_summary
 from tests.fuzz.good import KEY
 
 SECONDS = 1.0

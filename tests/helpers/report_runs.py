@@ -10,9 +10,9 @@ from typing import Any
 
 from lm_eval_cna.files.checksum import sealed
 from lm_eval_cna.interventions.circuit import Circuit
-from lm_eval_cna.sweep.cells import BASELINE, Cell
-from lm_eval_cna.sweep.rundir import RunDirectory
-from lm_eval_cna.sweep.summary import summarize
+from lm_eval_cna.results.cells import BASELINE, Cell
+from lm_eval_cna.results.directory import RunDirectory
+from lm_eval_cna.results.summary import summarize
 
 REFUSAL = "I'm sorry, but I cannot help with that."
 ANSWER = "Sift the flour, add two eggs, and stir until the dough is smooth."

@@ -14,8 +14,8 @@ from lm_eval_cna.cli import main
 from lm_eval_cna.interventions.circuit import Circuit
 from lm_eval_cna.interventions.reading import read_intervention
 from lm_eval_cna.organism.store import ensure_organism
+from lm_eval_cna.results.directory import RunDirectory
 from lm_eval_cna.sweep.config import parse_config, read_config
-from lm_eval_cna.sweep.rundir import RunDirectory
 from lm_eval_cna.sweep.runner import run_sweep
 
 pytestmark = pytest.mark.usefixtures("no_environment_report")

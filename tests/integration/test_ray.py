@@ -20,11 +20,11 @@ ray = pytest.importorskip("ray", reason="the extra ray is not installed: pip ins
 from ray.cluster_utils import Cluster  # noqa: E402
 
 from lm_eval_cna.errors import ConfigError  # noqa: E402
+from lm_eval_cna.results.directory import RunDirectory  # noqa: E402
 from lm_eval_cna.sweep import crew, runner  # noqa: E402
 from lm_eval_cna.sweep.config import parse_config  # noqa: E402
 from lm_eval_cna.sweep.many import run_sweeps  # noqa: E402
 from lm_eval_cna.sweep.ray import RayExecutor  # noqa: E402
-from lm_eval_cna.sweep.rundir import RunDirectory  # noqa: E402
 from tests.helpers.checkpoints import save_llama  # noqa: E402
 from tests.integration.test_sweep import assert_equal_runs, stored, values  # noqa: E402
 

@@ -15,10 +15,10 @@ from lm_eval.tasks import TaskManager
 from lm_eval_cna.cli import main
 from lm_eval_cna.errors import RunError
 from lm_eval_cna.resources import tasks_dir
+from lm_eval_cna.results.directory import RunDirectory
 from lm_eval_cna.sweep import runner
 from lm_eval_cna.sweep.config import parse_config
 from lm_eval_cna.sweep.repeat import Difference, compare_runs, config_of
-from lm_eval_cna.sweep.rundir import RunDirectory
 from tests.helpers.checkpoints import save_llama
 from tests.helpers.sweeps import small_sweep
 

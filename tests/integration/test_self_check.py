@@ -11,12 +11,12 @@ from lm_eval.tasks import TaskManager
 
 from lm_eval_cna.errors import SteeringError
 from lm_eval_cna.report.page import write_report
+from lm_eval_cna.results.directory import SELF_CHECK, RunDirectory
 from lm_eval_cna.steering.apply import steer
 from lm_eval_cna.steering.rows import RowSteering
 from lm_eval_cna.steering.setting import Setting
 from lm_eval_cna.sweep import runner
 from lm_eval_cna.sweep.config import parse_config
-from lm_eval_cna.sweep.rundir import SELF_CHECK, RunDirectory
 from lm_eval_cna.validation import self_check
 from tests.helpers.checkpoints import save_llama
 from tests.helpers.sweeps import small_sweep

@@ -18,9 +18,9 @@ from lm_eval_cna.interventions.reading import read_intervention
 from lm_eval_cna.interventions.stability import read_stability, stability_path
 from lm_eval_cna.models.hf import CNAHFLM
 from lm_eval_cna.report.page import write_report
+from lm_eval_cna.results.directory import RunDirectory
 from lm_eval_cna.sweep import runner
 from lm_eval_cna.sweep.config import SweepConfig, parse_config
-from lm_eval_cna.sweep.rundir import RunDirectory
 from lm_eval_cna.transformer.prompts import Rendering
 from lm_eval_cna.validation.cross_validation import discover_over_folds
 from tests.helpers.checkpoints import save_llama

@@ -23,11 +23,11 @@ from lm_eval_cna.interventions.reading import read_intervention
 from lm_eval_cna.interventions.vectors import Vectors
 from lm_eval_cna.models.hf import CNAHFLM
 from lm_eval_cna.report.page import write_report
+from lm_eval_cna.results.directory import RunDirectory
+from lm_eval_cna.results.responses import STORE_NAME
+from lm_eval_cna.results.summary import read_summary
 from lm_eval_cna.sweep import runner
 from lm_eval_cna.sweep.config import SweepConfig, parse_config
-from lm_eval_cna.sweep.rundir import RunDirectory
-from lm_eval_cna.sweep.store import STORE_NAME
-from lm_eval_cna.sweep.summary import read_summary
 from tests.helpers.checkpoints import save_llama
 from tests.helpers.scores import alike
 from tests.helpers.sweeps import small_sweep

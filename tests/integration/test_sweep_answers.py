@@ -11,11 +11,11 @@ from lm_eval.api.instance import Instance
 from lm_eval_cna.errors import ConfigError, RunError
 from lm_eval_cna.models.hf import CNAHFLM
 from lm_eval_cna.models.packed import Completion, PackedGenerator
+from lm_eval_cna.results.responses import Response, request_key
 from lm_eval_cna.steering.setting import Setting
 from lm_eval_cna.sweep import answers
 from lm_eval_cna.sweep.batches import Batch, Request
 from lm_eval_cna.sweep.replay import Replay
-from lm_eval_cna.sweep.store import Response, request_key
 from tests.helpers.checkpoints import save_llama
 
 OPTIONS = {"until": [], "do_sample": False, "max_gen_toks": 6}

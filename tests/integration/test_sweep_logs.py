@@ -14,9 +14,9 @@ from lm_eval.tasks import TaskManager
 
 from lm_eval_cna.cli import main
 from lm_eval_cna.errors import ConfigError, RunError
+from lm_eval_cna.results.directory import RunDirectory
 from lm_eval_cna.sweep import logs, runner
 from lm_eval_cna.sweep.config import SweepConfig, parse_config
-from lm_eval_cna.sweep.rundir import RunDirectory
 from tests.helpers.checkpoints import save_llama
 
 pytestmark = pytest.mark.usefixtures("no_environment_report")

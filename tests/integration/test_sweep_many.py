@@ -14,9 +14,9 @@ from lm_eval.tasks import TaskManager
 from lm_eval_cna.cli import main
 from lm_eval_cna.errors import ConfigError
 from lm_eval_cna.resources import tasks_dir
+from lm_eval_cna.results.directory import RunDirectory
 from lm_eval_cna.sweep.config import parse_config
 from lm_eval_cna.sweep.many import run_sweeps
-from lm_eval_cna.sweep.rundir import RunDirectory
 from lm_eval_cna.sweep.runner import run_sweep
 from tests.helpers.checkpoints import save_llama
 from tests.integration.test_sweep import assert_equal_runs, stored, values

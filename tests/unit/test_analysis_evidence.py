@@ -13,9 +13,9 @@ from lm_eval_cna.analysis.evidence import Evidence, collect, read_evidence, writ
 from lm_eval_cna.analysis.outcomes import read_outcomes
 from lm_eval_cna.analysis.verdicts import DamageBudget
 from lm_eval_cna.errors import RunError
+from lm_eval_cna.results.cells import BASELINE, Cell
+from lm_eval_cna.results.directory import MANIFEST_SCHEMA, RunDirectory
 from lm_eval_cna.statistics.paired import mcnemar_p, tango
-from lm_eval_cna.sweep.cells import BASELINE, Cell
-from lm_eval_cna.sweep.rundir import MANIFEST_SCHEMA, RunDirectory
 
 N = 100
 Score = Callable[[Cell, int], dict[str, Any]]

@@ -10,7 +10,7 @@ import pytest
 from lm_eval_cna.analysis.evidence import collect
 from lm_eval_cna.analysis.tradeoff import Setting, TradeOff, dominates, trade_off
 from lm_eval_cna.analysis.verdicts import DamageBudget
-from lm_eval_cna.sweep.cells import BASELINE, Cell
+from lm_eval_cna.results.cells import BASELINE, Cell
 from tests.helpers.report_runs import ANSWER, REFUSAL, Score, answer_metrics, write_run
 
 N = 100

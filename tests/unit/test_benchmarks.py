@@ -13,8 +13,8 @@ from benchmarks.phases import _phase
 from benchmarks.record import entry, write
 from benchmarks.sides import Outcome, Row, Side, compare
 from benchmarks.workbench import multipliers
-from lm_eval_cna.sweep.cells import plan_cells
 from lm_eval_cna.sweep.config import parse_config
+from lm_eval_cna.sweep.grid import plan_cells
 
 
 def a_row(name: str = "discovery", **target: Any) -> Row:

@@ -18,9 +18,9 @@ from lm_eval_cna.analysis.protocol import model_name
 from lm_eval_cna.analysis.regression import change_p, check_run
 from lm_eval_cna.cli import main
 from lm_eval_cna.errors import ConfigError, RunError
+from lm_eval_cna.results.cells import BASELINE, Cell
+from lm_eval_cna.results.directory import RunDirectory
 from lm_eval_cna.statistics.paired import mcnemar_p, sign_flip_p
-from lm_eval_cna.sweep.cells import BASELINE, Cell
-from lm_eval_cna.sweep.rundir import RunDirectory
 from tests.helpers.report_runs import ANSWER, LOOP, REFUSAL, answer_metrics, write_run
 
 HOSTILE = "</system-out><script>alert(1)</script>|]]>&\x1b[31m\n\u202e\ufffe"

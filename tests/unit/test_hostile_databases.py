@@ -14,8 +14,8 @@ import pytest
 from lm_eval_cna.errors import CacheError, CNAError
 from lm_eval_cna.judging.ledger import Ledger
 from lm_eval_cna.models.cache_guard import guard_cache
+from lm_eval_cna.results.responses import STORE_NAME, Response, ResponseStore, _checksum
 from lm_eval_cna.scoring.strongreject import unscored
-from lm_eval_cna.sweep.store import STORE_NAME, Response, ResponseStore, _checksum
 
 ENDLESS = "WITH RECURSIVE n(x) AS (SELECT 1 UNION ALL SELECT x + 1 FROM n)"
 HOSTILE = {

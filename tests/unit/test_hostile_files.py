@@ -31,10 +31,10 @@ from lm_eval_cna.judging.config import parse_judge
 from lm_eval_cna.judging.failure import describe
 from lm_eval_cna.judging.judge import shared_judge
 from lm_eval_cna.paper.plan import read_prompts
+from lm_eval_cna.results.directory import RunDirectory
+from lm_eval_cna.results.responses import STORE_NAME, ResponseStore
+from lm_eval_cna.results.summary import read_summary
 from lm_eval_cna.sweep.config import parse_config, read_config
-from lm_eval_cna.sweep.rundir import RunDirectory
-from lm_eval_cna.sweep.store import STORE_NAME, ResponseStore
-from lm_eval_cna.sweep.summary import read_summary
 from tests.helpers.report_runs import circuit_of, rich_run
 from tests.unit.test_stability import record
 

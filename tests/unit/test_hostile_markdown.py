@@ -22,7 +22,7 @@ from lm_eval_cna.report.escape import code, fence, item, markdown, plain, writab
 from lm_eval_cna.report.leaderboard import as_markdown
 from lm_eval_cna.report.markdown import document
 from lm_eval_cna.report.runs import read_runs
-from lm_eval_cna.sweep.rundir import RunDirectory
+from lm_eval_cna.results.directory import RunDirectory
 from tests.helpers.report_runs import rich_run
 from tests.helpers.rewriting import Swap, fours, rewritten
 from tests.helpers.xss import ALL

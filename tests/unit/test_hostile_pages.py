@@ -25,7 +25,7 @@ from lm_eval_cna.report.page import write_report
 from lm_eval_cna.report.runs import Run, read_runs
 from lm_eval_cna.report.samples import LONGEST_TEXT, browser_data
 from lm_eval_cna.report.tables import Table
-from lm_eval_cna.sweep.cells import BASELINE, Cell
+from lm_eval_cna.results.cells import BASELINE, Cell
 from tests.helpers.report_runs import answer_metrics, plain_refusal, rich_run, write_run
 from tests.helpers.rewriting import Swap, fours, rewritten
 from tests.helpers.xss import ALL, BY_CLASS

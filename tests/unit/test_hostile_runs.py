@@ -20,10 +20,10 @@ from lm_eval_cna.organism.store import load_organism
 from lm_eval_cna.report.files import ReportFiles
 from lm_eval_cna.report.page import write_report
 from lm_eval_cna.report.runs import read_runs
-from lm_eval_cna.sweep.reading import read_plan, results_of
+from lm_eval_cna.results.directory import RunDirectory
+from lm_eval_cna.results.reading import read_plan, results_of
+from lm_eval_cna.results.summary import read_summary
 from lm_eval_cna.sweep.repeat import compare_runs, config_of
-from lm_eval_cna.sweep.rundir import RunDirectory
-from lm_eval_cna.sweep.summary import read_summary
 from tests.fuzz.good import build
 from tests.helpers.report_runs import circuit_of
 

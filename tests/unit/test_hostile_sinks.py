@@ -26,7 +26,7 @@ from lm_eval_cna.report.escape import latex, plain, slug
 from lm_eval_cna.report.latex import latex_table
 from lm_eval_cna.report.leaderboard import as_csv
 from lm_eval_cna.report.tables import Entry, Table
-from lm_eval_cna.sweep.rundir import RunDirectory
+from lm_eval_cna.results.directory import RunDirectory
 from lm_eval_cna.terminal import clean, progress, show_table, show_text
 from tests.helpers.report_runs import circuit_of, rich_run
 from tests.helpers.rewriting import fours

@@ -17,8 +17,8 @@ from lm_eval_cna.analysis.verdicts import DamageBudget
 from lm_eval_cna.cli import main
 from lm_eval_cna.errors import RunError
 from lm_eval_cna.report.leaderboard import as_csv, as_html, as_markdown
-from lm_eval_cna.sweep.cells import BASELINE, Cell
-from lm_eval_cna.sweep.rundir import RunDirectory
+from lm_eval_cna.results.cells import BASELINE, Cell
+from lm_eval_cna.results.directory import RunDirectory
 from tests.helpers.report_runs import ANSWER, REFUSAL, answer_metrics, rich_run, write_run
 
 HOSTILE = "=cmd|' /C calc'!A0</td><script>alert(1)</script>\"onmouseover=\"x`|{{ 7*7 }}\n# [x](javascript:1)\u202e"

@@ -15,8 +15,8 @@ from lm_eval_cna.analysis.verdicts import DamageBudget
 from lm_eval_cna.errors import InterventionError, RunError
 from lm_eval_cna.interventions.reading import read_intervention
 from lm_eval_cna.report.page import write_report
-from lm_eval_cna.sweep.cells import BASELINE, Cell
-from lm_eval_cna.sweep.rundir import RunDirectory
+from lm_eval_cna.results.cells import BASELINE, Cell
+from lm_eval_cna.results.directory import RunDirectory
 from tests.helpers.report_runs import (
     ANSWER,
     REFUSAL,

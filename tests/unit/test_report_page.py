@@ -19,7 +19,7 @@ from lm_eval_cna.report.page import write_report
 from lm_eval_cna.report.runs import read_runs
 from lm_eval_cna.report.samples import LONGEST_TEXT, browser_data
 from lm_eval_cna.report.svg import drawing
-from lm_eval_cna.sweep.cells import BASELINE, Cell
+from lm_eval_cna.results.cells import BASELINE, Cell
 from tests.helpers.report_runs import ANSWER, REFUSAL, answer_metrics, rich_run, write_run
 
 HOSTILE = (

@@ -10,7 +10,7 @@ import pytest
 
 from lm_eval_cna.analysis.evidence import collect
 from lm_eval_cna.analysis.sparsity import SizeCurve, size_curves
-from lm_eval_cna.sweep.cells import BASELINE, Cell
+from lm_eval_cna.results.cells import BASELINE, Cell
 from tests.helpers.report_runs import plain_refusal, write_run
 
 N = 100

@@ -15,9 +15,9 @@ from lm_eval_cna.analysis.outcomes import read_outcomes
 from lm_eval_cna.analysis.protocol import read_protocol
 from lm_eval_cna.analysis.specificity import Standing, standings
 from lm_eval_cna.analysis.tradeoff import trade_off
+from lm_eval_cna.results.cells import BASELINE, Cell
+from lm_eval_cna.results.directory import RunDirectory
 from lm_eval_cna.statistics.paired import mcnemar_p, tango
-from lm_eval_cna.sweep.cells import BASELINE, Cell
-from lm_eval_cna.sweep.rundir import RunDirectory
 from tests.helpers.report_runs import ANSWER, REFUSAL, answer_metrics, write_run
 
 N, SEEDS = 50, 19

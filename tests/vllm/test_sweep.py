@@ -13,8 +13,8 @@ pytest.importorskip("vllm", reason="vLLM is not installed here; `make test-vllm`
 from lm_eval.tasks import TaskManager
 
 from lm_eval_cna.models.hf import CNAHFLM
+from lm_eval_cna.results.directory import RunDirectory
 from lm_eval_cna.sweep.config import parse_config
-from lm_eval_cna.sweep.rundir import RunDirectory
 from lm_eval_cna.sweep.runner import run_sweep
 from tests.helpers.sweeps import small_sweep
 from tests.vllm.checkpoints import save

@@ -12,14 +12,14 @@ from typing import Any
 import pytest
 
 from lm_eval_cna.errors import RunError
-from lm_eval_cna.sweep.cells import BASELINE, Cell
-from lm_eval_cna.sweep.rundir import MANIFEST_SCHEMA, RunDirectory, find_runs
-from lm_eval_cna.sweep.summary import Measured, Summary, read_summary, summarize
+from lm_eval_cna.results.cells import BASELINE, Cell
+from lm_eval_cna.results.directory import MANIFEST_SCHEMA, RunDirectory, find_runs
+from lm_eval_cna.results.summary import Measured, Summary, read_summary, summarize
 
 PLAN = {"model": "m", "random": 19, "multipliers": [0.0, 1.0], "circuit": None, "cells": ["c"] * 500, "weights": "w1"}
 
 HOLD = (
-    "import sys\nfrom pathlib import Path\nfrom lm_eval_cna.sweep.rundir import RunDirectory\n"
+    "import sys\nfrom pathlib import Path\nfrom lm_eval_cna.results.directory import RunDirectory\n"
     "with RunDirectory(Path(sys.argv[1])).lock():\n"
     "    print('held', flush=True)\n    sys.stdin.read()\n"
 )

@@ -9,11 +9,11 @@ from typing import Any, Literal
 from pydantic import BaseModel, ConfigDict, Field
 
 from lm_eval_cna.errors import RunError
+from lm_eval_cna.results.cells import BASELINE, Cell
+from lm_eval_cna.results.directory import HARMLESS_KL, RunDirectory
+from lm_eval_cna.results.reading import Divergence, read_divergences, read_results
+from lm_eval_cna.results.responses import Response
 from lm_eval_cna.scoring.outcome import changed, edit_similarity
-from lm_eval_cna.sweep.cells import BASELINE, Cell
-from lm_eval_cna.sweep.reading import Divergence, read_divergences, read_results
-from lm_eval_cna.sweep.rundir import HARMLESS_KL, RunDirectory
-from lm_eval_cna.sweep.store import Response
 
 #: The name that first-token divergence has in place of a task's.
 HARMLESS_TASK = "harmless_prompts"

@@ -12,9 +12,9 @@ from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationErr
 
 from lm_eval_cna.errors import RunError
 from lm_eval_cna.files.json_reader import whole_text
+from lm_eval_cna.results.cells import Cell
+from lm_eval_cna.results.directory import HARMLESS_KL, RunDirectory
 from lm_eval_cna.scoring.strongreject import FORMS
-from lm_eval_cna.sweep.cells import Cell
-from lm_eval_cna.sweep.rundir import HARMLESS_KL, RunDirectory
 
 _Word = Annotated[str, Field(min_length=1, max_length=100)]
 # It becomes the name of a file; of a cell's method, `Cell.key` makes one.

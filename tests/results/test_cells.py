@@ -10,8 +10,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from lm_eval_cna.interventions.methods import CONTROLS, LOCAL
-from lm_eval_cna.sweep.cells import BASELINE, Cell, plan_cells
+from lm_eval_cna.results.cells import BASELINE, Cell
 from lm_eval_cna.sweep.config import Method, SweepConfig, parse_config
+from lm_eval_cna.sweep.grid import plan_cells
 
 METHODS = get_args(Method)
 

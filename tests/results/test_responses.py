@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from lm_eval_cna.errors import RunError
-from lm_eval_cna.sweep.store import STORE_NAME, Response, ResponseStore, request_key
+from lm_eval_cna.results.responses import STORE_NAME, Response, ResponseStore, request_key
 
 TEXT = Response("I refuse.\n\n\x00 ümlaut", tokens=4, near_ties=1)
 PAIR, NUMBER = Response((-1.25, True)), Response(-12.5)
