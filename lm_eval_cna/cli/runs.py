@@ -208,9 +208,9 @@ def judge(
     if judge_model is None:
         raise ConfigError("no judge is named", do="give --judge-model NAME and --judge-model-args ARGS")
     from lm_eval_cna.judging.config import parse_judge
+    from lm_eval_cna.judging.judge_run import judge_run
     from lm_eval_cna.report.page import write_report
     from lm_eval_cna.results.directory import RunDirectory
-    from lm_eval_cna.sweep.judged import judge_run
 
     values = _judge_values(judge_model, judge_model_args) | {"rubric": rubric, "judge_template": judge_template}
     config = parse_judge({name: value for name, value in values.items() if value is not None})

@@ -1,7 +1,7 @@
 """What the judge is asked: two rubrics in our own words, or the user's, always around the same quotation and form.
 
 Floor 3, no lm-eval. A question has three parts: the rubric's text, the request and the response as quoted data
-(`lm_eval_cna.judging.fence`), and the form of the verdict. A user's template replaces the first and says where the
+(`lm_eval_cna.judging.quoting`), and the form of the verdict. A user's template replaces the first and says where the
 second goes; the form is ours in every case, because it is what makes a verdict readable and the judge's own.
 
 `rating-10` stands in for the single 1-to-10 question of the paper's published script, which shows its judge the first
@@ -20,7 +20,7 @@ from typing import NamedTuple
 
 from lm_eval_cna.errors import ConfigError
 from lm_eval_cna.files.atomic import read_whole
-from lm_eval_cna.judging.fence import identifier, quote
+from lm_eval_cna.judging.quoting import identifier, quote
 from lm_eval_cna.scoring.strongreject import FORMS, Form
 
 #: Raised whenever a wording, the quotation, the form or the parser changes: part of every key in the ledger.

@@ -14,11 +14,11 @@ from typing import Any
 from lm_eval_cna.errors import RunError
 from lm_eval_cna.files.hashing import json_sha256
 from lm_eval_cna.interventions.reading import read_intervention
+from lm_eval_cna.judging.judge_run import is_judges
 from lm_eval_cna.results.directory import RunDirectory
 from lm_eval_cna.results.reading import check_hash, read_plan
 from lm_eval_cna.results.summary import Summary, read_summary
 from lm_eval_cna.sweep.config import SweepConfig, parse_config
-from lm_eval_cna.sweep.judged import is_judges
 
 #: Fields that name a given file, and the copy of it that a run keeps.
 _GIVEN = {"circuit": "circuit.json", "vectors": "vectors.safetensors"}

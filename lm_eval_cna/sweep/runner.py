@@ -22,6 +22,7 @@ from lm_eval.utils import handle_non_serializable
 from torch.utils import collect_env
 
 from lm_eval_cna import plugin
+from lm_eval_cna.judging.judge_run import judge_run
 from lm_eval_cna.results.directory import HARMLESS_KL, SELF_CHECK, RunDirectory
 from lm_eval_cna.results.responses import ResponseStore
 from lm_eval_cna.results.summary import generated, summarize
@@ -31,7 +32,6 @@ from lm_eval_cna.sweep.config import SweepConfig
 from lm_eval_cna.sweep.engines import check_elsewhere
 from lm_eval_cna.sweep.executor import Executor, Progress, ThisProcess
 from lm_eval_cna.sweep.interventions import file_of
-from lm_eval_cna.sweep.judged import judge_run
 from lm_eval_cna.sweep.layout import parts_of
 from lm_eval_cna.sweep.replay import Replay
 from lm_eval_cna.sweep.self_check import prove_sweep, proven_of

@@ -33,6 +33,7 @@ from lm_eval_cna.interventions.stability import read_stability
 from lm_eval_cna.judging.asking import Asker
 from lm_eval_cna.judging.config import parse_judge
 from lm_eval_cna.judging.judge import _judges, shared_judge
+from lm_eval_cna.judging.judge_run import _responses
 from lm_eval_cna.judging.ledger import Ledger
 from lm_eval_cna.judging.rubric import make_rubric
 from lm_eval_cna.paper.plan import read_prompts
@@ -50,7 +51,6 @@ from lm_eval_cna.results.summary import read_summary
 from lm_eval_cna.scoring.strongreject import FORMS, parse_verdict, verdict_metrics
 from lm_eval_cna.sweep.config import SweepConfig, parse_config, read_config
 from lm_eval_cna.sweep.grid import plan_cells
-from lm_eval_cna.sweep.judged import _responses
 from lm_eval_cna.sweep.repeat import compare_runs, config_of
 from lm_eval_cna.sweep.runs import holds_runs, parse_runs
 from lm_eval_cna.sweep.self_check import proven_of

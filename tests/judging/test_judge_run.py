@@ -12,12 +12,12 @@ from lm_eval.tasks import TaskManager
 from lm_eval_cna.cli import main
 from lm_eval_cna.errors import ConfigError, JudgeError, RunError
 from lm_eval_cna.judging.config import parse_judge
+from lm_eval_cna.judging.judge_run import judge_run
 from lm_eval_cna.judging.task import LATER
 from lm_eval_cna.resources import tasks_dir
 from lm_eval_cna.results.directory import RunDirectory
 from lm_eval_cna.results.summary import read_summary
 from lm_eval_cna.sweep.config import SweepConfig, parse_config
-from lm_eval_cna.sweep.judged import judge_run
 from lm_eval_cna.sweep.runner import run_sweep
 from tests.helpers.checkpoints import save_llama
 from tests.helpers.judge_server import JudgeServer, obliging, verdict

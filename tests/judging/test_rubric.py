@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from lm_eval_cna.errors import ConfigError
-from lm_eval_cna.judging.fence import clean, identifier, quote
+from lm_eval_cna.judging.quoting import clean, identifier, quote
 from lm_eval_cna.judging.rubric import Question, make_rubric
 from lm_eval_cna.scoring.strongreject import FORMS, parse_verdict
 
