@@ -19,7 +19,7 @@ from torch import nn
 
 from lm_eval_cna.files.hashing import json_sha256
 from lm_eval_cna.models.arguments import check_batch_size, check_device, check_dtype, naming_the_model
-from lm_eval_cna.models.likelihood import can_share, score_tokens
+from lm_eval_cna.models.decoding.likelihood import can_share, score_tokens
 from lm_eval_cna.models.quantization import describe_quantization, quantization_asked_for
 from lm_eval_cna.models.steered import Steered, described, read_arguments
 from lm_eval_cna.steering.apply import Steering, apply

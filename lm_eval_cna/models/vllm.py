@@ -23,20 +23,20 @@ from lm_eval_cna.files.hashing import json_sha256
 from lm_eval_cna.interventions.circuit import Circuit
 from lm_eval_cna.interventions.vectors import Vectors
 from lm_eval_cna.models.arguments import check_batch_size, check_dtype, check_engine_arguments, naming_the_model
-from lm_eval_cna.models.checkpoint import (
+from lm_eval_cna.models.steered import Steered, described, read_arguments
+from lm_eval_cna.models.vllm_engine.checkpoint import (
     build_skeleton,
     checkpoint_sha256,
     find_checkpoint,
     load_config,
     load_down_projections,
 )
-from lm_eval_cna.models.steered import Steered, described, read_arguments
-from lm_eval_cna.models.vllm_library import VLLM, VLLM_VERSION, current_platform
-from lm_eval_cna.models.vllm_plan import Answer, check_steered, check_workers, plan_for, resolve_mode
+from lm_eval_cna.models.vllm_engine.library import VLLM, VLLM_VERSION, current_platform
+from lm_eval_cna.models.vllm_engine.plan import Answer, check_steered, check_workers, plan_for, resolve_mode
 from lm_eval_cna.steering.setting import Setting
 from lm_eval_cna.transformer.decoder import Architecture, find_architecture
 
-_WORKER = "lm_eval_cna.models.vllm_worker.SteeringWorker"
+_WORKER = "lm_eval_cna.models.vllm_engine.worker.SteeringWorker"
 #: Arguments of the engine that decide how fast it answers, not what; or that are told by other means.
 _NO_IDENTITY = {
     "model",

@@ -17,9 +17,9 @@ from lm_eval.models.utils import normalize_gen_kwargs
 from lm_eval_cna.errors import ConfigError
 from lm_eval_cna.files.hashing import json_sha256
 from lm_eval_cna.models.hf import CNAHFLM
-from lm_eval_cna.models.likelihood_settings import score_settings
-from lm_eval_cna.models.packed import Completion, Job, PackedGenerator
-from lm_eval_cna.models.packing import can_pack, rows_that_fit
+from lm_eval_cna.models.shared_batches.capacity import can_pack, rows_that_fit
+from lm_eval_cna.models.shared_batches.generation import Completion, Job, PackedGenerator
+from lm_eval_cna.models.shared_batches.likelihood import score_settings
 from lm_eval_cna.results.responses import Response
 from lm_eval_cna.steering.modes import Mode
 from lm_eval_cna.steering.setting import Setting

@@ -21,8 +21,8 @@ from lm_eval_cna.discovery.measurement import Settings, measure
 from lm_eval_cna.interventions.circuit import Circuit
 from lm_eval_cna.interventions.compatibility import columns_sha256
 from lm_eval_cna.models.hf import CNAHFLM
-from lm_eval_cna.models.likelihood_settings import score_settings
-from lm_eval_cna.models.packed import Job, PackedGenerator
+from lm_eval_cna.models.shared_batches.generation import Job, PackedGenerator
+from lm_eval_cna.models.shared_batches.likelihood import score_settings
 from lm_eval_cna.steering.apply import steer
 from lm_eval_cna.steering.modes import Mode
 from lm_eval_cna.steering.rows import RowSteering

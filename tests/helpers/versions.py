@@ -27,10 +27,10 @@ ROOT = Path(__file__).resolve().parents[2]
 RECORDS = ROOT / "results" / "versions"
 #: Tests that lean on every direct dependency, and most of all on lm_eval and transformers.
 TESTS = (
-    "tests/integration/test_hf.py",
+    "tests/models/test_hf.py",
     "tests/steering/test_experts.py",
-    "tests/integration/test_packed.py",
-    "tests/integration/test_likelihood.py",
+    "tests/models/shared_batches/test_generation.py",
+    "tests/models/decoding/test_likelihood.py",
     "tests/integration/test_entry.py",
     "tests/discovery/test_discover.py",
     "tests/transformer/test_decoder.py",
@@ -44,7 +44,7 @@ TESTS = (
     "tests/unit/test_terminal.py",
 )
 #: Starts processes on a fixed port, where two of these runs at the same time would meet.
-_LEFT_OUT = "tests/integration/test_hf.py::test_two_cpu_processes_share_the_requests"
+_LEFT_OUT = "tests/models/test_hf.py::test_two_cpu_processes_share_the_requests"
 #: What the tests themselves need.
 _TOOLS = ("pytest", "pytest-cov", "coverage", "pytest-xdist", "hypothesis", "hatchling", "tenacity")
 #: Indirect dependencies whose version a reader wants to know.

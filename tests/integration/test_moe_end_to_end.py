@@ -22,7 +22,7 @@ from lm_eval_cna.sweep import runner
 from lm_eval_cna.sweep.config import parse_config
 from lm_eval_cna.transformer.neurons import SHARED
 from tests.helpers.checkpoints import save_mixture
-from tests.integration.test_hf import answers
+from tests.models.test_hf import answers
 
 
 @pytest.fixture(scope="module")

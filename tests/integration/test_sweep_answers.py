@@ -10,7 +10,7 @@ from lm_eval.api.instance import Instance
 
 from lm_eval_cna.errors import ConfigError, RunError
 from lm_eval_cna.models.hf import CNAHFLM
-from lm_eval_cna.models.packed import Completion, PackedGenerator
+from lm_eval_cna.models.shared_batches.generation import Completion, PackedGenerator
 from lm_eval_cna.results.responses import Response, request_key
 from lm_eval_cna.steering.setting import Setting
 from lm_eval_cna.sweep import answers

@@ -18,9 +18,9 @@ import torch
 from lm_eval.models.utils import handle_stop_sequences, postprocess_generated_text
 
 from lm_eval_cna.errors import ConfigError, SteeringError
-from lm_eval_cna.models.greedy import Row, greedy_rows
+from lm_eval_cna.models.decoding.greedy import Row, greedy_rows
 from lm_eval_cna.models.hf import CNAHFLM
-from lm_eval_cna.models.packing import base_of
+from lm_eval_cna.models.shared_batches.capacity import base_of
 from lm_eval_cna.steering.apply import steer
 from lm_eval_cna.steering.modes import MODES, Mode
 from lm_eval_cna.steering.rows import RowSteering

@@ -21,9 +21,9 @@ from lm_eval.models.huggingface import HFLM
 from lm_eval.tasks import TaskManager
 
 from lm_eval_cna.errors import ConfigError
+from lm_eval_cna.models.decoding.likelihood import can_share, score_tokens
+from lm_eval_cna.models.decoding.prefix_reader import Reader
 from lm_eval_cna.models.hf import CNAHFLM
-from lm_eval_cna.models.likelihood import can_share, score_tokens
-from lm_eval_cna.models.prefix_reader import Reader
 from lm_eval_cna.steering.apply import steer
 from lm_eval_cna.steering.modes import Mode
 from lm_eval_cna.steering.setting import Setting
@@ -329,7 +329,7 @@ WORKER = """
 import json, sys
 from lm_eval_cna.models.hf import CNAHFLM
 from lm_eval_cna.steering.apply import Setting
-from tests.integration.test_likelihood import evaluated
+from tests.models.decoding.test_likelihood import evaluated
 from tests.helpers.interventions import circuit
 checkpoint, config, out = sys.argv[1:]
 lm = CNAHFLM(pretrained=checkpoint, device="cpu", batch_size=4)

@@ -20,7 +20,7 @@ from torch import nn
 from transformers.cache_utils import DynamicCache, DynamicLayer, DynamicSlidingWindowLayer
 
 from lm_eval_cna.errors import ArchitectureError
-from lm_eval_cna.models.prefixes import Batch, Block, Text, Tokens, batches
+from lm_eval_cna.models.decoding.prefix_plan import Batch, Block, Text, Tokens, batches
 from lm_eval_cna.transformer.decoder import find_architecture
 
 Score = tuple[float, bool]

@@ -13,11 +13,11 @@ from lm_eval.api.instance import Instance
 from torch import nn
 
 from lm_eval_cna.errors import ConfigError, SteeringError
-from lm_eval_cna.models import greedy
+from lm_eval_cna.models.decoding import greedy
+from lm_eval_cna.models.decoding.row_cache import closed_up
 from lm_eval_cna.models.hf import CNAHFLM
-from lm_eval_cna.models.packed import Completion, Job, PackedGenerator
-from lm_eval_cna.models.packing import CPU_ROWS, DEVICE_ROWS, can_pack, rows_that_fit
-from lm_eval_cna.models.row_cache import closed_up
+from lm_eval_cna.models.shared_batches.capacity import CPU_ROWS, DEVICE_ROWS, can_pack, rows_that_fit
+from lm_eval_cna.models.shared_batches.generation import Completion, Job, PackedGenerator
 from lm_eval_cna.steering.apply import steer
 from lm_eval_cna.steering.setting import Setting
 from tests.helpers.checkpoints import byte_tokenizer, save_llama

@@ -11,14 +11,14 @@ import torch
 from lm_eval_cna.errors import ConfigError, InterventionError
 from lm_eval_cna.interventions.circuit import Circuit
 from lm_eval_cna.models.hf import CNAHFLM
-from lm_eval_cna.models.likelihood_settings import score_settings
+from lm_eval_cna.models.shared_batches.likelihood import score_settings
 from lm_eval_cna.steering.setting import Setting
 from lm_eval_cna.transformer.decoder import find_architecture
 from tests.helpers.checkpoints import byte_tokenizer, save_llama
 from tests.helpers.interventions import circuit, vectors
 from tests.helpers.models import DENSE, TINY, VOCAB, tiny
 from tests.helpers.scores import alike
-from tests.integration.test_likelihood import ASKED, QUESTIONS, instances
+from tests.models.decoding.test_likelihood import ASKED, QUESTIONS, instances
 
 #: Few-shot blocks, several answers of one and of more tokens, an empty context; in a vocabulary that tiny models have.
 SMALL: Any = [tuple("".join(chr(33 + ord(c) % 60) for c in text[-150:].lstrip()) for text in pair) for pair in ASKED]

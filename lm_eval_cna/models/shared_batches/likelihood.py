@@ -15,9 +15,9 @@ from torch import nn
 from transformers.cache_utils import DynamicCache
 
 from lm_eval_cna.errors import ConfigError
+from lm_eval_cna.models.decoding.likelihood import Request, score_passes
+from lm_eval_cna.models.decoding.prefix_reader import Passes, Score, can_share
 from lm_eval_cna.models.hf import CNAHFLM
-from lm_eval_cna.models.likelihood import Request, score_passes
-from lm_eval_cna.models.prefix_reader import Passes, Score, can_share
 from lm_eval_cna.steering.modes import MODES, Mode
 from lm_eval_cna.steering.rows import RowSteering
 from lm_eval_cna.steering.setting import Setting

@@ -10,8 +10,8 @@ import torch
 from lm_eval.models.utils import normalize_gen_kwargs
 from transformers import GenerationMixin
 
+from lm_eval_cna.models.decoding.row_cache import foreign_layers
 from lm_eval_cna.models.hf import CNAHFLM
-from lm_eval_cna.models.row_cache import foreign_layers
 
 #: Rows of a batch on a CPU. Measured on one core: the organism takes as long with 128 rows as with 256 to 900, and 1.4
 #: to 1.6 times as long with 64 or 32; an 8-layer Llama of width 512 is as fast with 64 as with 128, 1.1 times slower

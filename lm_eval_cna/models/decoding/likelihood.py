@@ -18,8 +18,8 @@ from tqdm import tqdm  # type: ignore[import-untyped]
 from transformers.cache_utils import DynamicCache
 
 from lm_eval_cna.errors import ConfigError
-from lm_eval_cna.models.prefix_reader import Asked, Passes, Reader, Score, Scored, can_share
-from lm_eval_cna.models.prefixes import Text, plan
+from lm_eval_cna.models.decoding.prefix_plan import Text, plan
+from lm_eval_cna.models.decoding.prefix_reader import Asked, Passes, Reader, Score, Scored, can_share
 
 __all__ = ["can_share", "score_passes", "score_tokens"]
 

@@ -13,8 +13,8 @@ from torch import nn
 from lm_eval_cna.errors import ArchitectureError, ConfigError, SteeringError
 from lm_eval_cna.interventions.circuit import Circuit
 from lm_eval_cna.models.arguments import check_engine_arguments
-from lm_eval_cna.models.vllm_plan import check_steered, check_workers, plan_for, resolve_mode
-from lm_eval_cna.models.vllm_worker import SteeringWorker, find_parts, local_indices
+from lm_eval_cna.models.vllm_engine.plan import check_steered, check_workers, plan_for, resolve_mode
+from lm_eval_cna.models.vllm_engine.worker import SteeringWorker, find_parts, local_indices
 from lm_eval_cna.steering.apply import steer
 from lm_eval_cna.steering.setting import Setting
 from lm_eval_cna.transformer.decoder import find_architecture

@@ -22,7 +22,7 @@ import torch
 from transformers.generation import logits_process as processors
 
 from lm_eval_cna.errors import ConfigError
-from lm_eval_cna.models.row_cache import closed_up, keep_rows, roomy_cache
+from lm_eval_cna.models.decoding.row_cache import closed_up, keep_rows, roomy_cache
 
 #: Scores closer than this, relative to the larger of 1 and the top score's size, are a near-tie: rounding that depends
 #: on the batch (padding, the order of sums) may decide them. Measured on the organism in float32: 60 columns of padding

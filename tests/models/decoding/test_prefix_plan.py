@@ -8,7 +8,7 @@ from collections.abc import Sequence
 import numpy as np
 import pytest
 
-from lm_eval_cna.models.prefixes import Batch, Text, batches, plan
+from lm_eval_cna.models.decoding.prefix_plan import Batch, Text, batches, plan
 
 GPU, CPU = 512.0, 16.0
 

@@ -1,0 +1,1 @@
+"""One model's tokens: greedy generation, shared prefixes, caches and log-likelihoods."""

@@ -1,0 +1,1 @@
+"""Several settings of one model in the same batches."""

@@ -1,0 +1,1 @@
+"""What cna-vllm does inside vLLM's workers."""
