@@ -33,7 +33,7 @@ if TYPE_CHECKING:
     from threading import Event
 
     from lm_eval_cna.sweep.config import SweepConfig
-    from lm_eval_cna.sweep.executor import Executor
+    from lm_eval_cna.sweep.executors.base import Executor
 
 
 def sweep(
@@ -87,7 +87,7 @@ def sweep(
 ) -> None:
     """Compare CNA, CAA, random neurons and the baseline over multipliers, from one model load, and report."""
     from lm_eval_cna.sweep.config import parse_config, read_config
-    from lm_eval_cna.sweep.runs import holds_runs, parse_runs
+    from lm_eval_cna.sweep.many_config import holds_runs, parse_runs
 
     if judge_model is None and judge_model_args is not None:
         raise ConfigError("--judge-model-args without a judge", do="give --judge-model NAME too")
@@ -139,7 +139,7 @@ def sweep(
         return
     checked = parse_config(with_flags(values))
     if launch.rank() > 0:
-        from lm_eval_cna.sweep.processes import Processes, follow
+        from lm_eval_cna.sweep.executors.processes import Processes, follow
 
         with Processes() as processes:
             follow(processes, checked)
@@ -176,7 +176,7 @@ def _executors(address: str | None, cpus: float | None, gpus: float | None) -> I
                 "--cpus-per-task and --gpus-per-task without a cluster", do="give --ray ADDRESS|local too"
             )
         if launch.processes() > 1:
-            from lm_eval_cna.sweep.processes import Processes, Together
+            from lm_eval_cna.sweep.executors.processes import Processes, Together
 
             with Processes() as processes:
                 yield lambda stop: Together(processes)
@@ -185,7 +185,7 @@ def _executors(address: str | None, cpus: float | None, gpus: float | None) -> I
         return
     if launch.processes() > 1:
         raise ConfigError("--ray in several processes", do="start the command alone; Ray starts its workers itself")
-    from lm_eval_cna.sweep.ray import RayExecutor, cluster
+    from lm_eval_cna.sweep.executors.ray import RayExecutor, cluster
 
     def executor(stop: Event | None) -> Executor:
         return RayExecutor(cpus_per_task=1 if cpus is None else cpus, gpus_per_task=gpus, stop=stop)

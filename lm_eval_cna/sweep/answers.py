@@ -12,68 +12,20 @@ from collections.abc import Callable, Iterator, Sequence
 from typing import Any, cast
 
 from lm_eval.api.instance import Instance
-from lm_eval.models.utils import normalize_gen_kwargs
 
-from lm_eval_cna.errors import ConfigError
 from lm_eval_cna.files.hashing import json_sha256
 from lm_eval_cna.models.hf import CNAHFLM
-from lm_eval_cna.models.shared_batches.capacity import can_pack, rows_that_fit
+from lm_eval_cna.models.shared_batches.capacity import can_pack
 from lm_eval_cna.models.shared_batches.generation import Completion, Job, PackedGenerator
 from lm_eval_cna.models.shared_batches.likelihood import score_settings
 from lm_eval_cna.results.responses import Response
 from lm_eval_cna.steering.modes import Mode
 from lm_eval_cna.steering.setting import Setting
-from lm_eval_cna.sweep.batches import GENERATED, Batch, Request
-from lm_eval_cna.sweep.engines import HANDED_OVER
+from lm_eval_cna.sweep.batches import GENERATED, ROWS, Batch
+from lm_eval_cna.sweep.requests import Prompts
 from lm_eval_cna.transformer.out_of_memory import with_less_memory
-from lm_eval_cna.transformer.prompts import encode_prompts
 
-ROWS = "rows"
 _SCORED = "loglikelihood"
-
-
-class Prompts:
-    """The encoded prompts of the requests whose answers are generated.
-
-    Args:
-        lm: the model.
-        requests: those of kind `generate_until`; others are left out.
-
-    Raises:
-        ConfigError: the model has no room for a prompt beside the answer's tokens.
-        ContrastError: a prompt has no token.
-    """
-
-    def __init__(self, lm: CNAHFLM, requests: Sequence[Request]) -> None:
-        generated = [request for request in requests if request.kind == GENERATED]
-        encoded = encode_prompts([r.arguments[0] for r in generated], lm.tokenizer, add_bos_token=lm.add_bos_token)
-        self._jobs: dict[str, tuple[tuple[int, ...], int, tuple[str, ...]]] = {}
-        for request, ids in zip(generated, encoded, strict=True):
-            options = normalize_gen_kwargs(dict(request.arguments[1]), lm.max_gen_toks)
-            new = int(options["max_gen_toks"])
-            room = lm.max_length - new
-            if room < 1:
-                raise ConfigError(
-                    f"{request.task} asks for answers of {new} tokens", got=f"a model of {lm.max_length} in all"
-                )
-            self._jobs[request.key] = tuple(ids[-room:]), new, tuple(options.get("until") or ())
-
-    @property
-    def lengths(self) -> dict[str, int]:
-        """Tokens of each prompt, by request key."""
-        return {key: len(ids) for key, (ids, _, _) in self._jobs.items()}
-
-    def rows(self, lm: CNAHFLM) -> int:
-        """How many of these prompts with their answers fit into one batch; without any, how many scored rows."""
-        if lm.engine == "vllm":
-            return HANDED_OVER
-        longest = max((len(ids) for ids, _, _ in self._jobs.values()), default=1)
-        return rows_that_fit(lm, longest, max((new for _, new, _ in self._jobs.values()), default=1))
-
-    def job(self, request: Request, setting: int) -> Job:
-        """The request as the packed generator takes it."""
-        ids, new, stop = self._jobs[request.key]
-        return Job(ids, setting, new, stop)
 
 
 def compute(
@@ -86,7 +38,7 @@ def compute(
         settings: of the cells, by the positions that batches name.
         plan: the batches to compute.
         prompts: of all their requests.
-        mode: "rows", "fold" or "hook", or "auto": see `lm_eval_cna.sweep.layout.Layout`.
+        mode: "rows", "fold" or "hook", or "auto": see `lm_eval_cna.sweep.plan.Layout`.
 
     Yields:
         Each batch with its responses, in the order of its rows.

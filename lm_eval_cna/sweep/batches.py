@@ -105,3 +105,10 @@ def _by_document(requests: Iterable[Request]) -> list[list[Request]]:
             parts.append([])
         parts[-1] += together
     return parts
+
+
+ROWS = "rows"
+
+
+#: Requests of a cell that are handed over, and stored, together.
+HANDED_OVER = 512

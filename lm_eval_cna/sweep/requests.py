@@ -7,21 +7,25 @@ when it evaluates a cell, and finds each of them answered.
 from __future__ import annotations
 
 import random
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import torch
 from lm_eval.evaluator_utils import get_sample_size
+from lm_eval.models.utils import normalize_gen_kwargs
 from lm_eval.tasks import TaskManager
 
+from lm_eval_cna.errors import ConfigError
 from lm_eval_cna.judging.task import JudgedTask
 from lm_eval_cna.models.hf import CNAHFLM
+from lm_eval_cna.models.shared_batches.capacity import rows_that_fit
+from lm_eval_cna.models.shared_batches.generation import Job
 from lm_eval_cna.results.responses import request_key
-from lm_eval_cna.sweep.batches import GENERATED, Request
+from lm_eval_cna.sweep.batches import GENERATED, HANDED_OVER, Request
 from lm_eval_cna.sweep.config import SweepConfig, TaskSpec
-from lm_eval_cna.transformer.prompts import chat_template_of
+from lm_eval_cna.transformer.prompts import chat_template_of, encode_prompts
 
 # The defaults of lm-eval's simple_evaluate, which seeds with them before it builds the same requests again.
 _PYTHON_SEED, _OTHER_SEED = 0, 1234
@@ -117,3 +121,47 @@ def _controlled(spec: TaskSpec, tasks: Any) -> bool:
     if spec.controls is not None:
         return spec.controls
     return all(task.get_config("output_type") == GENERATED for task in tasks)
+
+
+class Prompts:
+    """The encoded prompts of the requests whose answers are generated.
+
+    Args:
+        lm: the model.
+        requests: those of kind `generate_until`; others are left out.
+
+    Raises:
+        ConfigError: the model has no room for a prompt beside the answer's tokens.
+        ContrastError: a prompt has no token.
+    """
+
+    def __init__(self, lm: CNAHFLM, requests: Sequence[Request]) -> None:
+        generated = [request for request in requests if request.kind == GENERATED]
+        encoded = encode_prompts([r.arguments[0] for r in generated], lm.tokenizer, add_bos_token=lm.add_bos_token)
+        self._jobs: dict[str, tuple[tuple[int, ...], int, tuple[str, ...]]] = {}
+        for request, ids in zip(generated, encoded, strict=True):
+            options = normalize_gen_kwargs(dict(request.arguments[1]), lm.max_gen_toks)
+            new = int(options["max_gen_toks"])
+            room = lm.max_length - new
+            if room < 1:
+                raise ConfigError(
+                    f"{request.task} asks for answers of {new} tokens", got=f"a model of {lm.max_length} in all"
+                )
+            self._jobs[request.key] = tuple(ids[-room:]), new, tuple(options.get("until") or ())
+
+    @property
+    def lengths(self) -> dict[str, int]:
+        """Tokens of each prompt, by request key."""
+        return {key: len(ids) for key, (ids, _, _) in self._jobs.items()}
+
+    def rows(self, lm: CNAHFLM) -> int:
+        """How many of these prompts with their answers fit into one batch; without any, how many scored rows."""
+        if lm.engine == "vllm":
+            return HANDED_OVER
+        longest = max((len(ids) for ids, _, _ in self._jobs.values()), default=1)
+        return rows_that_fit(lm, longest, max((new for _, new, _ in self._jobs.values()), default=1))
+
+    def job(self, request: Request, setting: int) -> Job:
+        """The request as the packed generator takes it."""
+        ids, new, stop = self._jobs[request.key]
+        return Job(ids, setting, new, stop)

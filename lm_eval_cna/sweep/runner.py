@@ -27,14 +27,13 @@ from lm_eval_cna.results.directory import HARMLESS_KL, SELF_CHECK, RunDirectory
 from lm_eval_cna.results.responses import ResponseStore
 from lm_eval_cna.results.summary import generated, summarize
 from lm_eval_cna.sweep.batches import Batch
-from lm_eval_cna.sweep.begin import Begun, Checked, begin, check
 from lm_eval_cna.sweep.config import SweepConfig
-from lm_eval_cna.sweep.engines import check_elsewhere
-from lm_eval_cna.sweep.executor import Executor, Progress, ThisProcess
+from lm_eval_cna.sweep.executors.base import Executor, Progress, ThisProcess
 from lm_eval_cna.sweep.interventions import file_of
-from lm_eval_cna.sweep.layout import parts_of
+from lm_eval_cna.sweep.plan import parts_of
+from lm_eval_cna.sweep.prepare import Begun, Checked, begin, check, prove_sweep, proven_of
 from lm_eval_cna.sweep.replay import Replay
-from lm_eval_cna.sweep.self_check import prove_sweep, proven_of
+from lm_eval_cna.sweep.vllm import check_elsewhere
 
 
 def run_sweep(

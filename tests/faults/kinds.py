@@ -24,7 +24,7 @@ import torch
 
 import lm_eval_cna.judging.ledger
 from lm_eval_cna.results.responses import STORE_NAME
-from lm_eval_cna.sweep import begin
+from lm_eval_cna.sweep import prepare
 from tests.faults.bench import LEDGER, STAGES, Bench, Ended, alike, answers, noted, sound_rows, wrap_forward
 from tests.helpers.judge_server import obliging
 
@@ -286,7 +286,7 @@ def _backwards() -> None:
             return cls.fromtimestamp(started - 3600.0 * next(ticks), tz or UTC)
 
     time.time = lambda: started - 3600.0 * next(ticks)
-    setattr(begin, "datetime", Backwards)  # noqa: B010 - mypy knows the class
+    setattr(prepare, "datetime", Backwards)  # noqa: B010 - mypy knows the class
     setattr(lm_eval_cna.judging.ledger, "datetime", Backwards)  # noqa: B010
 
 

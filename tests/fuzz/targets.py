@@ -51,9 +51,9 @@ from lm_eval_cna.results.summary import read_summary
 from lm_eval_cna.scoring.strongreject import FORMS, parse_verdict, verdict_metrics
 from lm_eval_cna.sweep.config import SweepConfig, parse_config, read_config
 from lm_eval_cna.sweep.grid import plan_cells
+from lm_eval_cna.sweep.many_config import holds_runs, parse_runs
+from lm_eval_cna.sweep.prepare import proven_of
 from lm_eval_cna.sweep.repeat import compare_runs, config_of
-from lm_eval_cna.sweep.runs import holds_runs, parse_runs
-from lm_eval_cna.sweep.self_check import proven_of
 from tests.fuzz.good import KEY
 
 SECONDS = 1.0

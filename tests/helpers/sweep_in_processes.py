@@ -15,9 +15,10 @@ from lm_eval.tasks import TaskManager
 
 from lm_eval_cna.errors import CNAError, RunError
 from lm_eval_cna.resources import tasks_dir
-from lm_eval_cna.sweep import answers, executor
+from lm_eval_cna.sweep import answers
 from lm_eval_cna.sweep.config import parse_config
-from lm_eval_cna.sweep.processes import Processes, Together, follow
+from lm_eval_cna.sweep.executors import base
+from lm_eval_cna.sweep.executors.processes import Processes, Together, follow
 from lm_eval_cna.sweep.runner import run_sweep
 
 compute_batches = answers.compute
@@ -40,7 +41,7 @@ def main(config: str, out: str, fault: str = "") -> None:
     ended = "well"
     with Processes() as processes:
         compute = counting(fault == str(processes.rank))
-        executor.compute = answers.compute = compute  # the leader's, and what the others import when they need it
+        base.compute = answers.compute = compute  # the leader's, and what the others import when they need it
         try:
             if processes.leads:
                 manager = TaskManager(include_path=str(tasks_dir()), include_defaults=False)

@@ -40,7 +40,7 @@ TESTS = (
     "tests/transformer/test_prompts.py",
     "tests/unit/test_report.py",
     "tests/steering/test_apply.py",
-    "tests/unit/test_sweep_config.py",
+    "tests/sweep/test_config.py",
     "tests/unit/test_terminal.py",
 )
 #: Starts processes on a fixed port, where two of these runs at the same time would meet.

@@ -87,7 +87,7 @@ def _environment() -> Iterator[None]:
         for name in ("TQDM_DISABLE", "TRANSFORMERS_VERBOSITY"):
             patched.setenv(name, os.environ.get(name, ""))
             patched.delenv(name)
-        patched.setattr("lm_eval_cna.sweep.begin.TaskManager", lambda **_: manager)
+        patched.setattr("lm_eval_cna.sweep.prepare.TaskManager", lambda **_: manager)
         patched.setattr("torch.utils.collect_env.get_pretty_env_info", lambda: "a test")
         yield
 

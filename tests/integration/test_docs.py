@@ -52,7 +52,7 @@ def place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.setattr("torch.utils.collect_env.get_pretty_env_info", lambda: "a test")
     # A sweep looks through all of lm-eval's own tasks, which takes longer than the sweeps here.
     ours = functools.partial(TaskManager, include_path=str(tasks_dir()), include_defaults=False)
-    monkeypatch.setattr("lm_eval_cna.sweep.begin.TaskManager", ours)
+    monkeypatch.setattr("lm_eval_cna.sweep.prepare.TaskManager", ours)
     return tmp_path
 
 

@@ -15,10 +15,9 @@ import torch
 from lm_eval_cna.errors import ConfigError
 from lm_eval_cna.interventions.methods import OF_VECTORS
 from lm_eval_cna.models.hf import CNAHFLM
+from lm_eval_cna.sweep.batches import HANDED_OVER
 from lm_eval_cna.sweep.config import SweepConfig
 
-#: Requests of a cell that are handed over, and stored, together.
-HANDED_OVER = 512
 #: Model arguments that transformers is given too, where it discovers.
 _SHARED = ("dtype", "revision", "trust_remote_code", "add_bos_token", "chat_template_args", "enable_thinking")
 

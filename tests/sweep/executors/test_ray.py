@@ -21,12 +21,13 @@ from ray.cluster_utils import Cluster  # noqa: E402
 
 from lm_eval_cna.errors import ConfigError  # noqa: E402
 from lm_eval_cna.results.directory import RunDirectory  # noqa: E402
-from lm_eval_cna.sweep import crew, runner  # noqa: E402
+from lm_eval_cna.sweep import runner  # noqa: E402
 from lm_eval_cna.sweep.config import parse_config  # noqa: E402
+from lm_eval_cna.sweep.executors import ray_workers  # noqa: E402
+from lm_eval_cna.sweep.executors.ray import RayExecutor  # noqa: E402
 from lm_eval_cna.sweep.many import run_sweeps  # noqa: E402
-from lm_eval_cna.sweep.ray import RayExecutor  # noqa: E402
 from tests.helpers.checkpoints import save_llama  # noqa: E402
-from tests.integration.test_sweep import assert_equal_runs, stored, values  # noqa: E402
+from tests.sweep.test_runner import assert_equal_runs, stored, values  # noqa: E402
 
 pytestmark = pytest.mark.usefixtures("no_environment_report")
 
@@ -132,7 +133,7 @@ class Ledger:
 
     def __init__(self, patched: pytest.MonkeyPatch) -> None:
         self.events: list[tuple[str, frozenset[tuple[int, str]]]] = []
-        pack, put = crew.pack_batch, runner.ResponseStore.put
+        pack, put = ray_workers.pack_batch, runner.ResponseStore.put
 
         def packed(batch: Any) -> Any:
             self.events.append(("out", frozenset((cell, request.key) for cell, request in batch.rows)))
@@ -142,7 +143,7 @@ class Ledger:
             put(store, responses)
             self.events.append(("kept", frozenset(responses)))
 
-        patched.setattr(crew, "pack_batch", packed)
+        patched.setattr(ray_workers, "pack_batch", packed)
         patched.setattr(runner.ResponseStore, "put", kept)
 
     def handed_out(self) -> Counter[frozenset[tuple[int, str]]]:
@@ -212,15 +213,15 @@ def test_a_killed_node_changes_nothing(
 def test_a_users_error_on_a_worker_is_one_clear_line(
     nodes: Nodes, model: Path, manager: TaskManager, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from lm_eval_cna.sweep import ray as place
+    from lm_eval_cna.sweep.executors import ray as ray_executor
 
-    pack = place.pack_sweep
+    pack = ray_executor.pack_sweep
 
     def without_the_model_there(begun: Any) -> Any:
         parcel = pack(begun)
         return {**parcel, "config": {**parcel["config"], "model": str(tmp_path / "not-on-that-machine")}}
 
-    monkeypatch.setattr(place, "pack_sweep", without_the_model_there)
+    monkeypatch.setattr(ray_executor, "pack_sweep", without_the_model_there)
     with pytest.raises(ConfigError, match=r"^on \S+: cannot load the model: .*not-on-that-machine") as caught:
         runner.run_sweep(asked(model, tmp_path / "run"), task_manager=manager, executor=RayExecutor())
     assert "\n" not in str(caught.value) and "ray::" not in str(caught.value)
@@ -229,7 +230,7 @@ def test_a_users_error_on_a_worker_is_one_clear_line(
 def test_many_models_run_together(
     nodes: Nodes, model: Path, manager: TaskManager, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("lm_eval_cna.sweep.begin.TaskManager", lambda **_: manager)
+    monkeypatch.setattr("lm_eval_cna.sweep.prepare.TaskManager", lambda **_: manager)
     other = save_llama(tmp_path / "other", seed=1)
     nodes.second()
     told: list[str] = []

@@ -19,7 +19,7 @@ from lm_eval_cna.sweep.config import parse_config
 from lm_eval_cna.sweep.many import run_sweeps
 from lm_eval_cna.sweep.runner import run_sweep
 from tests.helpers.checkpoints import save_llama
-from tests.integration.test_sweep import assert_equal_runs, stored, values
+from tests.sweep.test_runner import assert_equal_runs, stored, values
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -29,7 +29,7 @@ def manager() -> Iterator[TaskManager]:
         for name in ("TQDM_DISABLE", "TRANSFORMERS_VERBOSITY"):
             patched.setenv(name, "")
             patched.delenv(name)
-        patched.setattr("lm_eval_cna.sweep.begin.TaskManager", lambda **_: known)
+        patched.setattr("lm_eval_cna.sweep.prepare.TaskManager", lambda **_: known)
         patched.setattr("torch.utils.collect_env.get_pretty_env_info", lambda: "a test")
         yield known
 

@@ -23,10 +23,10 @@ from lm_eval_cna.errors import ConfigError
 from lm_eval_cna.results.directory import HARMLESS_KL
 from lm_eval_cna.results.responses import Response
 from lm_eval_cna.sweep.batches import Batch
-from lm_eval_cna.sweep.begin import Begun
-from lm_eval_cna.sweep.crew import Crew, Job, Needs
-from lm_eval_cna.sweep.executor import Progress
-from lm_eval_cna.sweep.parcel import pack_sweep, unpack_responses
+from lm_eval_cna.sweep.executors.base import Progress
+from lm_eval_cna.sweep.executors.ray_workers import Crew, Job, Needs
+from lm_eval_cna.sweep.executors.transfer import pack_sweep, unpack_responses
+from lm_eval_cna.sweep.prepare import Begun
 
 LOCAL = "local"
 _LOCAL_OBJECTS = 256 * 2**20  # bytes that Ray may hold here: batches and answers are small

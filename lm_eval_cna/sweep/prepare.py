@@ -7,27 +7,28 @@ import sys
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from importlib.metadata import version
-from typing import Any
+from typing import Any, Literal, cast
 
 import torch
 from lm_eval.api.registry import get_model
 from lm_eval.models.api_models import TemplateAPI
 from lm_eval.tasks import TaskManager
 
-from lm_eval_cna.errors import ConfigError
+from lm_eval_cna.errors import ConfigError, RunError
 from lm_eval_cna.interventions.compatibility import shape_of
 from lm_eval_cna.judging.config import JudgeConfig
 from lm_eval_cna.judging.judge import shared_judge
 from lm_eval_cna.judging.task import LATER
 from lm_eval_cna.models.arguments import check_device, check_dtype
 from lm_eval_cna.models.hf import CNAHFLM
-from lm_eval_cna.results.directory import RunDirectory
-from lm_eval_cna.sweep.answers import ROWS
+from lm_eval_cna.results.directory import SELF_CHECK, RunDirectory
+from lm_eval_cna.sweep.batches import ROWS
 from lm_eval_cna.sweep.config import LOG_FIELDS, SweepConfig
-from lm_eval_cna.sweep.engines import discovery_config, free_memory, load_vllm
-from lm_eval_cna.sweep.interventions import Interventions, measures, prepare
-from lm_eval_cna.sweep.layout import Layout, lay_out
-from lm_eval_cna.sweep.logs import CellLogs
+from lm_eval_cna.sweep.interventions import Interventions, measures, prepare, rendering_of
+from lm_eval_cna.sweep.loggers import CellLogs
+from lm_eval_cna.sweep.plan import Layout, lay_out
+from lm_eval_cna.sweep.vllm import discovery_config, free_memory, load_vllm
+from lm_eval_cna.validation.self_check import Proof, prove
 
 _SCORED_ROWS = 32  # rows of a batch of log-likelihoods where the user does not say
 
@@ -204,3 +205,55 @@ def _machine() -> dict[str, Any]:
         "accelerator": torch.cuda.get_device_name() if torch.cuda.is_available() else None,
         **{name: version(name) for name in ("lm-eval-cna", "lm_eval", "torch", "transformers")},
     }
+
+
+def prove_sweep(begun: Begun) -> None:
+    """Prove all interventions of a sweep on its model, and write down what was seen.
+
+    A sweep that is continued proves anew: the model was loaded anew, maybe on another machine.
+
+    Raises:
+        SteeringError: something is not as it should be; no answer has been computed since.
+    """
+    proof = proof_of(begun.lm, begun.config, begun.interventions, begun.layout.mode)
+    begun.directory.write_json(SELF_CHECK, proof.model_dump(mode="json"))
+
+
+def proof_of(lm: CNAHFLM, config: SweepConfig, interventions: Interventions, mode: str) -> Proof:
+    """Prove the interventions on a model, in the mode of the sweep.
+
+    Raises:
+        SteeringError: something is not as it should be.
+    """
+    return prove(
+        lm.model,
+        lm.tokenizer,
+        interventions.files,
+        mode=cast(Literal["rows", "auto", "fold", "hook"], mode),
+        scale=config.scale,
+        rendering=rendering_of(config, lm),
+        architecture=lm.architecture,
+    )
+
+
+def proven_of(directory: RunDirectory, file: str | None) -> dict[str, Any] | None:
+    """What was proven of one intervention, for a cell's results.
+
+    Args:
+        directory: the run's.
+        file: where the run keeps the intervention; None for the baseline.
+
+    Returns:
+        None where the run made no proof.
+
+    Raises:
+        RunError: the file is damaged.
+    """
+    if not directory.has(SELF_CHECK):
+        return None
+    try:
+        kept = Proof.model_validate(directory.read_json(SELF_CHECK))
+    except ValueError as error:
+        raise RunError(f"{directory.path / SELF_CHECK} is damaged", do="delete it and run the sweep again") from error
+    seen = kept.interventions.get(file or "")
+    return {"mode": kept.mode, "noise": kept.noise} | ({} if seen is None else seen.model_dump(mode="json"))

@@ -10,12 +10,12 @@ from lm_eval_cna.models.hf import CNAHFLM
 from lm_eval_cna.results.responses import Response
 from lm_eval_cna.steering.modes import Mode
 from lm_eval_cna.steering.setting import Setting
-from lm_eval_cna.sweep.answers import ROWS, compute
-from lm_eval_cna.sweep.batches import Batch
-from lm_eval_cna.sweep.begin import Begun
+from lm_eval_cna.sweep.answers import compute
+from lm_eval_cna.sweep.batches import ROWS, Batch
 from lm_eval_cna.sweep.config import SweepConfig
 from lm_eval_cna.sweep.interventions import rendering_of
-from lm_eval_cna.sweep.layout import mode_of
+from lm_eval_cna.sweep.plan import mode_of
+from lm_eval_cna.sweep.prepare import Begun
 from lm_eval_cna.validation.first_token_kl import harmless_kl
 
 #: (stage, done, in all, detail)

@@ -16,16 +16,22 @@ from lm_eval.tasks import TaskManager
 
 from lm_eval_cna.errors import ConfigError
 from lm_eval_cna.resources import tasks_dir
-from lm_eval_cna.sweep import worker as workers
 from lm_eval_cna.sweep.answers import compute
-from lm_eval_cna.sweep.begin import Begun, begin, check
 from lm_eval_cna.sweep.config import parse_config
-from lm_eval_cna.sweep.executor import ThisProcess
-from lm_eval_cna.sweep.parcel import pack_batch, pack_sweep, unpack_batch, unpack_interventions, unpack_responses
-from lm_eval_cna.sweep.ray import cluster, put_weights_away
-from lm_eval_cna.sweep.worker import Worker
+from lm_eval_cna.sweep.executors import worker as workers
+from lm_eval_cna.sweep.executors.base import ThisProcess
+from lm_eval_cna.sweep.executors.ray import cluster, put_weights_away
+from lm_eval_cna.sweep.executors.transfer import (
+    pack_batch,
+    pack_sweep,
+    unpack_batch,
+    unpack_interventions,
+    unpack_responses,
+)
+from lm_eval_cna.sweep.executors.worker import Worker
+from lm_eval_cna.sweep.prepare import Begun, begin, check
 from tests.helpers.checkpoints import save_llama
-from tests.integration.test_sweep import values
+from tests.sweep.test_runner import values
 
 Parcel = dict[str, Any]
 

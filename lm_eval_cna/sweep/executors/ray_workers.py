@@ -13,9 +13,9 @@ from typing import Any
 from lm_eval_cna import errors
 from lm_eval_cna.errors import ConfigError, RunError
 from lm_eval_cna.sweep.batches import Batch
-from lm_eval_cna.sweep.executor import Progress
-from lm_eval_cna.sweep.parcel import pack_batch
-from lm_eval_cna.sweep.worker import Reply, Worker
+from lm_eval_cna.sweep.executors.base import Progress
+from lm_eval_cna.sweep.executors.transfer import pack_batch
+from lm_eval_cna.sweep.executors.worker import Reply, Worker
 
 #: How often one batch, or in a row the loading of the model, may be lost with a worker before the sweep gives up.
 TRIES = 3

@@ -15,12 +15,11 @@ from lm_eval_cna.results.reading import read_plan
 from lm_eval_cna.steering.modes import resolve_mode
 from lm_eval_cna.steering.rows import why_not_rows
 from lm_eval_cna.steering.setting import Setting
-from lm_eval_cna.sweep.answers import ROWS, Prompts
-from lm_eval_cna.sweep.batches import Batch, Request, plan_batches
+from lm_eval_cna.sweep.batches import ROWS, Batch, Request, plan_batches
 from lm_eval_cna.sweep.config import SweepConfig
 from lm_eval_cna.sweep.grid import plan_cells
 from lm_eval_cna.sweep.interventions import Interventions
-from lm_eval_cna.sweep.requests import Evaluation, collect, load_evaluations
+from lm_eval_cna.sweep.requests import Evaluation, Prompts, collect, load_evaluations
 
 
 @dataclass(frozen=True)

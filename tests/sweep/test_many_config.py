@@ -9,7 +9,7 @@ import pytest
 
 from lm_eval_cna.errors import ConfigError
 from lm_eval_cna.sweep.config import SweepConfig
-from lm_eval_cna.sweep.runs import holds_runs, parse_runs
+from lm_eval_cna.sweep.many_config import holds_runs, parse_runs
 
 
 def parsed(values: dict[str, Any], **flags: Any) -> list[SweepConfig]:

@@ -56,9 +56,9 @@ class Worker:
     def _open(self, parcel: Mapping[str, Any]) -> str:
         from lm_eval_cna.errors import RunError
         from lm_eval_cna.results.cells import Cell
-        from lm_eval_cna.sweep.begin import load
         from lm_eval_cna.sweep.config import parse_config
-        from lm_eval_cna.sweep.parcel import unpack_interventions, versions
+        from lm_eval_cna.sweep.executors.transfer import unpack_interventions, versions
+        from lm_eval_cna.sweep.prepare import load
 
         for name, here in versions().items():
             if here != parcel["versions"][name]:
@@ -79,8 +79,9 @@ class Worker:
         return platform.node()
 
     def _compute(self, packed: Mapping[str, Any]) -> list[list[Any]]:
-        from lm_eval_cna.sweep.answers import Prompts, compute
-        from lm_eval_cna.sweep.parcel import pack_responses, unpack_batch
+        from lm_eval_cna.sweep.answers import compute
+        from lm_eval_cna.sweep.executors.transfer import pack_responses, unpack_batch
+        from lm_eval_cna.sweep.requests import Prompts
 
         batch = unpack_batch(packed)
         prompts = Prompts(self._lm, batch.requests)
@@ -88,7 +89,7 @@ class Worker:
         return pack_responses(responses)
 
     def _divergence(self) -> list[dict[str, Any]]:
-        from lm_eval_cna.sweep.executor import measure_divergence
+        from lm_eval_cna.sweep.executors.base import measure_divergence
 
         return measure_divergence(self._lm, self._config, self.settings)
 

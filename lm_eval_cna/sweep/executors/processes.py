@@ -26,13 +26,12 @@ from lm_eval_cna.results.directory import HARMLESS_KL, RunDirectory
 from lm_eval_cna.results.responses import Response
 from lm_eval_cna.steering.setting import Setting
 from lm_eval_cna.sweep.batches import Batch
-from lm_eval_cna.sweep.begin import Begun, load
 from lm_eval_cna.sweep.config import SweepConfig
-from lm_eval_cna.sweep.executor import Progress, ThisProcess
+from lm_eval_cna.sweep.executors.base import Progress, ThisProcess
+from lm_eval_cna.sweep.executors.transfer import pack_batch, pack_sweep, unpack_responses
+from lm_eval_cna.sweep.executors.worker import Worker, reply_of
 from lm_eval_cna.sweep.interventions import Interventions, prepare
-from lm_eval_cna.sweep.parcel import pack_batch, pack_sweep, unpack_responses
-from lm_eval_cna.sweep.self_check import proof_of
-from lm_eval_cna.sweep.worker import Worker, reply_of
+from lm_eval_cna.sweep.prepare import Begun, load, proof_of
 
 _PATIENCE = timedelta(weeks=52)  # a process may compute one batch for as long as it takes
 Message = dict[str, Any]

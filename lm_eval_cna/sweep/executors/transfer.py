@@ -19,9 +19,9 @@ from lm_eval_cna.interventions.reading import read_intervention
 from lm_eval_cna.interventions.vectors import Vectors
 from lm_eval_cna.results.responses import Response
 from lm_eval_cna.sweep.batches import Batch, Request
-from lm_eval_cna.sweep.begin import Begun
 from lm_eval_cna.sweep.config import LOG_FIELDS
 from lm_eval_cna.sweep.interventions import Interventions
+from lm_eval_cna.sweep.prepare import Begun
 
 #: Packages that decide what a model answers; a worker with another version is refused.
 _DECIDING = ("lm-eval-cna", "lm_eval", "torch", "transformers")

@@ -11,9 +11,9 @@ from typing import Any, NamedTuple
 import pytest
 
 from lm_eval_cna.errors import CNAError, ConfigError, RunError
-from lm_eval_cna.sweep import crew
 from lm_eval_cna.sweep.batches import Batch, Request
-from lm_eval_cna.sweep.crew import Crew, Job, Needs
+from lm_eval_cna.sweep.executors import ray_workers
+from lm_eval_cna.sweep.executors.ray_workers import Crew, Job, Needs
 
 Script = Callable[["Actor", str, Any], Any]
 
@@ -91,7 +91,7 @@ def batch(number: int) -> Batch:
 def run(monkeypatch: pytest.MonkeyPatch, script: Script, *nodes: dict[str, float], jobs: int = 5, **needs: Any) -> Any:
     fake = FakeRay(script, *nodes)
     monkeypatch.setitem(sys.modules, "ray", fake)
-    monkeypatch.setattr(crew.time, "sleep", lambda _: None)
+    monkeypatch.setattr(ray_workers.time, "sleep", lambda _: None)
     told: list[tuple[int, int, str]] = []
     found = []
     with Crew({}, Needs(**needs), lambda _stage, *step: told.append(step)) as hired:
@@ -189,7 +189,7 @@ def test_needs_are_positive(needs: dict[str, float]) -> None:
 
 
 def test_a_machine_that_comes_later_is_used(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(crew, "_LOOK_AROUND", 0.0)
+    monkeypatch.setattr(ray_workers, "_LOOK_AROUND", 0.0)
 
     def script(actor: Actor, name: str, argument: Any) -> Any:
         if name == "compute" and len(actor.ray.resources) == 1:
@@ -201,8 +201,8 @@ def test_a_machine_that_comes_later_is_used(monkeypatch: pytest.MonkeyPatch) -> 
 
 
 def test_a_cluster_that_is_gone_is_not_waited_for_forever(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(crew, "_LOOK_AROUND", 0.0)
-    monkeypatch.setattr(crew, "_PATIENCE", 0.001)
+    monkeypatch.setattr(ray_workers, "_LOOK_AROUND", 0.0)
+    monkeypatch.setattr(ray_workers, "_PATIENCE", 0.001)
 
     def script(actor: Actor, name: str, argument: Any) -> Any:
         if name == "compute":

@@ -15,7 +15,7 @@ from lm_eval.tasks import TaskManager
 from lm_eval_cna.cli import main
 from lm_eval_cna.errors import ConfigError, RunError
 from lm_eval_cna.results.directory import RunDirectory
-from lm_eval_cna.sweep import logs, runner
+from lm_eval_cna.sweep import loggers, runner
 from lm_eval_cna.sweep.config import SweepConfig, parse_config
 from tests.helpers.checkpoints import save_llama
 
@@ -89,15 +89,15 @@ def fake(monkeypatch: pytest.MonkeyPatch) -> type[FakeLogger]:
 
     for package in ("wandb", "trackio"):
         monkeypatch.setitem(sys.modules, package, types.ModuleType(package))
-    monkeypatch.setattr(logs, "WandbLogger", Fake)
-    monkeypatch.setattr(logs, "TrackioLogger", Fake)
+    monkeypatch.setattr(loggers, "WandbLogger", Fake)
+    monkeypatch.setattr(loggers, "TrackioLogger", Fake)
     return Fake
 
 
 @pytest.fixture
 def copied(run: RunDirectory, tmp_path: Path) -> RunDirectory:
     """The run's own directory, its log of what was logged removed."""
-    (run.path / logs.LOGGED).unlink(missing_ok=True)
+    (run.path / loggers.LOGGED).unlink(missing_ok=True)
     return run
 
 
@@ -127,7 +127,7 @@ def test_a_sweep_logs_each_cell_as_one_run(
 
 def test_a_name_and_a_group_of_the_users(model: Path, copied: RunDirectory, fake: type[FakeLogger]) -> None:
     given = config(model, copied.path, trackio_args={"project": "p", "name": "llama", "group": "g"})
-    logs.CellLogs(given).publish(copied)
+    loggers.CellLogs(given).publish(copied)
     assert [one.arguments["name"] for one in fake.made] == ["llama-baseline", "llama-cna-m0"]
     assert {one.arguments["group"] for one in fake.made} == {"g"}
 
@@ -140,17 +140,17 @@ def test_a_logger_that_fails_is_one_line_and_the_rest_is_logged_later(
             raise OSError("no route to host")
 
     monkeypatch.setattr(fake, "log_eval_result", fails)
-    wanted = logs.CellLogs(config(model, copied.path, wandb_args={}))
+    wanted = loggers.CellLogs(config(model, copied.path, wandb_args={}))
     with pytest.raises(RunError, match=r"cannot log cna-m0: OSError: no route to host.*same command logs"):
         wanted.publish(copied)
     assert [one.finished for one in fake.made] == [1, 1]
     monkeypatch.undo()
-    assert list(copied.read_json(logs.LOGGED).values()) == [["baseline"]]
+    assert list(copied.read_json(loggers.LOGGED).values()) == [["baseline"]]
 
 
 def test_every_sample_has_every_metric_of_its_task() -> None:
     results = {"configs": {"judged": {"metric_list": [{"metric": "a"}, {"metric": "b"}]}}}
-    assert logs._complete(results, {"judged": [{"a": 1.0}, {"a": 0.0, "b": 2.0}]}) == {
+    assert loggers._complete(results, {"judged": [{"a": 1.0}, {"a": 0.0, "b": 2.0}]}) == {
         "judged": [{"a": 1.0, "b": None}, {"a": 0.0, "b": 2.0}]
     }
 
@@ -204,9 +204,9 @@ def test_the_hub_gets_every_cell_and_one_card(
     hub, cards = FakeHub(), []
     monkeypatch.setattr(EvaluationTracker, "_api", staticmethod(lambda token=None: hub))
     monkeypatch.setattr(EvaluationTracker, "recreate_metadata_card", lambda self: cards.append(self.details_repo))
-    logs.CellLogs(config(model, copied.path, hf_hub_log_args=PUSH)).publish(copied)
+    loggers.CellLogs(config(model, copied.path, hf_hub_log_args=PUSH)).publish(copied)
     assert len(hub.uploaded) == 2 and len(hub.folders) == 4 and cards == ["me/lm-eval-results"]
-    assert "hf_secret" not in (copied.path / logs.LOGGED).read_text(encoding="utf-8")
+    assert "hf_secret" not in (copied.path / loggers.LOGGED).read_text(encoding="utf-8")
     assert (copied.path / "lm-eval").is_dir()  # lm-eval uploads only what it has written somewhere
 
 
@@ -214,7 +214,7 @@ def test_an_upload_that_lm_eval_only_mutters_about_is_an_error(
     model: Path, copied: RunDirectory, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(EvaluationTracker, "_api", staticmethod(lambda token=None: FakeHub(fail=True)))
-    wanted = logs.CellLogs(config(model, copied.path, hf_hub_log_args=PUSH))
+    wanted = loggers.CellLogs(config(model, copied.path, hf_hub_log_args=PUSH))
     with pytest.raises(RunError, match=r"cannot log baseline: Could not save.*PermissionError.*may not write"):
         wanted.publish(copied)
 
@@ -242,7 +242,7 @@ def test_what_cannot_work_is_said_before_anything_is_loaded(
 
 def test_one_run_for_all_cells_is_refused(model: Path, tmp_path: Path, fake: type[FakeLogger]) -> None:
     with pytest.raises(ConfigError, match="every cell is a run of its own"):
-        logs.CellLogs(config(model, tmp_path, wandb_args={"id": "x"}))
+        loggers.CellLogs(config(model, tmp_path, wandb_args={"id": "x"}))
 
 
 @pytest.mark.parametrize("flag", ["--wandb_args", "--wandb-args"])

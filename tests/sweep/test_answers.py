@@ -16,6 +16,7 @@ from lm_eval_cna.steering.setting import Setting
 from lm_eval_cna.sweep import answers
 from lm_eval_cna.sweep.batches import Batch, Request
 from lm_eval_cna.sweep.replay import Replay
+from lm_eval_cna.sweep.requests import Prompts
 from tests.helpers.checkpoints import save_llama
 
 OPTIONS = {"until": [], "do_sample": False, "max_gen_toks": 6}
@@ -37,7 +38,7 @@ def scored(context: str, continuation: str) -> Request:
 
 
 def computed(lm: CNAHFLM, batch: Batch, settings: list[Setting]) -> list[Response]:
-    prompts = answers.Prompts(lm, list(batch.requests))
+    prompts = Prompts(lm, list(batch.requests))
     ((found, responses),) = answers.compute(lm, settings, [batch], prompts, mode="rows")
     assert found == batch
     return responses
@@ -89,12 +90,12 @@ def test_log_likelihoods_that_do_not_fit_take_half_the_rows(lm: CNAHFLM, monkeyp
 
 def test_answers_without_room_for_a_prompt_are_refused(lm: CNAHFLM) -> None:
     with pytest.raises(ConfigError, match="t asks for answers of 100000 tokens; got 'a model of"):
-        answers.Prompts(lm, [generated("a", max_gen_toks=100_000)])
+        Prompts(lm, [generated("a", max_gen_toks=100_000)])
 
 
 def test_a_long_prompt_keeps_its_end(lm: CNAHFLM) -> None:
     request = generated("the cake " * 5000)
-    prompts = answers.Prompts(lm, [request])
+    prompts = Prompts(lm, [request])
     job = prompts.job(request, 0)
     assert len(job.ids) == prompts.lengths[request.key] == lm.max_length - 6
     assert list(job.ids) == lm.tok_encode("the cake " * 5000)[-len(job.ids) :]
