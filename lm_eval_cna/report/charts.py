@@ -10,7 +10,7 @@ from typing import Literal
 from lm_eval_cna.analysis.tradeoff import Setting, TradeOff
 from lm_eval_cna.interventions.methods import LOCAL
 from lm_eval_cna.interventions.profile import layer_profile
-from lm_eval_cna.report.runs import Run
+from lm_eval_cna.report.run import Run
 from lm_eval_cna.report.tables import HEADLINE, OUTCOMES, label, lines
 from lm_eval_cna.statistics.rates import Interval
 

@@ -14,9 +14,9 @@ from markupsafe import Markup, escape
 
 from lm_eval_cna import __version__
 from lm_eval_cna.report.charts import Panel
-from lm_eval_cna.report.contents import Contents
 from lm_eval_cna.report.escape import script_json, writable
 from lm_eval_cna.report.inline import environment, policy, source
+from lm_eval_cna.report.sections import Contents
 from lm_eval_cna.report.svg import Drawing, drawing
 
 

@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from urllib.parse import quote
 
-from lm_eval_cna.report.contents import Contents, Part
 from lm_eval_cna.report.escape import code, fence, item, markdown, writable
+from lm_eval_cna.report.sections import Contents, Part
 from lm_eval_cna.report.tables import Table
 
 

@@ -8,15 +8,15 @@ from pathlib import Path
 
 from lm_eval_cna.analysis.verdicts import DamageBudget
 from lm_eval_cna.errors import RunError
-from lm_eval_cna.report.contents import Contents, contents
 from lm_eval_cna.report.escape import slug, writable
 from lm_eval_cna.report.figures import draw
 from lm_eval_cna.report.files import ReportFiles
 from lm_eval_cna.report.html import page
 from lm_eval_cna.report.latex import latex_table
 from lm_eval_cna.report.markdown import document
-from lm_eval_cna.report.runs import read_runs
+from lm_eval_cna.report.run import read_runs
 from lm_eval_cna.report.samples import browser_data
+from lm_eval_cna.report.sections import Contents, contents
 from lm_eval_cna.results.directory import RunDirectory
 
 

@@ -9,7 +9,7 @@ import re
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
-from lm_eval_cna.report.runs import Run
+from lm_eval_cna.report.run import Run
 from lm_eval_cna.report.tables import OUTCOMES, label
 from lm_eval_cna.results.cells import Cell
 from lm_eval_cna.results.reading import read_plan, results_of

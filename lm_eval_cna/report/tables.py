@@ -8,7 +8,7 @@ from statistics import fmean
 
 from lm_eval_cna.analysis.evidence import CLAIMED, Comparison
 from lm_eval_cna.analysis.tradeoff import Setting, TradeOff
-from lm_eval_cna.report.runs import Run
+from lm_eval_cna.report.run import Run
 from lm_eval_cna.results.summary import Measured
 from lm_eval_cna.statistics.rates import Interval, wilson
 

@@ -13,12 +13,12 @@ import pytest
 
 from lm_eval_cna.analysis.leaderboard import leaderboard
 from lm_eval_cna.analysis.verdicts import DamageBudget
-from lm_eval_cna.report.contents import contents
 from lm_eval_cna.report.escape import writable
 from lm_eval_cna.report.html import page
 from lm_eval_cna.report.leaderboard import as_html
-from lm_eval_cna.report.runs import read_runs
+from lm_eval_cna.report.run import read_runs
 from lm_eval_cna.report.samples import browser_data
+from lm_eval_cna.report.sections import contents
 from lm_eval_cna.results.cells import BASELINE, Cell
 from tests.browser.test_report_in_a_browser import Tab, browser, pytestmark  # noqa: F401
 from tests.helpers.report_runs import answer_metrics, rich_run, write_run

@@ -38,7 +38,7 @@ from lm_eval_cna.files.atomic import write_whole
 from lm_eval_cna.judging.task import LATER
 from lm_eval_cna.resources import tasks_dir
 from lm_eval_cna.results.responses import STORE_NAME, ResponseStore
-from lm_eval_cna.sweep import prepare
+from lm_eval_cna.sweep import prepare as preparation
 from tests.helpers.checkpoints import save_llama
 from tests.helpers.judge_server import JudgeServer
 from tests.helpers.sweeps import small_sweep
@@ -299,7 +299,7 @@ class Bench:
 
     def _patch(self, *, report: bool) -> None:
         """In the child: the parent's task manager, notes of what is written, no report but where it is asked for."""
-        setattr(prepare, "TaskManager", lambda **_: self._manager)  # noqa: B010 - mypy knows the class
+        setattr(preparation, "TaskManager", lambda **_: self._manager)  # noqa: B010 - mypy knows the class
         torch.utils.collect_env.get_pretty_env_info = lambda: "a bench"
         original, noted = ResponseStore.put, self.put
 

@@ -38,12 +38,12 @@ from lm_eval_cna.judging.ledger import Ledger
 from lm_eval_cna.judging.rubric import make_rubric
 from lm_eval_cna.paper.plan import read_prompts
 from lm_eval_cna.report import check as checks
-from lm_eval_cna.report.contents import contents
 from lm_eval_cna.report.html import page
 from lm_eval_cna.report.interventions import facts, overlap_rows, profile_rows
 from lm_eval_cna.report.leaderboard import as_csv
-from lm_eval_cna.report.runs import read_runs
+from lm_eval_cna.report.run import read_runs
 from lm_eval_cna.report.samples import browser_data
+from lm_eval_cna.report.sections import contents
 from lm_eval_cna.report.stability import fold_rows, pair_rows, stability_rows
 from lm_eval_cna.results.directory import RunDirectory
 from lm_eval_cna.results.responses import ResponseStore

@@ -10,7 +10,7 @@ from typing import Any
 
 from pydantic import BaseModel
 
-from lm_eval_cna.report.contents import Contents
+from lm_eval_cna.report.sections import Contents
 
 #: Texts that our code chooses of a fixed few, and the preface, which is trusted.
 _OURS = {"finding", "word", "style", "preface", "what", "kind", "standing", "direction"}

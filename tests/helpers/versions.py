@@ -38,7 +38,7 @@ TESTS = (
     "tests/contrast/test_loading.py",
     "tests/interventions/test_reading.py",
     "tests/transformer/test_prompts.py",
-    "tests/unit/test_report.py",
+    "tests/report/test_report.py",
     "tests/steering/test_apply.py",
     "tests/sweep/test_config.py",
     "tests/unit/test_terminal.py",

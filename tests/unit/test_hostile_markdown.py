@@ -17,11 +17,11 @@ from lm_eval_cna.analysis.verdicts import DamageBudget
 from lm_eval_cna.paper import page, rows
 from lm_eval_cna.paper.result import Result, Skipped
 from lm_eval_cna.report.check import summary
-from lm_eval_cna.report.contents import contents
 from lm_eval_cna.report.escape import code, fence, item, markdown, plain, writable
 from lm_eval_cna.report.leaderboard import as_markdown
 from lm_eval_cna.report.markdown import document
-from lm_eval_cna.report.runs import read_runs
+from lm_eval_cna.report.run import read_runs
+from lm_eval_cna.report.sections import contents
 from lm_eval_cna.results.directory import RunDirectory
 from tests.helpers.report_runs import rich_run
 from tests.helpers.rewriting import Swap, fours, rewritten

@@ -17,13 +17,13 @@ import pytest
 from lm_eval_cna.analysis.leaderboard import leaderboard
 from lm_eval_cna.analysis.verdicts import DamageBudget
 from lm_eval_cna.report.charts import Panel
-from lm_eval_cna.report.contents import Contents, Part, contents
 from lm_eval_cna.report.escape import plain, visible, writable
 from lm_eval_cna.report.html import page
 from lm_eval_cna.report.leaderboard import as_html
 from lm_eval_cna.report.page import write_report
-from lm_eval_cna.report.runs import Run, read_runs
+from lm_eval_cna.report.run import Run, read_runs
 from lm_eval_cna.report.samples import LONGEST_TEXT, browser_data
+from lm_eval_cna.report.sections import Contents, Part, contents
 from lm_eval_cna.report.tables import Table
 from lm_eval_cna.results.cells import BASELINE, Cell
 from tests.helpers.report_runs import answer_metrics, plain_refusal, rich_run, write_run

@@ -19,7 +19,7 @@ from lm_eval_cna.errors import RunError
 from lm_eval_cna.organism.store import load_organism
 from lm_eval_cna.report.files import ReportFiles
 from lm_eval_cna.report.page import write_report
-from lm_eval_cna.report.runs import read_runs
+from lm_eval_cna.report.run import read_runs
 from lm_eval_cna.results.directory import RunDirectory
 from lm_eval_cna.results.reading import read_plan, results_of
 from lm_eval_cna.results.summary import read_summary

@@ -16,7 +16,7 @@ from lm_eval_cna.analysis.verdicts import DamageBudget
 from lm_eval_cna.report.charts import Panel, Point, Series
 from lm_eval_cna.report.figures import draw
 from lm_eval_cna.report.page import write_report
-from lm_eval_cna.report.runs import read_runs
+from lm_eval_cna.report.run import read_runs
 from lm_eval_cna.report.samples import LONGEST_TEXT, browser_data
 from lm_eval_cna.report.svg import drawing
 from lm_eval_cna.results.cells import BASELINE, Cell

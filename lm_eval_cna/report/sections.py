@@ -13,8 +13,8 @@ from lm_eval_cna.interventions.profile import TOP
 from lm_eval_cna.report import charts
 from lm_eval_cna.report.charts import Palette, Panel
 from lm_eval_cna.report.interventions import overlap_rows, profile_rows
-from lm_eval_cna.report.runs import Run
-from lm_eval_cna.report.special import Special, special
+from lm_eval_cna.report.optional_sections import Special, special
+from lm_eval_cna.report.run import Run
 from lm_eval_cna.report.tables import (
     Entry,
     Table,

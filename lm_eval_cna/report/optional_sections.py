@@ -14,7 +14,7 @@ from lm_eval_cna.interventions.profile import overlap
 from lm_eval_cna.report import charts
 from lm_eval_cna.report.charts import Palette, Panel, Point, Series
 from lm_eval_cna.report.interventions import Rows
-from lm_eval_cna.report.runs import Run
+from lm_eval_cna.report.run import Run
 from lm_eval_cna.report.stability import FOLD_HEAD, fold_rows, pair_rows, stability_rows
 from lm_eval_cna.report.tables import Entry, Table, change, label, p_value, signed
 from lm_eval_cna.statistics.paired import Kind
