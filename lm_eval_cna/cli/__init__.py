@@ -14,7 +14,7 @@ from typing import Annotated
 import typer
 from pydantic import ValidationError
 
-from lm_eval_cna import launch
+from lm_eval_cna.cli import launch
 from lm_eval_cna.cli.interventions import compare, discover, show, try_
 from lm_eval_cna.cli.judgement import check, leaderboard
 from lm_eval_cna.cli.organisms import demo, organism

@@ -22,8 +22,8 @@ from lm_eval_cna.cli.options import (
 )
 from lm_eval_cna.cli.output import output as console
 from lm_eval_cna.cli.output import print_intervention, print_stability, say
+from lm_eval_cna.cli.terminal import show_table
 from lm_eval_cna.errors import ConfigError
-from lm_eval_cna.terminal import show_table
 
 _IN_TENSORS = (Method.caa, Method.caa_residual, Method.random_vectors)
 

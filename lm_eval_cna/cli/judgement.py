@@ -11,8 +11,8 @@ import typer
 
 from lm_eval_cna.cli.output import output as console
 from lm_eval_cna.cli.output import say
+from lm_eval_cna.cli.terminal import show_table
 from lm_eval_cna.errors import ConfigError
-from lm_eval_cna.terminal import show_table
 
 REGRESSION = 1
 

@@ -9,7 +9,7 @@ import typer
 
 from lm_eval_cna.cli.options import SamplesOption
 from lm_eval_cna.cli.output import errors, print_report, say, typed_command
-from lm_eval_cna.terminal import progress
+from lm_eval_cna.cli.terminal import progress
 
 
 def demo(

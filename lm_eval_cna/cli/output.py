@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING
 
 from rich.console import Console
 
+from lm_eval_cna.cli.terminal import clean, show, show_table, show_text
 from lm_eval_cna.report.escape import writable
-from lm_eval_cna.terminal import clean, show, show_table, show_text
 
 if TYPE_CHECKING:
     from lm_eval_cna.interventions.circuit import Circuit

@@ -11,8 +11,8 @@ import typer
 from lm_eval_cna.cli.options import JudgeArgsOption, JudgeModelOption, arguments_of
 from lm_eval_cna.cli.output import errors, say, typed_command
 from lm_eval_cna.cli.output import output as console
+from lm_eval_cna.cli.terminal import progress, show_table
 from lm_eval_cna.errors import ConfigError
-from lm_eval_cna.terminal import progress, show_table
 
 
 class Table(StrEnum):

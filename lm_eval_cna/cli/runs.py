@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from lm_eval_cna import launch
+from lm_eval_cna.cli import launch
 from lm_eval_cna.cli.options import (
     JudgeArgsOption,
     JudgeModelOption,
@@ -23,8 +23,8 @@ from lm_eval_cna.cli.options import (
 )
 from lm_eval_cna.cli.output import errors, print_report, say, typed_command
 from lm_eval_cna.cli.output import output as console
+from lm_eval_cna.cli.terminal import progress, show_table
 from lm_eval_cna.errors import ConfigError
-from lm_eval_cna.terminal import progress, show_table
 
 DIFFERENT = 1
 _SHOWN = 20  # differences; the first ones are the largest

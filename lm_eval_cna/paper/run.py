@@ -95,7 +95,7 @@ def _sweeps(request: Request, targets: list[Target], tell: Progress, skipped: li
 
     from lm_eval_cna import plugin
     from lm_eval_cna.judging.task import LATER
-    from lm_eval_cna.paper.swept import family_rows, gains, sweep_rows
+    from lm_eval_cna.paper.sweep_rows import family_rows, gains, sweep_rows
     from lm_eval_cna.sweep.config import parse_config
     from lm_eval_cna.sweep.runner import run_sweep
 

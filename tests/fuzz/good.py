@@ -17,8 +17,8 @@ from lm_eval_cna.results.cells import BASELINE, Cell
 from lm_eval_cna.results.directory import RunDirectory
 from lm_eval_cna.results.responses import Response, ResponseStore
 from lm_eval_cna.scoring.strongreject import Verdict
+from tests.analysis.test_stability import record
 from tests.helpers.report_runs import ANSWER, REFUSAL, answer_metrics, circuit_of, write_run
-from tests.unit.test_stability import record
 
 CONTRAST = (
     b'{"name": "c", "leakage": null}\n{"label": "positive", "prompt": "a"}\n{"label": "negative", "prompt": "b c"}\n'

@@ -41,7 +41,7 @@ TESTS = (
     "tests/report/test_report.py",
     "tests/steering/test_apply.py",
     "tests/sweep/test_config.py",
-    "tests/unit/test_terminal.py",
+    "tests/cli/test_terminal.py",
 )
 #: Starts processes on a fixed port, where two of these runs at the same time would meet.
 _LEFT_OUT = "tests/models/test_hf.py::test_two_cpu_processes_share_the_requests"

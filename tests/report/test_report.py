@@ -17,6 +17,7 @@ from lm_eval_cna.interventions.reading import read_intervention
 from lm_eval_cna.report.page import write_report
 from lm_eval_cna.results.cells import BASELINE, Cell
 from lm_eval_cna.results.directory import RunDirectory
+from tests.analysis.test_stability import record
 from tests.helpers.report_runs import (
     ANSWER,
     REFUSAL,
@@ -27,7 +28,6 @@ from tests.helpers.report_runs import (
     rich_run,
     write_run,
 )
-from tests.unit.test_stability import record
 
 N = 40
 

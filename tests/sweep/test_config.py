@@ -250,7 +250,7 @@ def test_importable_without_torch() -> None:
         "            raise ModuleNotFoundError(name)\n"
         "sys.meta_path.insert(0, Absent())\n"
         "import lm_eval_cna.sweep.config, lm_eval_cna.results.cells, lm_eval_cna.results.directory\n"
-        "import lm_eval_cna.results.summary, lm_eval_cna.report.page, lm_eval_cna.terminal, lm_eval_cna.cli\n"
+        "import lm_eval_cna.results.summary, lm_eval_cna.report.page, lm_eval_cna.cli.terminal, lm_eval_cna.cli\n"
     )
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr

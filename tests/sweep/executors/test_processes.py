@@ -10,8 +10,7 @@ from typing import Any
 import pytest
 from lm_eval.tasks import TaskManager
 
-from lm_eval_cna import launch
-from lm_eval_cna.cli import main
+from lm_eval_cna.cli import launch, main
 from lm_eval_cna.resources import tasks_dir
 from lm_eval_cna.sweep.config import parse_config
 from lm_eval_cna.sweep.runner import run_sweep

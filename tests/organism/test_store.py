@@ -177,7 +177,7 @@ def test_two_processes_at_once_share_one_training(tmp_path: Path) -> None:
     import sys
 
     code = (
-        "import sys; from pathlib import Path; from tests.unit.test_organism_store import TINY;"
+        "import sys; from pathlib import Path; from tests.organism.test_store import TINY;"
         "from lm_eval_cna.organism import store; print(store.ensure_organism(Path(sys.argv[1]), recipe=TINY).planted)"
     )
     root = Path(__file__).resolve().parents[2]

@@ -35,8 +35,8 @@ from lm_eval_cna.results.directory import RunDirectory
 from lm_eval_cna.results.responses import STORE_NAME, ResponseStore
 from lm_eval_cna.results.summary import read_summary
 from lm_eval_cna.sweep.config import parse_config, read_config
+from tests.analysis.test_stability import record
 from tests.helpers.report_runs import circuit_of, rich_run
-from tests.unit.test_stability import record
 
 SECONDS = 20  # far above what any of these takes, so that only a hang is caught
 CONTRAST = b'{"name": "c"}\n{"label": "positive", "prompt": "a"}\n{"label": "negative", "prompt": "b"}\n'

@@ -10,8 +10,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from rich.console import Console
 
-from lm_eval_cna import terminal
-from lm_eval_cna.terminal import clean, progress, show_table
+from lm_eval_cna.cli import terminal
+from lm_eval_cna.cli.terminal import clean, progress, show_table
 
 
 def console(*, is_terminal: bool) -> tuple[Console, io.StringIO]:

@@ -19,6 +19,7 @@ from lm_eval_cna.analysis.baseline import make_baseline
 from lm_eval_cna.analysis.leaderboard import Leaderboard, leaderboard
 from lm_eval_cna.analysis.regression import check_run
 from lm_eval_cna.cli import output
+from lm_eval_cna.cli.terminal import clean, progress, show_table, show_text
 from lm_eval_cna.errors import CNAError
 from lm_eval_cna.report import escape
 from lm_eval_cna.report.check import junit
@@ -27,7 +28,6 @@ from lm_eval_cna.report.latex import latex_table
 from lm_eval_cna.report.leaderboard import as_csv
 from lm_eval_cna.report.tables import Entry, Table
 from lm_eval_cna.results.directory import RunDirectory
-from lm_eval_cna.terminal import clean, progress, show_table, show_text
 from tests.helpers.report_runs import circuit_of, rich_run
 from tests.helpers.rewriting import fours
 from tests.helpers.xss import ALL
