@@ -7,6 +7,7 @@ import re
 import subprocess
 import sys
 from collections.abc import Iterator
+from graphlib import CycleError, TopologicalSorter
 from pathlib import Path
 
 import pytest
@@ -109,6 +110,15 @@ def faults(module: str, source: str) -> list[str]:
     return found
 
 
+def circle(edges: dict[str, set[str]]) -> list[str]:
+    """The nodes of a circle in a graph, or nothing where there is none."""
+    try:
+        list(TopologicalSorter(edges).static_order())
+    except CycleError as error:
+        return list(error.args[1])
+    return []
+
+
 @pytest.mark.parametrize("module", modules())
 def test_imports_go_down(module: str) -> None:
     assert not faults(module, modules()[module].read_text(encoding="utf-8"))
@@ -132,6 +142,20 @@ def test_imports_go_down(module: str) -> None:
 def test_a_fault_is_found(module: str, source: str, word: str) -> None:
     (fault,) = faults(module, source)
     assert word in fault
+
+
+def test_no_packages_import_each_other_in_a_circle() -> None:
+    edges: dict[str, set[str]] = {}
+    for module, path in modules().items():
+        if (key := module.split(".")[0]) != "__init__":
+            edges.setdefault(key, set()).update(inside(imported(path.read_text(encoding="utf-8"))) - {key})
+    assert circle(edges) == []
+    assert max(FLOORS.values()) <= 9 and len(FLOORS) <= 28
+
+
+def test_a_circle_is_found() -> None:
+    assert circle({"a": {"b"}, "b": {"c"}, "c": set()}) == []
+    assert set(circle({"a": {"b"}, "b": {"c"}, "c": {"a"}})) == {"a", "b", "c"}
 
 
 @pytest.mark.parametrize("package", [name for name in LIGHT if (PACKAGE / name).is_dir()])
