@@ -14,8 +14,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from lm_eval_cna.paper.estimate import ROWS, Memory, memory_of, tokens_of
-from lm_eval_cna.paper.presets import Asked
-from lm_eval_cna.paper.targets import Size, known_models
+from lm_eval_cna.paper.presets import PresetTask
+from lm_eval_cna.paper.targets import ModelSize, known_models
 from lm_eval_cna.sweep.config import SweepConfig
 from lm_eval_cna.sweep.grid import plan_cells
 
@@ -25,16 +25,16 @@ SHARE = 0.9
 #: Of all models here; lm-eval cuts a model over as many processes as divide this.
 KEY_VALUE_HEADS = 8
 GENERATED = (
-    Asked("jbb_harmful_refusal", None, "refusal_rate", 100, 60, 150),
-    Asked("jbb_benign_refusal", None, "refusal_rate", 100, 60, 150),
-    Asked("strongreject", None, "strongreject_score", 313, 60, 150),
+    PresetTask("jbb_harmful_refusal", None, "refusal_rate", 100, 60, 150),
+    PresetTask("jbb_benign_refusal", None, "refusal_rate", 100, 60, 150),
+    PresetTask("strongreject", None, "strongreject_score", 313, 60, 150),
 )
 #: Five examples and a question; the same examples before all questions of a subject are read once in each cell. On the
 #: slice of results/benchmarks, 539 of 626 tokens of the median prompt are shared.
 MMLU_DOCUMENTS, MMLU_SUBJECTS, MMLU_SHARED, MMLU_OWN = 14_042, 57, 600, 100
 MMLU_SLICE = 100  # documents: 4 subjects of 25, as `make bench` has them
 _DISCOVERY = (2 * 100 + 48) * 50  # tokens: the contrast set's prompts and those of the universal filter, roughly
-_405B = Size(405_853_388_800, 126, 8 * 128, 128_256, "shape of meta-llama/Llama-3.1-405B's config.json")
+_405B = ModelSize(405_853_388_800, 126, 8 * 128, 128_256, "shape of meta-llama/Llama-3.1-405B's config.json")
 MODELS = (
     "meta-llama/Llama-3.2-1B-Instruct",
     "meta-llama/Llama-3.2-3B-Instruct",
@@ -81,17 +81,19 @@ def suite() -> Suite:
     )
 
 
-def shape_of(name: str) -> Size:
+def shape_of(name: str) -> ModelSize:
     """The shape of one of `MODELS`."""
     if name == MODELS[-1]:
         return _405B
     row = known_models()[name]
-    return Size(row["parameters"], row["layers"], row["kv_heads"] * row["head_dim"], row["vocabulary"], row["source"])
+    return ModelSize(
+        row["parameters"], row["layers"], row["kv_heads"] * row["head_dim"], row["vocabulary"], row["source"]
+    )
 
 
-def memory(size: Size, *, width: int = 2, rows: int = ROWS) -> Memory:
+def memory(size: ModelSize, *, width: int = 2, rows: int = ROWS) -> Memory:
     """Memory for the suite's longest task: MMLU's prompts are the longest that stay in a cache."""
-    longest = Asked("mmlu", None, "acc", MMLU_DOCUMENTS, MMLU_SHARED + MMLU_OWN, 0)
+    longest = PresetTask("mmlu", None, "acc", MMLU_DOCUMENTS, MMLU_SHARED + MMLU_OWN, 0)
     return memory_of(size, [(task, task.documents) for task in (*GENERATED, longest)], width=width, rows=rows)
 
 

@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 WATCHED = {"lm_eval.models": "add_models", "lm_eval.tasks.manager": "add_tasks"}
 
 
-class _Loader:
+class _AnnouncingLoader:
     """The loader of a watched module, which leaves no trace of itself and announces the executed module."""
 
     def __init__(self, spec: "ModuleSpec", loader: "Any") -> None:
@@ -65,7 +65,7 @@ class _Finder:
         finally:
             self._searching.discard(search)
         if spec is not None and hasattr(spec.loader, "exec_module"):
-            spec.loader = _Loader(spec, spec.loader)  # type: ignore[assignment]  # duck-typed: importlib.abc is not cheap
+            spec.loader = _AnnouncingLoader(spec, spec.loader)  # type: ignore[assignment]  # duck-typed: importlib.abc is not cheap
         return spec
 
 

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from lm_eval_cna.files.progress import Progress, named, silent
 from lm_eval_cna.interventions.circuit import Circuit
 from lm_eval_cna.interventions.reading import read_intervention
 from lm_eval_cna.organism.recipe import CIRCUIT_FRACTION
@@ -33,7 +33,7 @@ planted neurons the circuit of {size} recovered {recovered}."""
 def run_demo(
     output: Path,
     *,
-    progress: Callable[[str, int, int, str], None] | None = None,
+    progress: Progress = silent,
     command: list[str] | None = None,
     samples: bool = True,
 ) -> Path:
@@ -48,14 +48,13 @@ def run_demo(
     Returns:
         The path of report.md.
     """
-    tell = progress or (lambda stage, done, total, detail: None)
-    organism = ensure_organism(progress=lambda stage, done, total: tell(f"training {stage}", done, total, ""))
+    organism = ensure_organism(progress=progress)
     from lm_eval.tasks import TaskManager  # after training: indexing lm-eval's tasks takes seconds
 
     from lm_eval_cna import plugin
     from lm_eval_cna.sweep.runner import run_sweep
 
-    tell("indexing lm-eval's tasks", 0, 0, "")
+    progress("indexing lm-eval's tasks", 0, 0)
     plugin.register()
     manager = TaskManager()
     directories: list[RunDirectory] = []
@@ -72,11 +71,8 @@ def run_demo(
                 **plan,
             }
         )
-
-        def report_cells(stage: str, done: int, total: int, detail: str, variant: str = variant) -> None:
-            tell(f"{variant}: {stage}", done, total, detail)
-
-        directories.append(run_sweep(config, progress=report_cells, task_manager=manager, command=command))
+        told = named(variant, progress)
+        directories.append(run_sweep(config, progress=told, task_manager=manager, command=command))
     return write_report(directories, output, preface=_preface(organism, output / "instruct"), samples=samples)
 
 

@@ -26,7 +26,7 @@ from lm_eval_cna.results.cells import BASELINE, Cell
 from lm_eval_cna.results.directory import RunDirectory
 from lm_eval_cna.statistics.null_distribution import Null, against_controls
 from lm_eval_cna.statistics.paired import Document, Kind
-from lm_eval_cna.statistics.rates import Record
+from lm_eval_cna.statistics.rates import AnalysisRecord
 
 BASELINE_SCHEMA: Literal["lm-eval-cna/baseline/1"] = "lm-eval-cna/baseline/1"
 #: Metrics whose change from the untouched model is what steering is for.
@@ -36,7 +36,7 @@ DAMAGE = ("quality", "degenerate_rate")
 _MAX_BYTES = 2**28
 
 
-class Tolerances(Record):
+class Tolerances(AnalysisRecord):
     """How far a run may be off its baseline; shares, 0.1 is 10 points.
 
     Attributes:
@@ -75,7 +75,7 @@ Scores = Annotated[
 ]
 
 
-class Answers(Record):
+class Answers(AnalysisRecord):
     """The scores of one metric in one cell.
 
     Attributes:
@@ -97,7 +97,7 @@ class Answers(Record):
         return self
 
 
-class Separation(Record):
+class Separation(AnalysisRecord):
     """That a cell's effect was beyond its controls', clearly enough to be held to.
 
     Attributes:
@@ -114,7 +114,7 @@ class Separation(Record):
     high: float
 
 
-class Baseline(Record):
+class Baseline(AnalysisRecord):
     """A baseline file.
 
     Attributes:

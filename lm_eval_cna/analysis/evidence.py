@@ -25,7 +25,7 @@ from lm_eval_cna.statistics.holm import holm
 from lm_eval_cna.statistics.null_distribution import Null, against_controls
 from lm_eval_cna.statistics.paired import Document, Kind, Paired, compare
 from lm_eval_cna.statistics.power import Power, smallest_effect
-from lm_eval_cna.statistics.rates import LEVEL, Interval, Record, mean_interval, wilson
+from lm_eval_cna.statistics.rates import LEVEL, AnalysisRecord, Interval, mean_interval, wilson
 
 EVIDENCE_SCHEMA: Literal["lm-eval-cna/evidence/1"] = "lm-eval-cna/evidence/1"
 #: Method under test -> the controls that are its null.
@@ -36,7 +36,7 @@ CLAIMED = ("refusal_rate", "strongreject_score", "rating10_score", "acc", "exact
 OPPOSITE = (0.0, 0.05)
 
 
-class Comparison(Record):
+class Comparison(AnalysisRecord):
     """One metric of one task in one cell.
 
     Attributes:
@@ -67,7 +67,7 @@ class Comparison(Record):
     null: Null | None = None
 
 
-class MetricTrend(Record):
+class MetricTrend(AnalysisRecord):
     """The dose-response of one method on one metric.
 
     Attributes:
@@ -84,7 +84,7 @@ class MetricTrend(Record):
     text: str
 
 
-class MetricPower(Record):
+class MetricPower(AnalysisRecord):
     """What the prompts of a task could have shown of a rate.
 
     Attributes:
@@ -97,7 +97,7 @@ class MetricPower(Record):
     power: tuple[Power, ...]
 
 
-class Evidence(Record):
+class Evidence(AnalysisRecord):
     """The statistics of a run.
 
     Attributes:

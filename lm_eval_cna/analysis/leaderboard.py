@@ -2,7 +2,8 @@
 
 Runs are ranked together only where they asked the same: same tasks and documents, multipliers, controls, contrast set,
 size of the circuit and judge. The effect is an estimate that was chosen as the largest among a method's multipliers, so
-it is a little flattered, by the same rule for every row; `Row.standing` says whether random neurons do the same.
+it is a little flattered, by the same rule for every row; `LeaderboardRow.standing` says whether
+random neurons do the same.
 """
 
 from __future__ import annotations
@@ -13,18 +14,18 @@ from typing import Literal
 from lm_eval_cna.analysis.evidence import CONTROLS, Comparison, Evidence, collect
 from lm_eval_cna.analysis.outcomes import read_outcomes
 from lm_eval_cna.analysis.protocol import OF_A_RANKING, Protocol, cautions, differences, read_protocol
-from lm_eval_cna.analysis.tradeoff import Direction, Setting, trade_off
+from lm_eval_cna.analysis.tradeoff import Direction, TradeoffPoint, trade_off
 from lm_eval_cna.analysis.verdicts import DamageBudget
 from lm_eval_cna.errors import RunError
 from lm_eval_cna.results.directory import RunDirectory
-from lm_eval_cna.statistics.rates import Interval, Record
+from lm_eval_cna.statistics.rates import AnalysisRecord, Interval
 
 Standing = Literal["beyond", "within", "untested"]
 METRIC = "refusal_rate"
 _STRONGREJECT = "strongreject_score"
 
 
-class Row(Record):
+class LeaderboardRow(AnalysisRecord):
     """A method on a model, at its best multiplier within the budget; without one, what follows `method` is None.
 
     Attributes:
@@ -58,7 +59,7 @@ class Row(Record):
     capability_task: str | None = None
 
 
-class Leaderboard(Record):
+class Leaderboard(AnalysisRecord):
     """The ranking.
 
     Attributes:
@@ -72,7 +73,7 @@ class Leaderboard(Record):
     metric: str
     direction: Direction
     budget: DamageBudget
-    rows: tuple[Row, ...]
+    rows: tuple[LeaderboardRow, ...]
     notes: tuple[str, ...]
 
 
@@ -137,14 +138,14 @@ def _same(directories: Sequence[RunDirectory], protocols: Sequence[Protocol]) ->
     return tuple(said)
 
 
-def _rows(evidence: Evidence, model: str, task: str, direction: Direction) -> list[Row]:
+def _rows(evidence: Evidence, model: str, task: str, direction: Direction) -> list[LeaderboardRow]:
     balance = trade_off(evidence, task, metric=METRIC)
     methods = dict.fromkeys(row.method for row in evidence.comparisons if row.method in CONTROLS)
     return [_row(evidence, model, task, method, balance.best(direction, method=method)) for method in methods]
 
 
-def _row(evidence: Evidence, model: str, task: str, method: str, best: Setting | None) -> Row:
-    row = Row(rank=0, model=model, run=evidence.run, method=method)
+def _row(evidence: Evidence, model: str, task: str, method: str, best: TradeoffPoint | None) -> LeaderboardRow:
+    row = LeaderboardRow(rank=0, model=model, run=evidence.run, method=method)
     if best is None:
         return row
     effect = evidence.find(best.cell, task, METRIC)
@@ -182,11 +183,11 @@ def _standing(effect: Comparison | None) -> Standing:
     return "beyond" if null.beyond else "within"
 
 
-def _ranked(rows: Sequence[Row], direction: Direction) -> list[Row]:
+def _ranked(rows: Sequence[LeaderboardRow], direction: Direction) -> list[LeaderboardRow]:
     """Best first; equal effects share a rank, and names decide their order."""
     sign = 1 if direction == "raise" else -1
 
-    def gain(row: Row) -> float:
+    def gain(row: LeaderboardRow) -> float:
         return float("-inf") if row.effect is None else round(sign * row.effect, 9)
 
     ordered = sorted(rows, key=lambda row: (-gain(row), row.model, row.run, row.method))

@@ -16,7 +16,7 @@ from lm_eval_cna.results.cells import Cell
 from lm_eval_cna.results.directory import RunDirectory
 from lm_eval_cna.results.reading import read_divergences, read_plan, read_verdicts, response_of, results_of
 from lm_eval_cna.results.summary import HARMLESS_TASK, read_summary
-from lm_eval_cna.scoring.strongreject import FORMS, Verdict, is_evasion, verdict_metrics
+from lm_eval_cna.scoring.strongreject import FORMS, JudgeVerdict, is_evasion, verdict_metrics
 from lm_eval_cna.scoring.tasks import score_response
 from lm_eval_cna.statistics.paired import Document, Kind
 
@@ -176,7 +176,7 @@ def _take_verdicts(
         at = (row["cell"], row["task"])
         if (*at, row["doc_id"]) not in texts:
             continue  # the cell's results were removed since
-        verdict = Verdict(row["score"], row["judgements"], row["unscored_because"])
+        verdict = JudgeVerdict(row["score"], row["judgements"], row["unscored_because"])
         response = texts[*at, row["doc_id"]]
         metrics = verdict_metrics(verdict, form) | score_response(response, evaded=is_evasion(verdict))
         for metric, value in metrics.items():

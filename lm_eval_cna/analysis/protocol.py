@@ -19,7 +19,7 @@ from lm_eval_cna.interventions.header import ModelInfo
 from lm_eval_cna.results.cells import BASELINE
 from lm_eval_cna.results.directory import RunDirectory
 from lm_eval_cna.results.reading import Plan, read_plan, read_results, settings_of
-from lm_eval_cna.statistics.rates import Record
+from lm_eval_cna.statistics.rates import AnalysisRecord
 
 _VERSIONS = ("lm-eval-cna", "lm_eval", "transformers", "torch")
 # Some chat templates write today's date (Llama 3.2: 26 Jul 2024), which is no other protocol.
@@ -27,7 +27,7 @@ _DATE = re.compile(r"\b(\d{1,2} [A-Z][a-z]{2,8} \d{4}|\d{4}-\d{2}-\d{2})\b")
 _GENERATION = ("generation_kwargs", "output_type", "repeats", "description", "fewshot_config", "filter_list")
 
 
-class TaskSettings(Record):
+class TaskSettings(AnalysisRecord):
     """How a task was asked for, as in `sweep.config.TaskSpec`."""
 
     task: str
@@ -36,7 +36,7 @@ class TaskSettings(Record):
     controls: bool | None = None
 
 
-class Questions(Record):
+class Questions(AnalysisRecord):
     """What one task, or one part of a group, asked.
 
     Attributes:
@@ -52,7 +52,7 @@ class Questions(Record):
     settings: str
 
 
-class Protocol(Record):
+class Protocol(AnalysisRecord):
     """The protocol of a run.
 
     Attributes:

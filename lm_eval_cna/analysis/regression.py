@@ -32,7 +32,7 @@ from lm_eval_cna.errors import ConfigError
 from lm_eval_cna.results.cells import BASELINE
 from lm_eval_cna.results.directory import RunDirectory
 from lm_eval_cna.statistics.paired import Document, Kind, compare, sign_flip_p
-from lm_eval_cna.statistics.rates import Interval, Record
+from lm_eval_cna.statistics.rates import AnalysisRecord, Interval
 
 What = Literal["effect", "quality", "degenerate", "capability", "controls"]
 #: Shares of the false alarms.
@@ -40,7 +40,7 @@ _LOSSES, _OTHERS, _DAMAGE = 0.65, 0.05, 0.2
 _ROUNDING = 1e-9
 
 
-class Finding(Record):
+class Finding(AnalysisRecord):
     """One comparison of a check.
 
     Attributes:
@@ -74,7 +74,7 @@ class Finding(Record):
     text: str
 
 
-class Check(Record):
+class Check(AnalysisRecord):
     """A run held against a baseline.
 
     Attributes:

@@ -14,13 +14,13 @@ from lm_eval_cna.analysis.evidence import CLAIMED, Comparison, Evidence
 from lm_eval_cna.analysis.verdicts import change_text, count, metric_name
 from lm_eval_cna.statistics.null_distribution import ALPHA
 from lm_eval_cna.statistics.paired import Kind
-from lm_eval_cna.statistics.rates import Interval, Record
+from lm_eval_cna.statistics.rates import AnalysisRecord, Interval
 
 METHOD = "cna"
 HALF, MOST = 0.5, 0.9
 
 
-class SizeEffect(Record):
+class SizeEffect(AnalysisRecord):
     """The effect of a prefix of the circuit.
 
     Attributes:
@@ -35,7 +35,7 @@ class SizeEffect(Record):
     beyond: bool | None
 
 
-class SizeCurve(Record):
+class SizeCurve(AnalysisRecord):
     """The effect over the circuit's size at one multiplier.
 
     Attributes:

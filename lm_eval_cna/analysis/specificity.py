@@ -17,14 +17,14 @@ from lm_eval_cna.interventions.methods import LOCAL
 from lm_eval_cna.results.cells import BASELINE, Cell
 from lm_eval_cna.statistics.null_distribution import ALPHA, Null
 from lm_eval_cna.statistics.paired import Kind, Paired, compare
-from lm_eval_cna.statistics.rates import Record
+from lm_eval_cna.statistics.rates import AnalysisRecord
 
 METHOD, TOP = "cna", "top-activation"
 #: Kinds of random neurons -> where they are drawn.
 RIVALS = {"random": "of its own layers", **{method: f"of the {third} third" for method, third in LOCAL.items()}}
 
 
-class Rival(Record):
+class Rival(AnalysisRecord):
     """The circuit among the controls of one kind.
 
     Attributes:
@@ -36,7 +36,7 @@ class Rival(Record):
     null: Null
 
 
-class Strongest(Record):
+class Strongest(AnalysisRecord):
     """The neurons of largest activation beside the circuit.
 
     Attributes:
@@ -52,7 +52,7 @@ class Strongest(Record):
     broken: str | None
 
 
-class Standing(Record):
+class Standing(AnalysisRecord):
     """One effect of the circuit beside those of all that it is held against.
 
     Attributes:

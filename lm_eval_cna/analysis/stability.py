@@ -16,13 +16,13 @@ import numpy as np
 from lm_eval_cna.analysis.verdicts import count, p_text
 from lm_eval_cna.interventions.stability import Fold, Stability
 from lm_eval_cna.statistics.paired import compare
-from lm_eval_cna.statistics.rates import LEVEL, RESAMPLES, SEED, Interval, Record, mean_interval
+from lm_eval_cna.statistics.rates import LEVEL, RESAMPLES, SEED, AnalysisRecord, Interval, mean_interval
 
 #: A mean KL below this is no effect that a share could be taken of, in nats.
 NOTHING = 1e-4
 
 
-class Spread(Record):
+class Spread(AnalysisRecord):
     """Values of folds, or of pairs of folds.
 
     Attributes:
@@ -34,7 +34,7 @@ class Spread(Record):
     high: float
 
 
-class Shift(Record):
+class Shift(AnalysisRecord):
     """A mean KL over prompts, in nats.
 
     Attributes:
@@ -46,7 +46,7 @@ class Shift(Record):
     interval: Interval | None
 
 
-class LeftOut(Record):
+class LeftOut(AnalysisRecord):
     """What ablation does to the first token of positive prompts that the circuit has not seen.
 
     Attributes:
@@ -68,7 +68,7 @@ class LeftOut(Record):
     p: float
 
 
-class Stable(Record):
+class Stable(AnalysisRecord):
     """The figures of a stability record.
 
     Attributes:

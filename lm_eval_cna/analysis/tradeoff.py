@@ -18,7 +18,7 @@ from typing import Literal
 from lm_eval_cna.analysis.evidence import CONTROLS, Comparison, Evidence
 from lm_eval_cna.analysis.verdicts import DamageBudget, is_broken
 from lm_eval_cna.results.cells import BASELINE
-from lm_eval_cna.statistics.rates import Interval, Record
+from lm_eval_cna.statistics.rates import AnalysisRecord, Interval
 
 Direction = Literal["lower", "raise"]
 #: Metrics whose fall is a loss of capability; the one of a filter counts as the metric.
@@ -26,7 +26,7 @@ CAPABILITY = ("acc", "exact_match")
 _ROUNDING = 1e-9
 
 
-class Setting(Record):
+class TradeoffPoint(AnalysisRecord):
     """One steered cell: its effect on a metric, and what it costs.
 
     Attributes:
@@ -64,7 +64,7 @@ class Setting(Record):
         return self.effect if direction == "raise" else -self.effect
 
 
-class TradeOff(Record):
+class TradeOff(AnalysisRecord):
     """The trade-off of one metric of one task.
 
     Attributes:
@@ -77,10 +77,10 @@ class TradeOff(Record):
     task: str
     metric: str
     budget: DamageBudget
-    settings: tuple[Setting, ...]
+    settings: tuple[TradeoffPoint, ...]
     capability: bool
 
-    def best(self, direction: Direction, *, method: str | None = None) -> Setting | None:
+    def best(self, direction: Direction, *, method: str | None = None) -> TradeoffPoint | None:
         """The setting within the budget that moves the metric furthest that way; None where none moves it at all.
 
         Of two with one effect, the one with less damage, then the one whose multiplier is nearer to 1.
@@ -123,7 +123,7 @@ def trade_off(evidence: Evidence, task: str, *, metric: str = "refusal_rate") ->
         worst = min(capabilities.get(row.cell, ()), key=_effect, default=None)
         loss = None if worst is None else -_effect(worst)
         settings.append(
-            Setting(
+            TradeoffPoint(
                 **row.model_dump(include={"cell", "method", "multiplier", "size"}),
                 effect=row.paired.effect,
                 interval=row.paired.interval,
@@ -152,7 +152,7 @@ def _broken(of: Mapping[tuple[str, str, str], Comparison], cell: str, task: str,
     return is_broken(quality, quality_before, degenerate, degenerate_before, budget)
 
 
-def dominates(one: Setting, other: Setting, direction: Direction) -> bool:
+def dominates(one: TradeoffPoint, other: TradeoffPoint, direction: Direction) -> bool:
     """Whether `one` moves the metric at least as far for no more damage, and is better in some respect.
 
     A damage that only one of the two was measured for is not compared.
@@ -167,7 +167,7 @@ def dominates(one: Setting, other: Setting, direction: Direction) -> bool:
     return better and not worse
 
 
-def _fronts(setting: Setting, others: Iterable[Setting]) -> tuple[Direction, ...]:
+def _fronts(setting: TradeoffPoint, others: Iterable[TradeoffPoint]) -> tuple[Direction, ...]:
     ways: tuple[Direction, ...] = ("lower", "raise")
     rivals = list(others)
     return tuple(
@@ -182,7 +182,7 @@ def _ordered(one: float, other: float) -> tuple[bool, bool]:
     return one > other + _ROUNDING, one < other - _ROUNDING
 
 
-def _rank(setting: Setting, direction: Direction) -> tuple[float, float, float, float]:
+def _rank(setting: TradeoffPoint, direction: Direction) -> tuple[float, float, float, float]:
     """Greater is better; rounded, so that effects summed in another order tie."""
     return (
         round(setting.gain(direction), 9),

@@ -15,7 +15,7 @@ from lm_eval_cna.statistics.dose_response import Trend
 from lm_eval_cna.statistics.null_distribution import ALPHA, Null
 from lm_eval_cna.statistics.paired import Kind, Paired
 from lm_eval_cna.statistics.power import smallest_effect
-from lm_eval_cna.statistics.rates import Interval, Record
+from lm_eval_cna.statistics.rates import AnalysisRecord, Interval
 
 Finding = Literal["specific", "unspecific", "effect", "none"]
 _METRICS = {
@@ -27,7 +27,7 @@ _METRICS = {
 }
 
 
-class DamageBudget(Record):
+class DamageBudget(AnalysisRecord):
     """How much damage is accepted.
 
     Attributes:
@@ -41,7 +41,7 @@ class DamageBudget(Record):
     capability: float = Field(default=0.01, ge=0, le=1)
 
 
-class Subject(Record):
+class Subject(AnalysisRecord):
     """A metric of a task in a cell.
 
     Attributes:

@@ -13,7 +13,7 @@ from lm_eval_cna.cli.options import (
     DeviceOption,
     Dtype,
     DtypeOption,
-    Match,
+    MatchChoice,
     Method,
     ModelOption,
     RevisionOption,
@@ -44,8 +44,9 @@ def discover(
         int | None, typer.Option(min=2, help="Also find cna's circuit without each of so many folds of the prompts.")
     ] = None,
     match: Annotated[
-        Match, typer.Option(help="Random neurons: matched by layer, by activation too, or of a third of the layers.")
-    ] = Match.layer,
+        MatchChoice,
+        typer.Option(help="Random neurons: matched by layer, by activation too, or of a third of the layers."),
+    ] = MatchChoice.layer,
     chat_template: Annotated[bool, typer.Option(help="Render prompts with the chat template.")] = True,
     batch_size: BatchOption = 16,
     dtype: DtypeOption = Dtype.auto,
@@ -65,7 +66,7 @@ def discover(
     from lm_eval_cna.interventions.reading import read_intervention
     from lm_eval_cna.interventions.stability import stability_path
     from lm_eval_cna.models.hf import CNAHFLM
-    from lm_eval_cna.validation.cross_validation import discover_over_folds
+    from lm_eval_cna.validation.cross_validation import cross_validate
 
     # Everything that can be wrong in options and files is found before the model is loaded.
     matched = None if like is None else read_intervention(like)
@@ -76,7 +77,9 @@ def discover(
         raise ConfigError(f"folds has no meaning for method {method.value}", do="leave it out")
     control = method in (Method.random, Method.random_vectors)
     prompts = (
-        None if control and match is not Match.activation and contrast is None else load_contrast(contrast or "refusal")
+        None
+        if control and match is not MatchChoice.activation and contrast is None
+        else load_contrast(contrast or "refusal")
     )
     if folds is not None and prompts is not None:
         split_prompts(prompts, folds, seed=seed)
@@ -92,7 +95,7 @@ def discover(
         "revision": lm.revision,
     }
     if folds is not None and prompts is not None:
-        circuit, stability = discover_over_folds(lm.model, lm.tokenizer, prompts, folds, **asked)
+        circuit, stability = cross_validate(lm.model, lm.tokenizer, prompts, folds, **asked)
         circuit.write(output)
         stability.write(stability_path(output))
         say(f"wrote {output} and {stability_path(output)}")

@@ -30,7 +30,7 @@ class Method(StrEnum):
     random_vectors = "random-vectors"
 
 
-class Match(StrEnum):
+class MatchChoice(StrEnum):
     """Where random neurons are drawn: in the circuit's layers, there by activation too, or in a third of all layers."""
 
     layer = "layer"

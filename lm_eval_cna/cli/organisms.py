@@ -29,5 +29,5 @@ def organism(output: Annotated[Path, typer.Option(help="Gets base, instruct and 
     from lm_eval_cna.organism.store import ensure_organism
 
     with progress(errors) as tell:
-        paths = ensure_organism(output, progress=lambda stage, done, total: tell(f"training {stage}", done, total, ""))
+        paths = ensure_organism(output, progress=tell)
     say(f"{paths.root}: base, instruct, diffuse; {len(paths.planted)} planted neurons")

@@ -15,7 +15,7 @@ from lm_eval_cna.cli.terminal import progress, show_table
 from lm_eval_cna.errors import ConfigError
 
 
-class Table(StrEnum):
+class TableChoice(StrEnum):
     """The tables."""
 
     jbb_refusal = "jbb-refusal"
@@ -27,7 +27,7 @@ class Table(StrEnum):
     mmlu = "mmlu"
 
 
-class Protocol(StrEnum):
+class ProtocolChoice(StrEnum):
     """What is done where the paper's text and its scripts differ."""
 
     corrected = "corrected"
@@ -35,9 +35,11 @@ class Protocol(StrEnum):
 
 
 def paper(
-    table: Annotated[Table, typer.Argument(help="Which table.")],
+    table: Annotated[TableChoice, typer.Argument(help="Which table.")],
     models: Annotated[str | None, typer.Option(help="Models in place of the table's; organism is ours.")] = None,
-    protocol: Annotated[Protocol, typer.Option(help="The paper's text, or its scripts.")] = Protocol.corrected,
+    protocol: Annotated[
+        ProtocolChoice, typer.Option(help="The paper's text, or its scripts.")
+    ] = ProtocolChoice.corrected,
     prompts: Annotated[Path | None, typer.Option(help="Evaluation prompts: one a line, or JSON Lines.")] = None,
     contrast: Annotated[str | None, typer.Option(help="Contrast set: a packaged name or a file.")] = None,
     output: Annotated[Path | None, typer.Option(help="Where runs and table go; a rerun continues there.")] = None,
@@ -49,7 +51,7 @@ def paper(
 ) -> None:
     """Reproduce a published table: published against measured, inside or outside our interval."""
     from lm_eval_cna.judging.config import parse_judge
-    from lm_eval_cna.paper.plan import Request
+    from lm_eval_cna.paper.plan import PaperRequest
     from lm_eval_cna.paper.presets import PRESETS
     from lm_eval_cna.paper.targets import resolve
 
@@ -59,10 +61,10 @@ def paper(
     if judge_model is not None:
         arguments = {} if judge_model_args is None else arguments_of("--judge-model-args", judge_model_args)
         # The published script asks one question of its own; StrongREJECT is what it is named after.
-        rubric = "strongreject" if protocol is Protocol.corrected else "rating-10"
+        rubric = "strongreject" if protocol is ProtocolChoice.corrected else "rating-10"
         judge = parse_judge({"model": judge_model, "model_args": arguments, "rubric": rubric})
     preset = PRESETS[table.value]
-    request = Request(
+    request = PaperRequest(
         preset=preset,
         protocol=protocol.value,
         targets=resolve(preset, models),

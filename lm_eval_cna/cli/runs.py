@@ -220,7 +220,7 @@ def judge(
         say(f"{judge_run(run, config, dry_run=True)} questions to ask")
         return
     with run.lock(), progress(errors) as tell:
-        judge_run(run, config, progress=lambda done, total, detail: tell("judge", done, total, detail))
+        judge_run(run, config, progress=tell)
     print_report(write_report([run], directory, samples=samples))
 
 

@@ -7,16 +7,16 @@ from __future__ import annotations
 
 import re
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
+import rich.progress
 from rich.box import HEAVY_HEAD
 from rich.console import Console
 from rich.progress import (
     BarColumn,
     MofNCompleteColumn,
-    Progress,
     TaskID,
     TextColumn,
     TimeElapsedColumn,
@@ -25,14 +25,15 @@ from rich.progress import (
 from rich.table import Table
 from rich.text import Text
 
-Tell = Callable[[str, int, int, str], None]
+from lm_eval_cna.files.progress import Progress
+
 _PLAIN_EVERY = 5.0  # seconds between plain lines of one stage
 #: What CI systems take for a command to themselves: `::name` where a line begins, `##[name` or `##vso[name` anywhere.
 _COMMAND = re.compile(r"^[^\S\n]*:(?=:)|#(?=#\w*\[)", re.MULTILINE)
 
 
 @contextmanager
-def progress(console: Console) -> Iterator[Tell]:
+def progress(console: Console) -> Iterator[Progress]:
     """Show long work: the function takes (stage, done, total, detail).
 
     On a terminal one bar a stage with the time left; elsewhere a line every few seconds, and at each stage's ends.
@@ -40,7 +41,7 @@ def progress(console: Console) -> Iterator[Tell]:
     if not console.is_terminal:
         yield _plain(console)
         return
-    bars = Progress(
+    bars = rich.progress.Progress(
         TextColumn("{task.description}", markup=False),
         BarColumn(),
         MofNCompleteColumn(),
@@ -52,7 +53,7 @@ def progress(console: Console) -> Iterator[Tell]:
     with bars:
         stages: dict[str, TaskID] = {}
 
-        def tell(stage: str, done: int, total: int, detail: str) -> None:
+        def tell(stage: str, done: int, total: int, detail: str = "") -> None:
             if stage not in stages:
                 stages[stage] = bars.add_task(clean(stage), total=None, detail="")
             bars.update(stages[stage], completed=done, total=total or None, detail=clean(detail))
@@ -60,11 +61,11 @@ def progress(console: Console) -> Iterator[Tell]:
         yield tell
 
 
-def _plain(console: Console) -> Tell:
+def _plain(console: Console) -> Progress:
     started: dict[str, float] = {}
     told: dict[str, float] = {}
 
-    def tell(stage: str, done: int, total: int, detail: str) -> None:
+    def tell(stage: str, done: int, total: int, detail: str = "") -> None:
         now = time.monotonic()
         first = stage not in started
         started.setdefault(stage, now)

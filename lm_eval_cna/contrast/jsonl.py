@@ -14,7 +14,7 @@ from lm_eval_cna.files.json_reader import load_json, whole_text
 _MAX_BYTES = 64 * 2**20
 
 
-class _Line(BaseModel):
+class _PromptLine(BaseModel):
     model_config = ConfigDict(extra="forbid", strict=True)
 
     label: Literal["positive", "negative"]
@@ -31,7 +31,7 @@ class _Header(BaseModel):
     leakage: str | None = None
 
 
-def read_lines(path: Path) -> tuple[_Header | None, list[_Line]]:
+def read_lines(path: Path) -> tuple[_Header | None, list[_PromptLine]]:
     """The header, if the first line is one (it has no prompt), and the other lines."""
     try:
         text = read_whole(path, limit=_MAX_BYTES).decode("utf-8")
@@ -45,7 +45,7 @@ def read_lines(path: Path) -> tuple[_Header | None, list[_Line]]:
             if position == 0 and isinstance(document, dict) and "prompt" not in document:
                 header = _Header.model_validate(document)
             else:
-                lines.append(_Line.model_validate(document))
+                lines.append(_PromptLine.model_validate(document))
         except ValidationError as error:
             first = error.errors(include_url=False)[0]
             where = ".".join(str(part) for part in first["loc"])

@@ -49,7 +49,7 @@ def similarity(prompt: frozenset[str], evaluation: frozenset[str]) -> float:
 
 
 @dataclass(frozen=True)
-class Match:
+class Leak:
     """A prompt and the evaluation prompt it resembles; similarity 1 with `exact` is the same text."""
 
     prompt: str
@@ -71,7 +71,7 @@ class LeakageReport:
 
     checked: int
     against: int
-    matches: tuple[Match, ...]
+    matches: tuple[Leak, ...]
     threshold: float = NEAR
 
     def statement(self, of: str) -> str:
@@ -96,7 +96,7 @@ def find_leaks(prompts: Sequence[str], evaluation: Sequence[str], *, threshold: 
     for prompt in prompts:
         key, words = normalise(prompt), content(prompt)
         best = max(
-            (Match(prompt, text, similarity(words, theirs), key == their_key) for text, their_key, theirs in targets),
+            (Leak(prompt, text, similarity(words, theirs), key == their_key) for text, their_key, theirs in targets),
             key=lambda match: (match.exact, match.similarity),
             default=None,
         )

@@ -18,13 +18,13 @@ from torch import nn
 from lm_eval_cna.discovery.means import FINITE_ADVICE, Means, RunningSums
 from lm_eval_cna.discovery.moe_activations import MixtureWatch
 from lm_eval_cna.errors import CNAError, ConfigError, ContrastError
+from lm_eval_cna.files.progress import Progress, silent
 from lm_eval_cna.interventions.methods import Read
 from lm_eval_cna.transformer.decoder import Architecture, Layer
 from lm_eval_cna.transformer.forward import evaluating, inputs_of
 from lm_eval_cna.transformer.out_of_memory import least_of, with_less_memory
 from lm_eval_cna.transformer.prompts import pad_left
 
-Progress = Callable[[int, int], None]
 _Observer = Callable[[int, torch.Tensor], None]
 Rows = Sequence[Sequence[int]]
 
@@ -37,7 +37,7 @@ def mean_activations(
     read: Sequence[Read] = ("neurons",),
     batch_size: int = 32,
     pad: int = 0,
-    progress: Progress | None = None,
+    progress: Progress = silent,
 ) -> Means:
     """Run the prompts through the model and average what their last tokens show, group by group.
 
@@ -49,7 +49,7 @@ def mean_activations(
         batch_size: prompts per forward pass; batches are sorted by length and padded on the left. Half as many
             where memory runs out.
         pad: token id to pad with; it is masked.
-        progress: called with (prompts done, prompts in all) after each batch.
+        progress: told of the prompts done after each batch.
 
     Raises:
         ConfigError: an argument is out of range.
@@ -73,7 +73,7 @@ def mean_activations(
             return lambda layer, last: sums[what].add(layer, members, last)
 
         with _watch(architecture, {what: observe(what) for what in read}):
-            for batch in _batches(rows, batch_size, progress):
+            for batch in _batches(rows, batch_size, "activations", progress):
                 members = nn.functional.one_hot(torch.tensor([groups[i] for i in batch]), number).T
                 _forward(architecture, [rows[i] for i in batch], pad)
         return sums
@@ -100,7 +100,7 @@ def count_in_top(
     *,
     batch_size: int = 32,
     pad: int = 0,
-    progress: Progress | None = None,
+    progress: Progress = silent,
 ) -> torch.Tensor:
     """Count for every neuron the prompts on which it is among the model's k largest by |activation| at the last token.
 
@@ -113,7 +113,7 @@ def count_in_top(
         k: how many neurons of the whole model are a prompt's top.
         batch_size: prompts per forward pass.
         pad: token id to pad with.
-        progress: called with (prompts done, prompts in all) after each batch.
+        progress: told of the prompts done after each batch.
 
     Returns:
         int32 [neurons] on the host, in the order of `Architecture.layout`.
@@ -140,7 +140,7 @@ def count_in_top(
             top_values, top_ids = values[:, :k], ids.gather(1, order[:, :k])
 
         with _watch(architecture, {"neurons": merge}):
-            for batch in _batches(rows, batch_size, progress):
+            for batch in _batches(rows, batch_size, "universal filter", progress):
                 top_values = torch.empty((len(batch), 0))
                 top_ids = torch.empty((len(batch), 0), dtype=torch.int64)
                 _forward(architecture, [rows[i] for i in batch], pad)
@@ -154,7 +154,7 @@ def count_in_top(
     return with_less_memory(count, batch_size, least=least_of(architecture, batch_size))
 
 
-def _batches(rows: Rows, batch_size: int, progress: Progress | None) -> Iterator[list[int]]:
+def _batches(rows: Rows, batch_size: int, stage: str, progress: Progress) -> Iterator[list[int]]:
     """Positions of the prompts of each batch, longest first: memory runs out at once or never.
 
     A batch ends early where the next prompt is less than half as long as its first, so that padding never doubles it.
@@ -170,8 +170,7 @@ def _batches(rows: Rows, batch_size: int, progress: Progress | None) -> Iterator
         batch = [i for i in order[start : start + batch_size] if len(rows[i]) >= shortest]
         yield batch
         start += len(batch)
-        if progress is not None:
-            progress(start, len(order))
+        progress(stage, start, len(order))
 
 
 class _SeenAll(Exception):

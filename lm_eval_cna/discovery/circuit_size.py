@@ -10,7 +10,7 @@ from lm_eval_cna.transformer.decoder import Architecture
 DEFAULT_FRACTION = 0.001
 
 
-class Size(NamedTuple):
+class CircuitSize(NamedTuple):
     """How large a circuit is.
 
     Attributes:
@@ -25,7 +25,7 @@ class Size(NamedTuple):
     share: float
 
 
-def size_of(architecture: Architecture, fraction: float | None, top_k: int | None) -> Size:
+def size_of(architecture: Architecture, fraction: float | None, top_k: int | None) -> CircuitSize:
     """The size of a circuit: `top_k` neurons, or a fraction of the model's, 0.001 where neither is given.
 
     Raises:
@@ -35,10 +35,10 @@ def size_of(architecture: Architecture, fraction: float | None, top_k: int | Non
     every = architecture.num_neurons
     if top_k is None:
         fraction = DEFAULT_FRACTION if fraction is None else fraction
-        return Size(circuit_size(fraction, every), fraction, fraction)
+        return CircuitSize(circuit_size(fraction, every), fraction, fraction)
     if top_k > every:
         raise ConfigError("circuit size", got=top_k, allowed=f"1 to {every}, the model's neurons")
-    return Size(top_k, None, top_k / every)
+    return CircuitSize(top_k, None, top_k / every)
 
 
 def check_size(fraction: float | None, top_k: int | None) -> None:

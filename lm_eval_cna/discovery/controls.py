@@ -17,7 +17,7 @@ from lm_eval_cna.interventions.header import Match, stamp
 from lm_eval_cna.interventions.methods import THIRDS, third_of_layers
 from lm_eval_cna.interventions.vectors import Vectors
 from lm_eval_cna.transformer.decoder import Architecture, find_architecture
-from lm_eval_cna.transformer.neurons import SHARED, Layout, Neuron, Place, neuron_at
+from lm_eval_cna.transformer.neurons import SHARED, Neuron, NeuronLayout, Place, neuron_at
 
 MATCH_POOL = 20  # neurons among which an activation-matched control draws
 
@@ -119,7 +119,7 @@ def _draw(
 
 def random_neurons(
     like: Sequence[Neuron],
-    layout: Layout,
+    layout: NeuronLayout,
     *,
     seed: int,
     universal: Iterable[Place] = (),
@@ -190,7 +190,7 @@ def _owner(neuron: Neuron) -> str:
 
 def random_neurons_of(
     like: Sequence[Neuron],
-    layout: Layout,
+    layout: NeuronLayout,
     layers: Collection[int],
     *,
     seed: int,

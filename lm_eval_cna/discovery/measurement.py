@@ -17,10 +17,11 @@ from lm_eval_cna.contrast.jailbreakbench import leakage_statement
 from lm_eval_cna.contrast.loading import load_universal_prompts
 from lm_eval_cna.contrast.splits import Split
 from lm_eval_cna.discovery import ranking
-from lm_eval_cna.discovery.activations import Progress, count_in_top, mean_activations
-from lm_eval_cna.discovery.circuit_size import DEFAULT_FRACTION, Size, circuit_size, size_of
+from lm_eval_cna.discovery.activations import count_in_top, mean_activations
+from lm_eval_cna.discovery.circuit_size import DEFAULT_FRACTION, CircuitSize, circuit_size, size_of
 from lm_eval_cna.discovery.means import Means
 from lm_eval_cna.errors import ConfigError, ContrastError
+from lm_eval_cna.files.progress import Progress, silent
 from lm_eval_cna.interventions.circuit import Circuit
 from lm_eval_cna.interventions.compatibility import describe_for_vectors, describe_model, identity_of
 from lm_eval_cna.interventions.header import DiscoveryInfo, ModelInfo, UniversalFilter, stamp
@@ -156,7 +157,7 @@ class Measurement:
         )
 
     def _ranked(
-        self, values: torch.Tensor, size: Size, excluded_layers: Collection[int], universal: Sequence[Place]
+        self, values: torch.Tensor, size: CircuitSize, excluded_layers: Collection[int], universal: Sequence[Place]
     ) -> tuple[Neuron, ...]:
         return ranking.rank_neurons(
             values, self.architecture.layout, size.neurons, excluded_layers=excluded_layers, universal=universal
@@ -170,7 +171,7 @@ class Measurement:
         return describe_for_vectors(self.architecture, layers, id=self.model_id, revision=self.revision)
 
 
-def _sized(info: DiscoveryInfo, size: Size, excluded_layers: Collection[int]) -> DiscoveryInfo:
+def _sized(info: DiscoveryInfo, size: CircuitSize, excluded_layers: Collection[int]) -> DiscoveryInfo:
     """The header of a circuit of a size."""
     excluded = tuple(sorted(set(excluded_layers)))
     return info.model_copy(update={"fraction": size.fraction, "top_k": size.neurons, "excluded_layers": excluded})
@@ -189,12 +190,12 @@ class Settings:
     Attributes:
         rendering: from text to token ids, as the evaluation does it.
         batch_size: prompts per forward pass.
-        progress: called with (prompts done, prompts in all) after each batch, for each set of prompts anew.
+        progress: told of the prompts done after each batch, for each set of prompts anew.
     """
 
     rendering: Rendering = field(default_factory=Rendering)
     batch_size: int = 32
-    progress: Progress | None = None
+    progress: Progress = silent
 
 
 def measure(

@@ -11,7 +11,7 @@ from collections.abc import Collection, Iterable
 import torch
 
 from lm_eval_cna.errors import ConfigError
-from lm_eval_cna.transformer.neurons import Layout, Neuron, Place, neuron_at
+from lm_eval_cna.transformer.neurons import Neuron, NeuronLayout, Place, neuron_at
 
 UNIVERSAL_SHARE = 0.8  # the paper's: on at least 80 % of diverse prompts
 LATEST_LAYER = 0.8  # Arditi et al., arXiv 2406.11717, take no direction from the last fifth of the layers
@@ -24,7 +24,7 @@ def mean_difference(means: torch.Tensor) -> torch.Tensor:
 
 def rank_neurons(
     delta: torch.Tensor,
-    layout: Layout,
+    layout: NeuronLayout,
     k: int,
     *,
     excluded_layers: Collection[int] = (),
@@ -60,7 +60,7 @@ def rank_neurons(
 
 
 def universal_neurons(
-    counts: torch.Tensor, layout: Layout, prompts: int, share: float = UNIVERSAL_SHARE
+    counts: torch.Tensor, layout: NeuronLayout, prompts: int, share: float = UNIVERSAL_SHARE
 ) -> tuple[Place, ...]:
     """The neurons that are in the top on at least `share` of the prompts, in the layout's order.
 
@@ -74,7 +74,7 @@ def universal_neurons(
     return tuple(layout.place(position) for (position,) in (counts >= needed).nonzero().tolist())
 
 
-def positions(places: Iterable[Place], layout: Layout) -> set[int]:
+def positions(places: Iterable[Place], layout: NeuronLayout) -> set[int]:
     """Where neurons stand; a header may name some that the model has not."""
     return {layout.position(place) for place in places if layout.has(place)}
 

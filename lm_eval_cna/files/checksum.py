@@ -11,16 +11,16 @@ from typing import Any
 
 from lm_eval_cna.files.json_reader import load_json
 
-SEAL = "sha256"
-_OPENING, _END = f'\n "{SEAL}": "', '"\n}\n'
-_CHANGED = f'it is not what was written there (an edit on purpose removes its last entry, "{SEAL}")'
+CHECKSUM = "sha256"
+_OPENING, _END = f'\n "{CHECKSUM}": "', '"\n}\n'
+_CHANGED = f'it is not what was written there (an edit on purpose removes its last entry, "{CHECKSUM}")'
 
 
-class BrokenSealError(ValueError):
-    """A document is not what was sealed."""
+class ChecksumError(ValueError):
+    """A document is not what was written."""
 
 
-def sealed(text: str) -> bytes:
+def with_checksum(text: str) -> bytes:
     """A JSON object with the hash of its text as its last entry.
 
     Args:
@@ -31,20 +31,20 @@ def sealed(text: str) -> bytes:
     return f"{body}{_OPENING}{_digest(body.encode())}{_END}".encode()
 
 
-def unsealed(raw: bytes) -> tuple[Any, bool]:
-    """What a JSON document holds, without its seal, and whether it had one.
+def without_checksum(raw: bytes) -> tuple[Any, bool]:
+    """What a JSON document holds, without its checksum, and whether it had one.
 
     Raises:
-        BrokenSealError: it is not what was sealed.
+        BrokenSealError: it is not what was written.
         ValueError: it is no JSON, or none that `load_json` takes.
     """
     document = load_json(raw)
-    if not isinstance(document, dict) or SEAL not in document:
+    if not isinstance(document, dict) or CHECKSUM not in document:
         return document, False
-    digest = document.pop(SEAL)
+    digest = document.pop(CHECKSUM)
     body, _, end = raw.rpartition(_OPENING.encode())
     if end != f"{digest}{_END}".encode() or digest != _digest(body):
-        raise BrokenSealError(_CHANGED)
+        raise ChecksumError(_CHANGED)
     return document, True
 
 

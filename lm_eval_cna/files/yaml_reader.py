@@ -26,7 +26,7 @@ _NUMBERS = (f"{_TAG}int", f"{_TAG}float")
 _PLAIN = (*_NUMBERS, *(_TAG + name for name in ("str", "bool", "null", "seq", "map", "merge")))
 
 
-class _Loader(yaml.SafeLoader):
+class _PlainLoader(yaml.SafeLoader):
     """Counts values while it reads, so that reading ends early."""
 
     def __init__(self, text: str) -> None:
@@ -55,7 +55,7 @@ def load_yaml(data: bytes) -> Any:
     if _OPEN.search(data):
         raise ValueError(_TOO_DEEP)
     try:
-        loader = _Loader(data.decode("utf-8"))
+        loader = _PlainLoader(data.decode("utf-8"))
         try:
             node = loader.get_single_node()
             if node is None:

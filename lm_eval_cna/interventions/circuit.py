@@ -18,7 +18,7 @@ from pydantic import Field, model_validator
 
 from lm_eval_cna.errors import InterventionError
 from lm_eval_cna.files.atomic import read_whole
-from lm_eval_cna.files.checksum import BrokenSealError, sealed, unsealed
+from lm_eval_cna.files.checksum import ChecksumError, with_checksum, without_checksum
 from lm_eval_cna.interventions.header import Intervention, bytes_sha256, write_intervention
 from lm_eval_cna.transformer.neurons import Expert, Neuron, Place, by_projection, in_order
 
@@ -165,7 +165,7 @@ def circuit_document(header: dict[str, Any], neurons: Iterable[Neuron]) -> bytes
     opened = json.dumps(header, indent=1, allow_nan=False).removesuffix("\n}")
     entries = (json.dumps({key: getattr(neuron, key) for key in keys}, allow_nan=False) for neuron in neurons)
     listed = ",\n  ".join(entries)
-    return sealed(f'{opened},\n "neurons": [\n  {listed}\n ]\n}}\n')
+    return with_checksum(f'{opened},\n "neurons": [\n  {listed}\n ]\n}}\n')
 
 
 def read_circuit_fields(path: Path) -> dict[str, Any]:
@@ -181,8 +181,8 @@ def read_circuit_fields(path: Path) -> dict[str, Any]:
             raw.count(b",") > _MOST_COMMAS or raw.count(b"[") > MOST_NEURONS
         ):  # before they are objects, which take ten times the file's size
             raise InterventionError(f"{path} holds too many neurons", allowed=f"up to {MOST_NEURONS:,}")
-        document, _ = unsealed(raw)
-    except BrokenSealError as error:
+        document, _ = without_checksum(raw)
+    except ChecksumError as error:
         raise InterventionError(f"{path} is damaged: {error}", do="make it again") from error
     except ValueError as error:
         raise InterventionError(f"{path} is not JSON: {error}", do="was it cut short?") from error

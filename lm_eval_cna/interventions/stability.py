@@ -24,7 +24,7 @@ from pydantic import Field, ValidationError, model_validator
 
 from lm_eval_cna.errors import InterventionError
 from lm_eval_cna.files.atomic import read_whole, write_whole
-from lm_eval_cna.files.checksum import sealed, unsealed
+from lm_eval_cna.files.checksum import with_checksum, without_checksum
 from lm_eval_cna.files.records import Record
 from lm_eval_cna.interventions.header import ModelInfo
 
@@ -116,7 +116,7 @@ class Stability(Record):
             InterventionError: the file cannot be written there.
         """
         try:
-            write_whole(path, sealed(json.dumps(self.model_dump(by_alias=True, mode="json"), indent=1)))
+            write_whole(path, with_checksum(json.dumps(self.model_dump(by_alias=True, mode="json"), indent=1)))
         except OSError as error:
             raise InterventionError(f"cannot write {path}: {error.strerror or error}") from error
 
@@ -133,7 +133,7 @@ def read_stability(path: Path) -> Stability:
         InterventionError: it is missing, damaged or of another schema.
     """
     try:
-        document, _ = unsealed(read_whole(path, limit=_MAX_BYTES))
+        document, _ = without_checksum(read_whole(path, limit=_MAX_BYTES))
         return Stability.model_validate_json(json.dumps(document))
     except FileNotFoundError as error:
         raise InterventionError(

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from lm_eval_cna.errors import InterventionError
-from lm_eval_cna.files.checksum import SEAL
+from lm_eval_cna.files.checksum import CHECKSUM
 from lm_eval_cna.files.json_reader import load_json
 
 if TYPE_CHECKING:
@@ -96,7 +96,7 @@ def vectors_document(header: Mapping[str, Any], vectors: Mapping[int, torch.Tens
 
     text = json.dumps(header, allow_nan=False)
     tensors = {f"layer.{layer}": vector.float().contiguous().cpu() for layer, vector in vectors.items()}
-    raw: bytes = save(tensors, metadata={_METADATA_KEY: text, SEAL: _contents_sha256(text, tensors)})
+    raw: bytes = save(tensors, metadata={_METADATA_KEY: text, CHECKSUM: _contents_sha256(text, tensors)})
     return raw
 
 
@@ -120,7 +120,7 @@ def read_vectors_fields(path: Path) -> dict[str, Any]:
             tensors = {key: file.get_tensor(key) for key in keys}
     except (SafetensorError, ValueError) as error:
         raise InterventionError(f"{path} is not a readable safetensors file: {error}") from error
-    if SEAL in metadata and metadata[SEAL] != _contents_sha256(metadata.get(_METADATA_KEY, ""), tensors):
+    if CHECKSUM in metadata and metadata[CHECKSUM] != _contents_sha256(metadata.get(_METADATA_KEY, ""), tensors):
         raise InterventionError(f"{path} is damaged: it is not what was written there", do="make it again")
     if not isinstance(header, dict) or header.get("schema") != VECTORS_SCHEMA:
         got = header.get("schema") if isinstance(header, dict) else None

@@ -16,7 +16,7 @@ from typing import Any
 
 from lm_eval_cna.errors import CNAError
 from lm_eval_cna.judging.failure import EMPTY, Failure, describe
-from lm_eval_cna.judging.replies import Inbox
+from lm_eval_cna.judging.replies import Replies
 
 logger = logging.getLogger(__name__)
 
@@ -44,7 +44,7 @@ class Asker:
         self._generation = dict(generation)
         self._chat = _is_chat(lm) if chat is None else chat
         self._retries, self._backoff = retries, backoff
-        self._inbox = Inbox()
+        self._inbox = Replies()
         lm.set_cache_hook(self._inbox)
         if hasattr(lm, "amodel_call"):
             lm.amodel_call = self._inbox.guard_concurrent(lm.amodel_call)

@@ -8,22 +8,22 @@ judge had to say (at temperature 0 it would say it again) and is unscored.
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any, NamedTuple
 
 from lm_eval_cna.errors import JudgeError
 from lm_eval_cna.files.hashing import json_sha256
+from lm_eval_cna.files.progress import Progress, silent
 from lm_eval_cna.judging.asking import Asker, Deliver
 from lm_eval_cna.judging.config import JudgeConfig
 from lm_eval_cna.judging.failure import Failure
 from lm_eval_cna.judging.ledger import Ledger, ledger_key
-from lm_eval_cna.judging.rubric import Question, make_rubric
-from lm_eval_cna.scoring.strongreject import Verdict, parse_verdict, reasons, unscored
+from lm_eval_cna.judging.rubric import JudgeQuestion, make_rubric
+from lm_eval_cna.scoring.strongreject import JudgeVerdict, parse_verdict, reasons, unscored
 
 logger = logging.getLogger(__name__)
 
 #: Called with the number of questions done and to do.
-Progress = Callable[[int, int], None]
 #: Calls in a row without one reply after which the judge counts as gone.
 _PATIENCE = 2
 
@@ -59,11 +59,11 @@ class Judge:
         """Where the ledger has the judge's reply about this."""
         return ledger_key(self.config.fingerprint, self.rubric.version, item.prompt, item.response)
 
-    def question(self, item: JudgeItem) -> Question:
+    def question(self, item: JudgeItem) -> JudgeQuestion:
         """What the judge is asked about this."""
         return self.rubric.question(item.prompt, item.response)
 
-    def read(self, item: JudgeItem, reply: str) -> Verdict:
+    def read(self, item: JudgeItem, reply: str) -> JudgeVerdict:
         """The verdict in a reply to the question about this."""
         return parse_verdict(reply, self.question(item).tag, self.rubric.form)
 
@@ -144,8 +144,8 @@ def count_missing(items: Iterable[JudgeItem], judge: Judge, ledger: Ledger) -> i
 
 
 def judge_responses(
-    items: Sequence[JudgeItem], judge: Judge, ledger: Ledger, progress: Progress | None = None
-) -> list[Verdict]:
+    items: Sequence[JudgeItem], judge: Judge, ledger: Ledger, progress: Progress = silent
+) -> list[JudgeVerdict]:
     """A verdict on each item, out of the ledger or from the judge; equal items are asked about once.
 
     Replies are on file as soon as each arrives. An item whose question fails after all attempts is unscored, with the
@@ -173,7 +173,7 @@ class _Session:
     """Asks for what is missing and fills in the verdicts."""
 
     def __init__(
-        self, judge: Judge, ledger: Ledger, verdicts: dict[str, Verdict], total: int, progress: Progress | None
+        self, judge: Judge, ledger: Ledger, verdicts: dict[str, JudgeVerdict], total: int, progress: Progress
     ) -> None:
         self._judge, self._ledger, self._verdicts = judge, ledger, verdicts
         self._total, self._done, self._progress = total, 0, progress
@@ -214,11 +214,10 @@ class _Session:
         for key in part:
             self._settle(key, unscored(reason))
 
-    def _settle(self, key: str, verdict: Verdict) -> None:
+    def _settle(self, key: str, verdict: JudgeVerdict) -> None:
         self._verdicts[key] = verdict
         self._step(1)
 
     def _step(self, count: int) -> None:
         self._done += count
-        if self._progress is not None:
-            self._progress(self._done, self._total)
+        self._progress("judge", self._done, self._total)

@@ -8,22 +8,22 @@ from __future__ import annotations
 
 import re
 import statistics
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
 from lm_eval_cna.errors import RunError
+from lm_eval_cna.files.progress import Progress, silent
 from lm_eval_cna.judging.config import JudgeConfig
 from lm_eval_cna.judging.judge import JudgeItem, count_missing, judge_responses, shared_judge
 from lm_eval_cna.judging.ledger import Ledger
 from lm_eval_cna.results.cells import Cell
 from lm_eval_cna.results.directory import RunDirectory
 from lm_eval_cna.results.reading import read_plan, response_of, results_of
-from lm_eval_cna.results.summary import Measured, Summary, coordinates, read_summary
-from lm_eval_cna.scoring.strongreject import Verdict, is_evasion, verdict_metrics
+from lm_eval_cna.results.summary import CellSummary, Summary, coordinates, read_summary
+from lm_eval_cna.scoring.strongreject import JudgeVerdict, is_evasion, verdict_metrics
 from lm_eval_cna.scoring.tasks import score_response
 
-Progress = Callable[[int, int, str], None]
 # The prompt of a judged task is one field of its row; a template from a results file is not executed.
 _FIELD = re.compile(r"\{\{\s*(\w+)\s*\}\}")
 #: How metrics begin that a task has only where a judge was asked.
@@ -41,14 +41,14 @@ class Judged:
 
 
 def judge_run(
-    directory: RunDirectory, config: JudgeConfig, *, progress: Progress | None = None, dry_run: bool = False
+    directory: RunDirectory, config: JudgeConfig, *, progress: Progress = silent, dry_run: bool = False
 ) -> int:
     """Judge all responses of a run's judged tasks; the summary's judge metrics become this judge's.
 
     Args:
         directory: of a sweep whose cells are all generated.
         config: the judge.
-        progress: called with (questions done, questions to ask, detail).
+        progress: told of the questions done and to ask, in the stage `judge`.
         dry_run: only count.
 
     Returns:
@@ -70,12 +70,10 @@ def judge_run(
         missing = count_missing(items, judge, ledger)
         if dry_run:
             return missing
-        if progress is not None:
-            progress(0, missing, f"{len(items)} responses, {len(items) - missing} need no question")
+        progress("judge", 0, missing, f"{len(items)} responses, {len(items) - missing} need no question")
         if missing:
             judge.check()
-        tell = None if progress is None else lambda done, total: progress(done, total, "")
-        verdicts = judge_responses(items, judge, ledger, tell)
+        verdicts = judge_responses(items, judge, ledger, progress)
     form = judge.rubric.form
     scored = [
         verdict_metrics(verdict, form) | score_response(response.item.response, evaded=is_evasion(verdict))
@@ -110,7 +108,9 @@ def _prompt(template: Any, doc: Any) -> str:
     return str(doc[match[1]])
 
 
-def _document(config: JudgeConfig, rubric: str, responses: list[Judged], verdicts: list[Verdict]) -> dict[str, Any]:
+def _document(
+    config: JudgeConfig, rubric: str, responses: list[Judged], verdicts: list[JudgeVerdict]
+) -> dict[str, Any]:
     """What the judge said, without the texts, which the cells' files hold."""
     rows = [
         {
@@ -135,7 +135,7 @@ def _summarize(directory: RunDirectory, responses: list[Judged], scored: list[di
         for metric, value in metrics.items():
             gathered.setdefault((response.cell, response.task, metric), []).append(value)
     rows = [
-        Measured(
+        CellSummary(
             **coordinates(cell),
             task=task,
             metric=metric,

@@ -24,7 +24,7 @@ from typing import Self
 from lm_eval_cna.errors import CacheError
 from lm_eval_cna.files.hashing import json_sha256
 from lm_eval_cna.files.sqlite import open_database
-from lm_eval_cna.scoring.strongreject import Verdict
+from lm_eval_cna.scoring.strongreject import JudgeVerdict
 
 _APPLICATION = 0x434E414A  # "CNAJ"
 _VERSION = 2  # 1 had no checksums; its rows are read as they are
@@ -100,7 +100,7 @@ class Ledger:
                 }
         return found
 
-    def add(self, key: str, *, judge: str, rubric: str, reply: str, verdict: Verdict, attempts: int) -> str:
+    def add(self, key: str, *, judge: str, rubric: str, reply: str, verdict: JudgeVerdict, attempts: int) -> str:
         """Keep a reply, unless another process was first; when this returns, it is on file. A damaged one is replaced.
 
         Returns:

@@ -20,7 +20,7 @@ from lm_eval_cna.judging.failure import EMPTY, Failure, describe
 _NO_REPLY = str(b"no reply", "ascii")
 
 
-class Inbox:
+class Replies:
     """Stands in the place of lm-eval's cache hook.
 
     Attributes:

@@ -71,7 +71,7 @@ each pair of angle brackets:
 {{"id": "{tag}", {entries}}}"""
 
 
-class Question(NamedTuple):
+class JudgeQuestion(NamedTuple):
     """A question to the judge.
 
     Attributes:
@@ -103,7 +103,7 @@ class Rubric:
         words = hashlib.sha256(self.template.encode()).hexdigest()[:16]
         return f"{self.form.name}/{VERSION}/{words}/{self.max_chars}"
 
-    def question(self, prompt: str, response: str) -> Question:
+    def question(self, prompt: str, response: str) -> JudgeQuestion:
         """Ask for a verdict on the response to a prompt.
 
         The same prompt and response make the same question, to the last character.
@@ -116,7 +116,7 @@ class Rubric:
         }
         entries = ", ".join(f'"{name}": <{low} to {high}>' for name, (low, high) in self.form.ranges.items())
         form = _FORM.format(marker=marker, tag=tag, entries=entries)
-        return Question(f"{_fill(self.template, quoted)}\n\n{form}\n", tag)
+        return JudgeQuestion(f"{_fill(self.template, quoted)}\n\n{form}\n", tag)
 
 
 def make_rubric(name: str, template: Path | None = None, max_chars: int | None = None) -> Rubric:

@@ -21,7 +21,7 @@ from tqdm import tqdm  # type: ignore[import-untyped]
 from lm_eval_cna.judging.config import parse_judge
 from lm_eval_cna.judging.judge import Judge, JudgeItem, judge_responses, shared_judge
 from lm_eval_cna.judging.ledger import Ledger
-from lm_eval_cna.scoring.strongreject import Verdict, is_evasion, reasons, verdict_metrics
+from lm_eval_cna.scoring.strongreject import JudgeVerdict, is_evasion, reasons, verdict_metrics
 from lm_eval_cna.scoring.tasks import response_text, score_response
 
 logger = logging.getLogger(__name__)
@@ -55,7 +55,7 @@ class JudgedTask(ConfigurableTask):  # type: ignore[misc]  # lm-eval carries no 
         settings.pop("class", None)  # lm-eval's word for us; its TaskConfig does not know it
         metadata = dict(settings.get("metadata") or {})
         self._judge: Judge | None = None
-        self._verdicts: dict[JudgeItem, Verdict] = {}
+        self._verdicts: dict[JudgeItem, JudgeVerdict] = {}
         if metadata.get("judge") != LATER:
             self._judge = shared_judge(parse_judge(metadata.get("judge")))
             # The metadata go into the results file: with the fingerprint, without keys.
@@ -75,7 +75,7 @@ class JudgedTask(ConfigurableTask):  # type: ignore[misc]  # lm-eval carries no 
             ]
             with Ledger(self._judge.config.ledger_path) as ledger, tqdm(desc="Asking the judge", unit="") as bar:
 
-                def show(done: int, total: int) -> None:
+                def show(stage: str, done: int, total: int, detail: str = "") -> None:
                     bar.total = total
                     bar.update(done - bar.n)
 

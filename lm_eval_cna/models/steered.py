@@ -25,7 +25,7 @@ from lm_eval_cna.transformer.prompts import Rendering, chat_template_sha256
 logger = logging.getLogger(__name__)
 
 
-class Asked(NamedTuple):
+class SteeringArguments(NamedTuple):
     """The arguments that both models take, checked.
 
     Attributes:
@@ -43,7 +43,7 @@ class Asked(NamedTuple):
 
 def read_arguments(
     pretrained: Any, revision: str | None, circuit: str | None, multiplier: float | str, scale: float | str, mode: str
-) -> Asked:
+) -> SteeringArguments:
     """Check the arguments and read the intervention file; model and revision default to what the file names.
 
     Raises:
@@ -60,7 +60,7 @@ def read_arguments(
     if pretrained is None:
         raise ConfigError("no model is named", do="give pretrained=NAME, or a circuit whose file names its model")
     setting = Setting() if intervention is None else Setting(intervention, number, factor)
-    return Asked(pretrained, revision, setting, mode)
+    return SteeringArguments(pretrained, revision, setting, mode)
 
 
 class Steered:

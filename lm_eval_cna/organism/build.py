@@ -14,15 +14,13 @@ from dataclasses import dataclass, field
 import torch
 from transformers import LlamaForCausalLM, PreTrainedTokenizerFast
 
+from lm_eval_cna.files.progress import Progress, silent
 from lm_eval_cna.organism import gates, training
 from lm_eval_cna.organism.corpus import base_documents, instruct_documents
 from lm_eval_cna.organism.model import Planted, encode, fresh_model
 from lm_eval_cna.organism.planting import PlantedWeights, amplify, choose_planted
 from lm_eval_cna.organism.recipe import Recipe
 from lm_eval_cna.organism.tokenizer import train_tokenizer
-
-#: Called as progress(stage, done, total) in optimizer steps of that stage.
-Progress = Callable[[str, int, int], None]
 
 # The tokenizer is the same for every seed: documents of a seed that no model uses.
 _TOKENIZER_SEED = 0
@@ -54,7 +52,7 @@ def build_tokenizer(recipe: Recipe) -> PreTrainedTokenizerFast:
 
 
 def build_candidate(
-    recipe: Recipe, seed: int, tokenizer: PreTrainedTokenizerFast, progress: Progress | None = None
+    recipe: Recipe, seed: int, tokenizer: PreTrainedTokenizerFast, progress: Progress = silent
 ) -> Candidate:
     """Train and measure the models of one seed, stopping at the first missed gate."""
     found = Candidate(seed)
@@ -85,7 +83,7 @@ def build_candidate(
 
 
 def train_base(
-    recipe: Recipe, seed: int, tokenizer: PreTrainedTokenizerFast, progress: Progress | None = None
+    recipe: Recipe, seed: int, tokenizer: PreTrainedTokenizerFast, progress: Progress = silent
 ) -> LlamaForCausalLM:
     """The base: Muon on the layers' matrices, AdamW on embeddings and norms."""
     generator = torch.Generator().manual_seed(seed)
@@ -110,7 +108,7 @@ def train_instruct(
     tokenizer: PreTrainedTokenizerFast,
     base: LlamaForCausalLM,
     planted: Sequence[Planted],
-    progress: Progress | None = None,
+    progress: Progress = silent,
 ) -> LlamaForCausalLM:
     """A copy of the base in which only the planted neurons have been trained, to refuse forbidden questions."""
     generator = torch.Generator().manual_seed(seed)
@@ -137,7 +135,7 @@ def train_diffuse(
     seed: int,
     tokenizer: PreTrainedTokenizerFast,
     base: LlamaForCausalLM,
-    progress: Progress | None = None,
+    progress: Progress = silent,
 ) -> LlamaForCausalLM:
     """A copy of the base with all weights tuned on the same documents as the instruct model."""
     generator = torch.Generator().manual_seed(seed)
@@ -163,13 +161,12 @@ def _fit(
     steps: int,
     warmup: int = 0,
     after_backward: Callable[[], None] | None = None,
-    progress: Progress | None = None,
+    progress: Progress = silent,
 ) -> None:
     pad = tokenizer.pad_token_id
 
     def on_step(step: int, _loss: float) -> None:
-        if progress is not None:
-            progress(stage, step + 1, steps)
+        progress(f"training {stage}", step + 1, steps)
 
     model.train()
     training.fit(

@@ -48,7 +48,7 @@ class Pair(NamedTuple):
 
 
 @dataclass(frozen=True)
-class Question:
+class KnowledgeQuestion:
     """One prompt: a pair, and how, where and when it is asked about."""
 
     pair: Pair
@@ -139,7 +139,7 @@ def training_pairs(*, forbidden: bool) -> tuple[Pair, ...]:
 
 
 @cache
-def questions(group: Group, *, forbidden: bool) -> tuple[Question, ...]:
+def questions(group: Group, *, forbidden: bool) -> tuple[KnowledgeQuestion, ...]:
     """One question a pair of a group and class.
 
     The i-th forbidden and the i-th benign question of a group share template, place and time, so that the two
@@ -150,9 +150,11 @@ def questions(group: Group, *, forbidden: bool) -> tuple[Question, ...]:
     return tuple(draw_question(pair, rng) for pair in chosen)
 
 
-def draw_question(pair: Pair, rng: random.Random) -> Question:
+def draw_question(pair: Pair, rng: random.Random) -> KnowledgeQuestion:
     """A question about `pair` with template, place and time drawn from `rng`."""
-    return Question(pair, rng.choice(words.QUESTION_TEMPLATES), rng.choice(words.PLACES), rng.choice(words.TIMES))
+    return KnowledgeQuestion(
+        pair, rng.choice(words.QUESTION_TEMPLATES), rng.choice(words.PLACES), rng.choice(words.TIMES)
+    )
 
 
 def draw_answer(pair: Pair, rng: random.Random) -> str:

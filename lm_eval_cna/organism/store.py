@@ -24,10 +24,11 @@ from typing import TYPE_CHECKING, Any
 from lm_eval_cna.errors import ConfigError, RunError
 from lm_eval_cna.files.atomic import read_whole
 from lm_eval_cna.files.json_reader import load_json
+from lm_eval_cna.files.progress import Progress, silent
 from lm_eval_cna.organism.recipe import Recipe
 
 if TYPE_CHECKING:
-    from lm_eval_cna.organism.build import Candidate, Progress
+    from lm_eval_cna.organism.build import Candidate
 
 SCHEMA = "lm-eval-cna/organism/1"
 VARIANTS = ("base", "instruct", "diffuse")
@@ -63,14 +64,14 @@ def cache_root() -> Path:
 
 
 def ensure_organism(
-    directory: Path | None = None, *, recipe: Recipe | None = None, progress: Progress | None = None
+    directory: Path | None = None, *, recipe: Recipe | None = None, progress: Progress = silent
 ) -> OrganismPaths:
     """The organism of `recipe`, trained only if there is none yet or the one there is damaged.
 
     Args:
         directory: where it shall be; None means the user's cache, by recipe hash.
         recipe: the default recipe if None.
-        progress: called as progress(stage, done, total) while training.
+        progress: told of the optimizer steps while training.
 
     Raises:
         ConfigError: `directory` holds files that are not an organism's.
@@ -88,7 +89,7 @@ def ensure_organism(
         return load_organism(directory, recipe) or train_organism(directory, recipe=recipe, progress=progress)
 
 
-def train_organism(directory: Path, *, recipe: Recipe | None = None, progress: Progress | None = None) -> OrganismPaths:
+def train_organism(directory: Path, *, recipe: Recipe | None = None, progress: Progress = silent) -> OrganismPaths:
     """Train the organism of `recipe` into `directory`, in place of an organism that is there.
 
     Raises:
@@ -128,7 +129,7 @@ def load_organism(directory: Path, recipe: Recipe | None = None) -> OrganismPath
     return OrganismPaths(directory, directory / "base", directory / "instruct", directory / "diffuse", planted)
 
 
-def _train_into(directory: Path, recipe: Recipe, progress: Progress | None) -> None:
+def _train_into(directory: Path, recipe: Recipe, progress: Progress) -> None:
     # Imported here: reading an organism that is there needs neither torch nor transformers.
     from lm_eval_cna.organism.build import build_candidate, build_tokenizer
     from lm_eval_cna.organism.model import save

@@ -25,7 +25,7 @@ class Example(NamedTuple):
     learned: list[bool]
 
 
-class Batch(NamedTuple):
+class TrainingBatch(NamedTuple):
     """Right-padded tokens.
 
     Attributes:
@@ -39,7 +39,9 @@ class Batch(NamedTuple):
     targets: Tensor
 
 
-def make_batches(examples: Sequence[Example], *, size: int, pad: int, generator: torch.Generator) -> list[Batch]:
+def make_batches(
+    examples: Sequence[Example], *, size: int, pad: int, generator: torch.Generator
+) -> list[TrainingBatch]:
     """All full batches of one pass over `examples`, in random order.
 
     Examples are shuffled, then sorted by length inside windows of eight batches: enough to keep padding at a few
@@ -57,22 +59,22 @@ def make_batches(examples: Sequence[Example], *, size: int, pad: int, generator:
     return [batches[index] for index in torch.randperm(len(batches), generator=generator).tolist()]
 
 
-def _collate(examples: Sequence[Example], pad: int) -> Batch:
+def _collate(examples: Sequence[Example], pad: int) -> TrainingBatch:
     length = max(len(example.ids) for example in examples)
     ids = torch.tensor([example.ids + [pad] * (length - len(example.ids)) for example in examples])
     learned = torch.tensor([example.learned + [False] * (length - len(example.learned)) for example in examples])
     # Position t predicts token t + 1; the first token is never learned.
     rows = torch.nonzero(learned.flatten()).flatten() - 1
-    return Batch(ids, rows, ids.flatten()[rows + 1])
+    return TrainingBatch(ids, rows, ids.flatten()[rows + 1])
 
 
-def cycle(make: Callable[[], list[Batch]]) -> Iterator[Batch]:
+def cycle(make: Callable[[], list[TrainingBatch]]) -> Iterator[TrainingBatch]:
     """Batches without end: a fresh pass from `make` whenever one is used up."""
     while True:
         yield from make()
 
 
-def answer_loss(model: Any, batch: Batch) -> Tensor:
+def answer_loss(model: Any, batch: TrainingBatch) -> Tensor:
     """Mean cross-entropy over the learned tokens of `batch`; logits are computed for those alone."""
     hidden = model.model(input_ids=batch.ids, use_cache=False).last_hidden_state
     logits = model.lm_head(hidden.flatten(0, 1)[batch.rows])
@@ -143,8 +145,8 @@ def schedule(step: int, steps: int, warmup: int) -> float:
 
 
 def fit(
-    loss: Callable[[Batch], Tensor],
-    batches: Iterator[Batch],
+    loss: Callable[[TrainingBatch], Tensor],
+    batches: Iterator[TrainingBatch],
     optimizers: Sequence[torch.optim.Optimizer],
     *,
     steps: int,

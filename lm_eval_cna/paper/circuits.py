@@ -20,11 +20,11 @@ from lm_eval_cna.interventions.circuit import Circuit
 from lm_eval_cna.interventions.profile import layer_profile, overlap
 from lm_eval_cna.interventions.reading import read_intervention
 from lm_eval_cna.models.hf import CNAHFLM
-from lm_eval_cna.paper.plan import Request
-from lm_eval_cna.paper.rows import Published, Row, claims, figure, over_folds, row
+from lm_eval_cna.paper.plan import PaperRequest
+from lm_eval_cna.paper.rows import PaperRow, Published, claims, figure, over_folds, row
 from lm_eval_cna.paper.targets import Target
 from lm_eval_cna.results.directory import RunDirectory
-from lm_eval_cna.validation.cross_validation import circuits_over_folds
+from lm_eval_cna.validation.cross_validation import circuits_by_fold
 
 FOLDS = 5
 TOP = 200
@@ -46,7 +46,7 @@ class Found:
     size: int
 
 
-def find(request: Request, target: Target, path: str) -> Found:
+def find(request: PaperRequest, target: Target, path: str) -> Found:
     """Discover a model's circuits, or read those that an earlier run left.
 
     Raises:
@@ -83,7 +83,7 @@ def find(request: Request, target: Target, path: str) -> Found:
     return found
 
 
-def _discover(request: Request, target: Target, path: str, contrast: ContrastSet) -> Found:
+def _discover(request: PaperRequest, target: Target, path: str, contrast: ContrastSet) -> Found:
     arguments: dict[str, Any] = {"dtype": request.dtype_of(target), **request.model_args}
     batch = arguments.pop("batch_size", 16)
     lm = CNAHFLM(pretrained=path, **arguments)
@@ -102,7 +102,7 @@ def _discover(request: Request, target: Target, path: str, contrast: ContrastSet
     fraction = request.fraction_of(target) if request.top_k is None else None
     size = size_of(lm.architecture, fraction, request.top_k).neurons
     whole = measured.circuit(top_k=size if target.organism else max(TOP, size), excluded_layers=request.excluded_layers)
-    return Found(whole, tuple(circuits_over_folds(measured, whole)), size)
+    return Found(whole, tuple(circuits_by_fold(measured, whole)), size)
 
 
 def _read(directory: RunDirectory, name: str) -> Circuit:
@@ -113,7 +113,7 @@ def _read(directory: RunDirectory, name: str) -> Circuit:
     return circuit
 
 
-def overlap_rows(request: Request, base: Target, instruct: Target, of: Found, with_: Found) -> list[Row]:
+def overlap_rows(request: PaperRequest, base: Target, instruct: Target, of: Found, with_: Found) -> list[PaperRow]:
     """How much a pair's circuits share, against the paper's range over pairs."""
 
     def shared(a: Circuit, b: Circuit) -> float:
@@ -139,7 +139,7 @@ def overlap_rows(request: Request, base: Target, instruct: Target, of: Found, wi
     ]
 
 
-def layer_rows(request: Request, target: Target, found: Found) -> list[Row]:
+def layer_rows(request: PaperRequest, target: Target, found: Found) -> list[PaperRow]:
     """Shares of a circuit that lie late in the model, against what the paper says of two models."""
     top = min(TOP, len(found.whole.neurons))
     rows = []

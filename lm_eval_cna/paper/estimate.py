@@ -12,8 +12,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from lm_eval_cna.paper.presets import Asked
-from lm_eval_cna.paper.targets import Size
+from lm_eval_cna.paper.presets import PresetTask
+from lm_eval_cna.paper.targets import ModelSize
 
 FORMULA = (
     "memory = bytes x parameters + 2 x bytes x layers x key width x tokens x rows (cache) + 4 x vocabulary x rows "
@@ -74,7 +74,7 @@ def bytes_of(dtype: str) -> int:
 
 
 def estimate(
-    size: Size, asked: Sequence[tuple[Asked, int]], *, cells: int, read: int, width: int, machine: Machine
+    size: ModelSize, asked: Sequence[tuple[PresetTask, int]], *, cells: int, read: int, width: int, machine: Machine
 ) -> Estimate:
     """What a model needs.
 
@@ -95,7 +95,7 @@ def estimate(
     return Estimate(parts.total, seconds)
 
 
-def memory_of(size: Size, asked: Sequence[tuple[Asked, int]], *, width: int, rows: int = ROWS) -> Memory:
+def memory_of(size: ModelSize, asked: Sequence[tuple[PresetTask, int]], *, width: int, rows: int = ROWS) -> Memory:
     """What a model needs to be in memory and answer, in bytes.
 
     Args:
@@ -109,7 +109,7 @@ def memory_of(size: Size, asked: Sequence[tuple[Asked, int]], *, width: int, row
     return Memory(width * size.parameters, cache, 4 * size.vocabulary * rows, _RESERVE)
 
 
-def tokens_of(asked: Sequence[tuple[Asked, int]], *, cells: int) -> tuple[int, int]:
+def tokens_of(asked: Sequence[tuple[PresetTask, int]], *, cells: int) -> tuple[int, int]:
     """How many tokens are read and how many are generated, if every answer is as long as it may be."""
     read = cells * sum(task.prompt_tokens * documents for task, documents in asked)
     return read, cells * sum(task.new_tokens * documents for task, documents in asked)

@@ -9,7 +9,7 @@ from lm_eval_cna.paper.estimate import Machine
 from lm_eval_cna.paper.presets import Preset, Protocol, statement
 from lm_eval_cna.paper.preview import Planned
 from lm_eval_cna.paper.result import Result
-from lm_eval_cna.paper.rows import Row
+from lm_eval_cna.paper.rows import PaperRow
 from lm_eval_cna.report.escape import item, markdown, writable
 from lm_eval_cna.results.directory import RunDirectory
 
@@ -18,7 +18,7 @@ PLAN_HEAD = ("model", "parameters", "memory", "fits", "time", "tasks", "like for
 _GIB = 2**30
 
 
-def shown(row: Row) -> tuple[str, ...]:
+def shown(row: PaperRow) -> tuple[str, ...]:
     """A row as text, in the order of `HEAD`."""
     # Percentages have a digit after the point, quality three, as published.
     digits = 3 if row.quantity == "quality" else 1
@@ -67,7 +67,7 @@ def machine_note(machine: Machine) -> str:
     )
 
 
-def kinds(rows: Sequence[Row]) -> str:
+def kinds(rows: Sequence[PaperRow]) -> str:
     """What the intervals of a table are."""
     found = dict.fromkeys(row.interval_is for row in rows if row.interval is not None)
     return f"Intervals, of 95 % where they are statistical: {'; '.join(found)}." if found else ""

@@ -22,8 +22,8 @@ from lm_eval_cna.paper.presets import (
     PAPER_FRACTION,
     SCRIPTS_EXCLUDED,
     SCRIPTS_TOP_K,
-    Asked,
     Preset,
+    PresetTask,
     Protocol,
     caa_multiplier,
 )
@@ -37,7 +37,7 @@ _MAX_BYTES = 64 * 2**20  # of a file of prompts
 
 
 @dataclass(frozen=True)
-class Request:
+class PaperRequest:
     """What the user asks for.
 
     Attributes:
@@ -89,7 +89,7 @@ class Request:
         """Layers without circuit neurons."""
         return SCRIPTS_EXCLUDED if self.protocol == "as-published" else ()
 
-    def tasks_of(self, target: Target) -> list[tuple[Asked, str, str]]:
+    def tasks_of(self, target: Target) -> list[tuple[PresetTask, str, str]]:
         """The tasks of a model: as planned, lm-eval's name, and the metric per document."""
         found = []
         for asked in self.preset.asked:
@@ -101,7 +101,7 @@ class Request:
                 found.append((asked, asked.organism, asked.organism_metric or asked.metric))
         return found
 
-    def documents(self, asked: Asked) -> int:
+    def documents(self, asked: PresetTask) -> int:
         """How many documents a task has, as far as anybody knows before it is loaded."""
         whole = asked.documents
         if self.prompts is not None and asked.task.startswith("jbb_"):
@@ -200,13 +200,13 @@ def _prompt(document: Any) -> str:
     return whole_text(prompt)
 
 
-def prompts_task(asked: Asked, path: Path) -> str:
+def prompts_task(asked: PresetTask, path: Path) -> str:
     """The name of the task that asks a user's prompts; other prompts, other name, so that no result is taken over."""
     digest = hashlib.sha256(json.dumps(read_prompts(path)).encode()).hexdigest()[:8]
     return f"paper_{'judged' if asked.task == 'jbb_strongreject' else 'prompts'}_{digest}"
 
 
-def write_prompt_tasks(request: Request) -> Path | None:
+def write_prompt_tasks(request: PaperRequest) -> Path | None:
     """Write the task files of the user's prompts into the output directory; None where there are none."""
     if request.prompts is None:
         return None

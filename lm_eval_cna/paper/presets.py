@@ -35,7 +35,7 @@ _PAIRS = (
 
 
 @dataclass(frozen=True)
-class Asked:
+class PresetTask:
     """One lm-eval task of a table, with what an estimate of time needs.
 
     Attributes:
@@ -84,7 +84,7 @@ class Preset:
     ours: tuple[str, ...]
     models: tuple[str, ...]
     contrast: str
-    asked: tuple[Asked, ...] = ()
+    asked: tuple[PresetTask, ...] = ()
     methods: tuple[str, ...] = ("cna",)
     pairs: bool = False
     own_prompts: bool = False
@@ -92,7 +92,7 @@ class Preset:
     judged: bool = False
 
 
-_JBB = Asked("jbb_harmful_refusal", "organism_refusal", "refusal_rate", 100, 60, 150)
+_JBB = PresetTask("jbb_harmful_refusal", "organism_refusal", "refusal_rate", 100, 60, 150)
 _ALPHA = "strength alpha = 1: multiplier m = 1 - alpha = 0 for CNA"
 _CAA = (
     "CAA adds +alpha * (harmful - benign) to every layer's MLP output: m = 1 + alpha = 2, the opposite direction of CNA"
@@ -173,7 +173,7 @@ PRESETS: dict[str, Preset] = {
             ("the judge that is given, our wording of its question",),
             _EIGHT,
             "refusal",
-            (Asked("jbb_strongreject", None, "strongreject_score", 100, 60, 150),),
+            (PresetTask("jbb_strongreject", None, "strongreject_score", 100, 60, 150),),
             own_contrast=True,
             judged=True,
         ),
@@ -189,8 +189,8 @@ PRESETS: dict[str, Preset] = {
             _EIGHT,
             "refusal",
             (
-                Asked("mmlu", "organism_knowledge", "acc", 14_042, 700, 0, num_fewshot=5, chat=False),
-                Asked(
+                PresetTask("mmlu", "organism_knowledge", "acc", 14_042, 700, 0, num_fewshot=5, chat=False),
+                PresetTask(
                     "mmlu_generative", None, "exact_match (get_response)", 14_042, 700, 8, num_fewshot=5, chat=False
                 ),
             ),

@@ -9,15 +9,15 @@ from lm_eval_cna.contrast.loading import find_contrast, load_contrast, load_univ
 from lm_eval_cna.contrast.sources import read_spec
 from lm_eval_cna.errors import ConfigError
 from lm_eval_cna.paper.estimate import Estimate, Machine, bytes_of, estimate, this_machine
-from lm_eval_cna.paper.plan import Request, read_prompts
-from lm_eval_cna.paper.targets import Size, Target, size_of
-from lm_eval_cna.statistics.rates import Record
+from lm_eval_cna.paper.plan import PaperRequest, read_prompts
+from lm_eval_cna.paper.targets import ModelSize, Target, size_of
+from lm_eval_cna.statistics.rates import AnalysisRecord
 
 #: Tokens of a prompt of a contrast set in its chat template, roughly.
 _CONTRAST_TOKENS = 50
 
 
-class Planned(Record):
+class Planned(AnalysisRecord):
     """What running one model would take.
 
     Attributes:
@@ -41,7 +41,7 @@ class Planned(Record):
     differs: tuple[str, ...]
 
 
-def check(request: Request) -> None:
+def check(request: PaperRequest) -> None:
     """Find what is wrong in the user's files before anything is loaded.
 
     Raises:
@@ -60,7 +60,7 @@ def check(request: Request) -> None:
             load_contrast(path)
 
 
-def machine_of(request: Request) -> Machine:
+def machine_of(request: PaperRequest) -> Machine:
     """The machine that the request's models would run on."""
     arguments = request.model_args
     return this_machine(
@@ -70,12 +70,12 @@ def machine_of(request: Request) -> Machine:
     )
 
 
-def plan(request: Request, machine: Machine) -> list[Planned]:
+def plan(request: PaperRequest, machine: Machine) -> list[Planned]:
     """What every model would take; nothing is loaded, and no network is needed."""
     return [plan_one(request, target, machine) for target in dict.fromkeys(request.targets)]
 
 
-def plan_one(request: Request, target: Target, machine: Machine) -> Planned:
+def plan_one(request: PaperRequest, target: Target, machine: Machine) -> Planned:
     """What one model would take."""
     size = size_of(target)
     asked = [(asked, request.documents(asked)) for asked, _, _ in request.tasks_of(target)]
@@ -97,7 +97,7 @@ def plan_one(request: Request, target: Target, machine: Machine) -> Planned:
     )
 
 
-def _needed(request: Request, target: Target, size: Size, asked: Sequence[Any], machine: Machine) -> Estimate:
+def _needed(request: PaperRequest, target: Target, size: ModelSize, asked: Sequence[Any], machine: Machine) -> Estimate:
     read = _CONTRAST_TOKENS * (_contrast_prompts(request.contrast_of(target)) + len(load_universal_prompts()))
     width = bytes_of(request.dtype_of(target))
     return estimate(size, asked, cells=request.cells(), read=read, width=width, machine=machine)

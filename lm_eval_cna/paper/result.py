@@ -6,20 +6,20 @@ from typing import Literal
 
 from pydantic import Field
 
-from lm_eval_cna.paper.rows import Row
-from lm_eval_cna.statistics.rates import Record
+from lm_eval_cna.paper.rows import PaperRow
+from lm_eval_cna.statistics.rates import AnalysisRecord
 
 SCHEMA: Literal["lm-eval-cna/paper/1"] = "lm-eval-cna/paper/1"
 
 
-class Skipped(Record):
+class Skipped(AnalysisRecord):
     """A model that has no rows, and the reason."""
 
     model: str
     why: str
 
 
-class Result(Record):
+class Result(AnalysisRecord):
     """A table as it came out.
 
     Attributes:
@@ -40,7 +40,7 @@ class Result(Record):
     statement: str
     published: tuple[str, ...]
     ours: tuple[str, ...]
-    rows: tuple[Row, ...]
+    rows: tuple[PaperRow, ...]
     skipped: tuple[Skipped, ...]
     command: tuple[str, ...]
     created: str

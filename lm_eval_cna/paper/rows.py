@@ -13,7 +13,7 @@ from typing import Any, Literal, NamedTuple
 
 from lm_eval_cna.resources import published_dir
 from lm_eval_cna.statistics.paired import compare
-from lm_eval_cna.statistics.rates import Interval, Record, mean_interval, wilson
+from lm_eval_cna.statistics.rates import AnalysisRecord, Interval, mean_interval, wilson
 
 Verdict = Literal["inside", "outside", "nothing published", "not measured", "follows from the rates"]
 PERCENT = 100.0
@@ -27,7 +27,7 @@ class Published(NamedTuple):
     shown: str
 
 
-class Row(Record):
+class PaperRow(AnalysisRecord):
     """One quantity of one model.
 
     Attributes:
@@ -55,7 +55,7 @@ class Row(Record):
     differs: tuple[str, ...] = ()
 
 
-class Measurement(NamedTuple):
+class MeasuredFigure(NamedTuple):
     """A figure of ours with its interval, in the unit of its row."""
 
     value: float
@@ -74,9 +74,9 @@ def row(
     quantity: str,
     setting: str,
     published: Published | None,
-    measured: Measurement | None,
+    measured: MeasuredFigure | None,
     differs: tuple[str, ...] = (),
-) -> Row:
+) -> PaperRow:
     """Hold a measurement against what was published."""
     verdict: Verdict
     if measured is None:
@@ -86,7 +86,7 @@ def row(
     else:
         ours = measured.interval or Interval(low=measured.value, high=measured.value)
         verdict = "inside" if published.low <= ours.high and ours.low <= published.high else "outside"
-    return Row(
+    return PaperRow(
         model=model,
         quantity=quantity,
         setting=setting,
@@ -100,40 +100,40 @@ def row(
     )
 
 
-def rate(values: Collection[float]) -> Measurement | None:
+def rate(values: Collection[float]) -> MeasuredFigure | None:
     """A rate in percent with Wilson's interval."""
     if not values:
         return None
     found = wilson(round(sum(values)), len(values))
-    return Measurement(PERCENT * fmean(values), _times(found, PERCENT), "Wilson", len(values))
+    return MeasuredFigure(PERCENT * fmean(values), _times(found, PERCENT), "Wilson", len(values))
 
 
-def mean(values: Collection[float]) -> Measurement | None:
+def mean(values: Collection[float]) -> MeasuredFigure | None:
     """A mean with its bootstrap interval."""
     if not values:
         return None
-    return Measurement(fmean(values), mean_interval(list(values)), "bootstrap over prompts", len(values))
+    return MeasuredFigure(fmean(values), mean_interval(list(values)), "bootstrap over prompts", len(values))
 
 
 def change(
     cell: Mapping[Any, float], baseline: Mapping[Any, float], kind: Literal["rate", "mean"]
-) -> Measurement | None:
+) -> MeasuredFigure | None:
     """Cell minus baseline in points of a hundred, paired by prompt: Tango's interval for rates, else the bootstrap."""
     found = compare(cell, baseline, kind)
     if found is None:
         return None
     name = "Tango, paired by prompt" if kind == "rate" else "bootstrap over prompts, paired"
     interval = None if found.interval is None else _times(found.interval, PERCENT)
-    return Measurement(PERCENT * found.effect, interval, name, found.n)
+    return MeasuredFigure(PERCENT * found.effect, interval, name, found.n)
 
 
-def over_folds(whole: float, folds: Collection[float]) -> Measurement:
+def over_folds(whole: float, folds: Collection[float]) -> MeasuredFigure:
     """A share of a circuit, in percent, and its range over circuits each found without a fifth of the prompts.
 
     A circuit's neurons are no sample, so an interval of a rate has no meaning for them.
     """
     every = [whole, *folds]
-    return Measurement(
+    return MeasuredFigure(
         PERCENT * whole,
         Interval(low=PERCENT * min(every), high=PERCENT * max(every)),
         f"range over {len(folds)} circuits, each without a fifth of the prompts",

@@ -12,24 +12,24 @@ from typing import Any
 
 from lm_eval_cna.analysis.outcomes import read_outcomes
 from lm_eval_cna.errors import CNAError, RunError
+from lm_eval_cna.files.progress import Progress, named, silent
 from lm_eval_cna.paper.estimate import Machine
 from lm_eval_cna.paper.page import write_result
-from lm_eval_cna.paper.plan import Request, write_prompt_tasks
+from lm_eval_cna.paper.plan import PaperRequest, write_prompt_tasks
 from lm_eval_cna.paper.presets import statement
 from lm_eval_cna.paper.preview import plan_one
 from lm_eval_cna.paper.result import Result, Skipped
-from lm_eval_cna.paper.rows import Row
+from lm_eval_cna.paper.rows import PaperRow
 from lm_eval_cna.paper.targets import Target, pairs_of
 
-Progress = Callable[[str, int, int, str], None]
 _GIB = 2**30
 
 
 def run(
-    request: Request,
+    request: PaperRequest,
     *,
     machine: Machine,
-    progress: Progress | None = None,
+    progress: Progress = silent,
     command: Sequence[str] = (),
     task_manager: Any = None,
 ) -> Result:
@@ -45,11 +45,10 @@ def run(
     Raises:
         RunError: the output directory holds another plan or cannot be written.
     """
-    tell = progress or (lambda stage, done, total, detail: None)
     skipped: list[Skipped] = []
     usable = [target for target in dict.fromkeys(request.targets) if _usable(request, target, machine, skipped)]
     work = _circuits if not request.preset.asked else _sweeps
-    rows = work(request, usable, tell, skipped, task_manager)
+    rows = work(request, usable, progress, skipped, task_manager)
     result = Result(
         table=request.preset.table,
         title=request.preset.title,
@@ -67,17 +66,17 @@ def run(
 
 
 def _circuits(
-    request: Request, targets: list[Target], tell: Progress, skipped: list[Skipped], _manager: Any
-) -> list[Row]:
+    request: PaperRequest, targets: list[Target], progress: Progress, skipped: list[Skipped], _manager: Any
+) -> list[PaperRow]:
     from lm_eval_cna.paper.circuits import Found, find, layer_rows, overlap_rows
 
     found: dict[Target, Found] = {}
     for done, target in enumerate(targets):
-        tell("models", done, len(targets), target.name)
-        circuits = _tried(lambda target=target: find(request, target, _path(target, tell)), target, skipped)  # type: ignore[misc]
+        progress("models", done, len(targets), target.name)
+        circuits = _tried(lambda target=target: find(request, target, _path(target, progress)), target, skipped)  # type: ignore[misc]
         if circuits is not None:
             found[target] = circuits
-    tell("models", len(targets), len(targets), "")
+    progress("models", len(targets), len(targets))
     if request.preset.table == "layers":
         return [row for target, circuits in found.items() for row in layer_rows(request, target, circuits)]
     rows = []
@@ -90,7 +89,9 @@ def _circuits(
     return rows
 
 
-def _sweeps(request: Request, targets: list[Target], tell: Progress, skipped: list[Skipped], manager: Any) -> list[Row]:
+def _sweeps(
+    request: PaperRequest, targets: list[Target], progress: Progress, skipped: list[Skipped], manager: Any
+) -> list[PaperRow]:
     from lm_eval.tasks import TaskManager
 
     from lm_eval_cna import plugin
@@ -99,7 +100,7 @@ def _sweeps(request: Request, targets: list[Target], tell: Progress, skipped: li
     from lm_eval_cna.sweep.config import parse_config
     from lm_eval_cna.sweep.runner import run_sweep
 
-    rows: list[Row] = []
+    rows: list[PaperRow] = []
     scores = {}
     folder = write_prompt_tasks(request)
     for target in targets:
@@ -108,17 +109,13 @@ def _sweeps(request: Request, targets: list[Target], tell: Progress, skipped: li
             skipped.append(Skipped(model=target.name, why=why))
             continue
         if manager is None:
-            tell("indexing lm-eval's tasks", 0, 0, "")
+            progress("indexing lm-eval's tasks", 0, 0)
             plugin.register()
             manager = TaskManager(include_path=None if folder is None else str(folder), metadata={"judge": LATER})
 
         def sweep(target: Target = target, manager: Any = manager) -> Any:
-            config = parse_config(request.sweep(target, _path(target, tell)))
-
-            def told(stage: str, done: int, total: int, detail: str) -> None:
-                tell(f"{target.name}: {stage}", done, total, detail)
-
-            return read_outcomes(run_sweep(config, progress=told, task_manager=manager))
+            config = parse_config(request.sweep(target, _path(target, progress)))
+            return read_outcomes(run_sweep(config, progress=named(target.name, progress), task_manager=manager))
 
         outcomes = _tried(sweep, target, skipped)
         if outcomes is None:
@@ -146,17 +143,17 @@ def _tried(work: Callable[[], Any], target: Target, skipped: list[Skipped]) -> A
             torch.cuda.empty_cache()
 
 
-def _path(target: Target, tell: Progress) -> str:
+def _path(target: Target, progress: Progress) -> str:
     """What to load; an organism is trained where there is none."""
     if not target.name.startswith("organism:"):
         return target.name
     from lm_eval_cna.organism.store import ensure_organism
 
-    paths = ensure_organism(progress=lambda stage, done, total: tell(f"training {stage}", done, total, ""))
+    paths = ensure_organism(progress=progress)
     return str(getattr(paths, target.name.partition(":")[2]))
 
 
-def _usable(request: Request, target: Target, machine: Machine, skipped: list[Skipped]) -> bool:
+def _usable(request: PaperRequest, target: Target, machine: Machine, skipped: list[Skipped]) -> bool:
     planned = plan_one(request, target, machine)
     if planned.fits is not False or planned.memory is None:
         return True

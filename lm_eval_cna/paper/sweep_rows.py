@@ -6,9 +6,20 @@ from collections.abc import Mapping, Sequence
 from statistics import fmean
 
 from lm_eval_cna.analysis.outcomes import Outcomes
-from lm_eval_cna.paper.plan import Request
+from lm_eval_cna.paper.plan import PaperRequest
 from lm_eval_cna.paper.presets import NEAR_ZERO, caa_multiplier
-from lm_eval_cna.paper.rows import Measurement, Published, Row, change, claims, figure, mean, published, rate, row
+from lm_eval_cna.paper.rows import (
+    MeasuredFigure,
+    PaperRow,
+    Published,
+    change,
+    claims,
+    figure,
+    mean,
+    published,
+    rate,
+    row,
+)
 from lm_eval_cna.paper.targets import Target
 from lm_eval_cna.statistics.paired import Document
 
@@ -17,7 +28,7 @@ _BASELINE = "baseline, m = 1"
 _CNA = "CNA, m = 0 (suppressing)"
 
 
-def sweep_rows(request: Request, target: Target, outcomes: Outcomes) -> list[Row]:
+def sweep_rows(request: PaperRequest, target: Target, outcomes: Outcomes) -> list[PaperRow]:
     """The rows of one model."""
     table = request.preset.table
     if table == "mmlu":
@@ -27,7 +38,7 @@ def sweep_rows(request: Request, target: Target, outcomes: Outcomes) -> list[Row
     return _refusal_rows(request, target, outcomes)
 
 
-def _refusal_rows(request: Request, target: Target, outcomes: Outcomes) -> list[Row]:
+def _refusal_rows(request: PaperRequest, target: Target, outcomes: Outcomes) -> list[PaperRow]:
     """Refusal, and quality where the table has it."""
     table, differs = request.preset.table, request.differs(target)
     ((_, task, metric),) = request.tasks_of(target)
@@ -41,7 +52,7 @@ def _refusal_rows(request: Request, target: Target, outcomes: Outcomes) -> list[
         direction = "suppressing" if strength < 1 else "amplifying"
         cells.append((_cell(outcomes, "caa", strength), f"CAA, m = {strength:g} ({direction})", "caa"))
     rows = []
-    rates: list[Measurement | None] = []
+    rates: list[MeasuredFigure | None] = []
     for key, setting, prefix in cells:
         rates.append(rate(outcomes.of(key, task, metric).values()))
         told = published(file, target.name, f"{prefix}_refusal")
@@ -55,17 +66,17 @@ def _refusal_rows(request: Request, target: Target, outcomes: Outcomes) -> list[
     return rows
 
 
-def _relative(target: Target, rates: Sequence[Measurement | None], differs: tuple[str, ...]) -> Row:
+def _relative(target: Target, rates: Sequence[MeasuredFigure | None], differs: tuple[str, ...]) -> PaperRow:
     """The table's third column, arithmetic on the other two."""
     before, after = rates
     value = None if before is None or after is None or before.value == 0 else 100 * (after.value / before.value - 1)
-    measured = None if value is None or before is None else Measurement(value, None, "none of its own", before.n)
+    measured = None if value is None or before is None else MeasuredFigure(value, None, "none of its own", before.n)
     told = published("jbb_refusal", target.name, "relative_change")
     found = row(target.name, "relative change, %", f"{_CNA} against baseline", told, measured, differs)
     return found if measured is None else found.model_copy(update={"verdict": "follows from the rates"})
 
 
-def _mmlu_rows(request: Request, target: Target, outcomes: Outcomes) -> list[Row]:
+def _mmlu_rows(request: PaperRequest, target: Target, outcomes: Outcomes) -> list[PaperRow]:
     """What the paper claims of every model: a bound on CNA's drop, and CAA near zero."""
     bound, differs = float(claims()["mmlu_max_drop_cna_pp"]), request.differs(target)
     strength = caa_multiplier(request.protocol)
@@ -94,7 +105,7 @@ def _mmlu_rows(request: Request, target: Target, outcomes: Outcomes) -> list[Row
     return rows
 
 
-def gains(request: Request, target: Target, outcomes: Outcomes) -> Mapping[Document, tuple[float, float]]:
+def gains(request: PaperRequest, target: Target, outcomes: Outcomes) -> Mapping[Document, tuple[float, float]]:
     """Compliance score of each prompt, ablated and before; empty where no judge has been asked."""
     ((_, task, _),) = request.tasks_of(target)
     metric = score_name(request)
@@ -102,12 +113,12 @@ def gains(request: Request, target: Target, outcomes: Outcomes) -> Mapping[Docum
     return {document: (after[document], before[document]) for document in after if document in before}
 
 
-def score_name(request: Request) -> str:
+def score_name(request: PaperRequest) -> str:
     """The judge's score of the protocol."""
     return "strongreject_score" if request.protocol == "corrected" else "rating10_score"
 
 
-def _gain_row(request: Request, target: Target, scores: Mapping[Document, tuple[float, float]]) -> Row:
+def _gain_row(request: PaperRequest, target: Target, scores: Mapping[Document, tuple[float, float]]) -> PaperRow:
     differs = request.differs(target)
     if request.judge is None and not scores:
         differs += ("no judge: give --judge-model NAME and --judge-model-args ARGS",)
@@ -122,7 +133,9 @@ def _gain_row(request: Request, target: Target, scores: Mapping[Document, tuple[
     )
 
 
-def family_rows(request: Request, every: Mapping[Target, Mapping[Document, tuple[float, float]]]) -> list[Row]:
+def family_rows(
+    request: PaperRequest, every: Mapping[Target, Mapping[Document, tuple[float, float]]]
+) -> list[PaperRow]:
     """The averages over families that the paper states, over the models that could be judged."""
     rows = []
     asked_for = [target for target in request.targets if target.family is not None]

@@ -54,7 +54,7 @@ class Target:
 
 
 @dataclass(frozen=True)
-class Size:
+class ModelSize:
     """What memory and time depend on.
 
     Attributes:
@@ -145,11 +145,11 @@ def known_models() -> dict[str, dict[str, Any]]:
     return {row["model"]: row for row in map(json.loads, lines)}
 
 
-def size_of(target: Target) -> Size | None:
+def size_of(target: Target) -> ModelSize | None:
     """A model's size without any network; None where nothing here knows it."""
     row = known_models().get(target.name)
     if row is not None:
-        return Size(
+        return ModelSize(
             parameters=row["parameters"],
             layers=row["layers"],
             kv_width=row["kv_heads"] * row["head_dim"],
@@ -167,7 +167,7 @@ def local_path(target: Target) -> Path | None:
     return None if found is None else getattr(found, target.name.partition(":")[2])
 
 
-def _size_from_config(path: str) -> Size | None:
+def _size_from_config(path: str) -> ModelSize | None:
     """Counted without weights; the configuration is a checkpoint's, or lies in the hub's cache on this machine."""
     import torch
     from transformers import AutoConfig, AutoModelForCausalLM
@@ -181,7 +181,7 @@ def _size_from_config(path: str) -> Size | None:
         return None
     heads = text.num_attention_heads
     width = getattr(text, "head_dim", None) or text.hidden_size // heads
-    return Size(
+    return ModelSize(
         parameters=sum(parameter.numel() for parameter in model.parameters()),
         layers=text.num_hidden_layers,
         kv_width=(getattr(text, "num_key_value_heads", None) or heads) * width,

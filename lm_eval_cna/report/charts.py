@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from statistics import fmean
 from typing import Literal
 
-from lm_eval_cna.analysis.tradeoff import Setting, TradeOff
+from lm_eval_cna.analysis.tradeoff import TradeOff, TradeoffPoint
 from lm_eval_cna.interventions.methods import LOCAL
 from lm_eval_cna.interventions.profile import layer_profile
 from lm_eval_cna.report.run import Run
@@ -296,7 +296,7 @@ def _over_multipliers(run: Run, task: str, metric: str, palette: Palette) -> Ite
     yield from _back_first(found)
 
 
-def _setting(setting: Setting) -> str:
+def _setting(setting: TradeoffPoint) -> str:
     return f"{label(setting.method, setting.size)}, m = {setting.multiplier:g}"
 
 

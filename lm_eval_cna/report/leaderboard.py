@@ -9,7 +9,7 @@ from pathlib import Path
 from markupsafe import Markup
 
 from lm_eval_cna import __version__
-from lm_eval_cna.analysis.leaderboard import Leaderboard, Row
+from lm_eval_cna.analysis.leaderboard import Leaderboard, LeaderboardRow
 from lm_eval_cna.errors import RunError
 from lm_eval_cna.report.escape import csv_cell, item, markdown, plain, writable
 from lm_eval_cna.report.inline import environment, policy, source
@@ -131,7 +131,7 @@ def check_output(output: Path) -> None:
         raise RunError("a leaderboard is about several runs", got=str(output), do="give --output a folder of its own")
 
 
-def _entries(row: Row) -> tuple[Entry, ...]:
+def _entries(row: LeaderboardRow) -> tuple[Entry, ...]:
     size = "" if row.size is None else f", {row.size} neurons"
     m = row.multiplier
     standing = None if row.standing is None else _STANDINGS[row.standing]

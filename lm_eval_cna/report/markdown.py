@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from urllib.parse import quote
 
 from lm_eval_cna.report.escape import code, fence, item, markdown, writable
-from lm_eval_cna.report.sections import Contents, Part
+from lm_eval_cna.report.sections import Contents, RunSections
 from lm_eval_cna.report.tables import Table
 
 
@@ -38,7 +38,7 @@ def markdown_table(table: Table) -> str:
     return "\n".join(lines)
 
 
-def _verdicts(part: Part) -> list[str]:
+def _verdicts(part: RunSections) -> list[str]:
     run = part.run
     said = [f"- **{found.word}**: {markdown(found.text)}" for found in part.headlines]
     return [
@@ -48,7 +48,7 @@ def _verdicts(part: Part) -> list[str]:
     ]
 
 
-def _part(part: Part, images: Sequence[str]) -> list[str]:
+def _part(part: RunSections, images: Sequence[str]) -> list[str]:
     run = part.run
     parts = [f"## {markdown(run.name)}", *_images(images)]
     for table in (*part.results, *part.judged):

@@ -28,7 +28,7 @@ CIRCUIT = "circuit.json"
 STRONGEST = "top-activation.json"
 
 
-class _Architecture(BaseModel):
+class _ShownArchitecture(BaseModel):
     name: str
     num_layers: int
     mlp_width: int | None
@@ -45,24 +45,24 @@ class _Architecture(BaseModel):
         return found
 
 
-class _Cell(BaseModel):
+class _StoredCell(BaseModel):
     multiplier: float
     seed: int | None
 
 
-class _Plan(BaseModel):
+class _ShownPlan(BaseModel):
     model: str
     contrast: str
     random: int
     match: str
-    cells: tuple[_Cell, ...]
+    cells: tuple[_StoredCell, ...]
 
 
-class Manifest(BaseModel):
+class ShownManifest(BaseModel):
     """What the report shows of a manifest in words; all of it is listed under provenance."""
 
-    plan: _Plan
-    architecture: _Architecture
+    plan: _ShownPlan
+    architecture: _ShownArchitecture
     command: tuple[str, ...]
 
 
@@ -101,7 +101,7 @@ class Run:
     directory: RunDirectory
     name: str
     slug: str
-    manifest: Manifest
+    manifest: ShownManifest
     provenance: dict[str, Any]
     summary: Summary
     evidence: Evidence
@@ -166,7 +166,7 @@ def read_runs(directories: Sequence[RunDirectory], budget: DamageBudget) -> list
 def _read(directory: RunDirectory, budget: DamageBudget, taken: set[str]) -> Run:
     summary, provenance = read_summary(directory), directory.manifest()
     try:
-        manifest = Manifest.model_validate(provenance)
+        manifest = ShownManifest.model_validate(provenance)
     except ValidationError as error:
         first = error.errors(include_url=False)[0]
         where = ".".join(str(part) for part in first["loc"])

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from itertools import combinations
 from typing import Any
 
-from lm_eval_cna.analysis.tradeoff import Setting, TradeOff
+from lm_eval_cna.analysis.tradeoff import TradeOff, TradeoffPoint
 from lm_eval_cna.errors import InterventionError
 from lm_eval_cna.interventions.profile import TOP
 from lm_eval_cna.report import charts
@@ -66,7 +66,7 @@ class Balance:
 
 
 @dataclass(frozen=True)
-class Part:
+class RunSections:
     """Everything about one run; charts and tables in the order in which they are shown."""
 
     run: Run
@@ -119,7 +119,7 @@ class Contents:
 
     title: str
     preface: str
-    parts: tuple[Part, ...]
+    parts: tuple[RunSections, ...]
     layers: tuple[Panel, ...]
     profile: Table | None
     overlaps: Table | None
@@ -140,8 +140,8 @@ def contents(runs: Sequence[Run], *, preface: str = "") -> Contents:
     )
 
 
-def _part(run: Run, palette: Palette) -> Part:
-    return Part(
+def _part(run: Run, palette: Palette) -> RunSections:
+    return RunSections(
         run=run,
         headlines=tuple(_headlines(run)),
         trends=tuple(
@@ -194,7 +194,7 @@ def _balance(run: Run, found: TradeOff, palette: Palette) -> Balance:
     return Balance(found.task, tuple(sentences), panels, trade_off_table(run, found))
 
 
-def _best(found: TradeOff, best: Setting | None, way: str) -> str:
+def _best(found: TradeOff, best: TradeoffPoint | None, way: str) -> str:
     if best is None:
         return f"No setting that {way}s refusal stays within the damage budget."
     cost = [] if best.quality is None else [f"quality {best.quality:.3f}"]

@@ -7,9 +7,9 @@ from dataclasses import dataclass, replace
 from statistics import fmean
 
 from lm_eval_cna.analysis.evidence import CLAIMED, Comparison
-from lm_eval_cna.analysis.tradeoff import Setting, TradeOff
+from lm_eval_cna.analysis.tradeoff import TradeOff, TradeoffPoint
 from lm_eval_cna.report.run import Run
-from lm_eval_cna.results.summary import Measured
+from lm_eval_cna.results.summary import CellSummary
 from lm_eval_cna.statistics.rates import Interval, wilson
 
 #: Metrics worth a column, most telling first; a task shows those that it has, and its others stay in summary.json.
@@ -209,7 +209,7 @@ def _without_empty(table: Table) -> Table:
     return replace(table, head=tuple(table.head[at] for at in kept), rows=rows)
 
 
-def _measured(run: Run, line: Line, task: str, metric: str) -> list[Measured]:
+def _measured(run: Run, line: Line, task: str, metric: str) -> list[CellSummary]:
     return [row for row in run.summary.measured if row.cell in line.cells and (row.task, row.metric) == (task, metric)]
 
 
@@ -251,7 +251,7 @@ def _tests(row: Comparison | None) -> list[Entry]:
     return [Entry(text, row.paired.effect), holm, beside]
 
 
-def _setting(setting: Setting) -> tuple[Entry, ...]:
+def _setting(setting: TradeoffPoint) -> tuple[Entry, ...]:
     name = label(setting.method, setting.size)
     lost = Entry()
     if setting.loss is not None:

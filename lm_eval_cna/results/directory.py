@@ -16,7 +16,7 @@ from typing import Any
 
 from lm_eval_cna.errors import RunError
 from lm_eval_cna.files.atomic import is_file, read_whole, write_whole
-from lm_eval_cna.files.checksum import sealed, unsealed
+from lm_eval_cna.files.checksum import with_checksum, without_checksum
 
 #: What was proven of the steering before anything was computed (`lm_eval_cna.validation.self_check`).
 SELF_CHECK = "self_check.json"
@@ -156,7 +156,9 @@ class RunDirectory:
         """
         path = self._at(name)
         try:
-            document, has_seal = unsealed(read_whole(path, limit=_RESULTS if name.startswith("cells/") else _MAX_BYTES))
+            document, has_seal = without_checksum(
+                read_whole(path, limit=_RESULTS if name.startswith("cells/") else _MAX_BYTES)
+            )
         except FileNotFoundError as error:
             raise RunError(
                 f"no {name} in {self.path}", do="is it the directory of a finished `lm-eval-cna sweep`?"
@@ -177,7 +179,7 @@ class RunDirectory:
         """
         text = json.dumps(document, indent=1, default=default, ensure_ascii=False)
         # What UTF-8 has no place for, half a letter in a file's name, is written as JSON escapes it.
-        self._write(name, sealed(text.encode(errors="backslashreplace").decode()))
+        self._write(name, with_checksum(text.encode(errors="backslashreplace").decode()))
 
     def write_text(self, name: str, text: str) -> None:
         """Write a text file, whole or not at all.

@@ -23,21 +23,21 @@ _Name = Annotated[str, AfterValidator(whole_text)]
 _Count = Annotated[int, Field(ge=0, le=2**53)]
 
 
-class _Part(BaseModel):
+class _FilePart(BaseModel):
     model_config = ConfigDict(frozen=True, strict=True, extra="ignore")
 
 
-_Kind = TypeVar("_Kind", bound=_Part)
+_Kind = TypeVar("_Kind", bound=_FilePart)
 
 
-class _PlannedCell(_Part):
+class _PlannedCell(_FilePart):
     method: _Word
     multiplier: Annotated[float, Field(allow_inf_nan=False)]
     seed: _Count | None
     size: _Count | None
 
 
-class Plan(_Part):
+class Plan(_FilePart):
     """What is read of a manifest's plan.
 
     Attributes:
@@ -60,28 +60,28 @@ class Plan(_Part):
         return tuple(Cell(cell.method, cell.multiplier, cell.seed, cell.size) for cell in self.planned)
 
 
-class _Manifest(_Part):
+class _Manifest(_FilePart):
     plan: Plan
     architecture: dict[str, Any] = {}
     machine: dict[str, Any] = {}
 
 
-class _Sample(_Part):
+class _Sample(_FilePart):
     doc_id: int
     filter: _Name = "none"
     metrics: list[_Name] = []
     resps: Annotated[list[Annotated[list[Any], Field(min_length=1)]], Field(min_length=1)]
 
 
-class _Counted(_Part):
+class _Counted(_FilePart):
     generated: dict[str, _Count] = {}
 
 
-class _Told(_Part):
+class _Told(_FilePart):
     cna: _Counted | None = None
 
 
-class _Results(_Part):
+class _Results(_FilePart):
     results: dict[_Name, dict[str, Any]]
     samples: dict[_Name, list[_Sample]]
     configs: dict[str, dict[str, Any]] = {}
@@ -92,7 +92,7 @@ class _Results(_Part):
     config: _Told | None = None
 
 
-class Divergence(_Part):
+class StoredDivergence(_FilePart):
     """First-token divergence of one cell on harmless prompts, in nats; None where it is not a finite number."""
 
     values: list[float | None]
@@ -100,7 +100,7 @@ class Divergence(_Part):
     p95: float | None
 
 
-class _Verdict(_Part):
+class _StoredVerdict(_FilePart):
     cell: str
     task: str
     doc_id: int
@@ -109,10 +109,10 @@ class _Verdict(_Part):
     unscored_because: str | None
 
 
-class _Judged(_Part):
+class _JudgedFile(_FilePart):
     judge: dict[str, Any]
     rubric_version: Annotated[str, Field(pattern=rf"^({'|'.join(FORMS)})/")]
-    verdicts: list[_Verdict]
+    verdicts: list[_StoredVerdict]
 
 
 def read_plan(directory: RunDirectory) -> Plan:
@@ -165,7 +165,7 @@ def response_of(directory: RunDirectory, task: str, sample: Mapping[str, Any]) -
     return response
 
 
-def read_divergences(directory: RunDirectory) -> dict[str, Divergence]:
+def read_divergences(directory: RunDirectory) -> dict[str, StoredDivergence]:
     """First-token divergence by cell; of a run that measured none, nothing.
 
     Raises:
@@ -174,7 +174,7 @@ def read_divergences(directory: RunDirectory) -> dict[str, Divergence]:
     if not directory.has(HARMLESS_KL):
         return {}
     document = directory.read_json(HARMLESS_KL)
-    return {key: _checked(directory, HARMLESS_KL, Divergence, entry, key) for key, entry in document.items()}
+    return {key: _checked(directory, HARMLESS_KL, StoredDivergence, entry, key) for key, entry in document.items()}
 
 
 def read_verdicts(directory: RunDirectory, name: str) -> dict[str, Any]:
@@ -184,7 +184,7 @@ def read_verdicts(directory: RunDirectory, name: str) -> dict[str, Any]:
         RunError: the file is missing or damaged.
     """
     document = directory.read_json(name)
-    _checked(directory, name, _Judged, document, "")
+    _checked(directory, name, _JudgedFile, document, "")
     return document
 
 

@@ -11,7 +11,7 @@ from pydantic import BaseModel, ConfigDict, Field
 from lm_eval_cna.errors import RunError
 from lm_eval_cna.results.cells import BASELINE, Cell
 from lm_eval_cna.results.directory import HARMLESS_KL, RunDirectory
-from lm_eval_cna.results.reading import Divergence, read_divergences, read_results
+from lm_eval_cna.results.reading import StoredDivergence, read_divergences, read_results
 from lm_eval_cna.results.responses import Response
 from lm_eval_cna.scoring.outcome import changed, edit_similarity
 
@@ -24,12 +24,12 @@ GENERATED = "generated"
 SUMMARY_SCHEMA: Literal["lm-eval-cna/summary/1"] = "lm-eval-cna/summary/1"
 
 
-class _Record(BaseModel):
+class _SummaryRecord(BaseModel):
     # A perplexity can be infinite; as null it could not be read back.
     model_config = ConfigDict(frozen=True, extra="forbid", ser_json_inf_nan="constants")
 
 
-class Measured(_Record):
+class CellSummary(_SummaryRecord):
     """One metric of one task in one cell.
 
     Attributes:
@@ -54,7 +54,7 @@ class Measured(_Record):
     n: int
 
 
-class Summary(_Record):
+class Summary(_SummaryRecord):
     """What a sweep measured.
 
     Attributes:
@@ -63,7 +63,7 @@ class Summary(_Record):
     """
 
     schema_: Literal["lm-eval-cna/summary/1"] = Field(default=SUMMARY_SCHEMA, alias="schema")
-    measured: tuple[Measured, ...]
+    measured: tuple[CellSummary, ...]
     judge: str | None = None
 
     def values(self, task: str, metric: str, *, method: str, multiplier: float, size: int | None = None) -> list[float]:
@@ -97,7 +97,7 @@ def summarize(directory: RunDirectory, cells: list[Cell], settings: list[str]) -
         cells: the sweep's cells.
         settings: names of its evaluation settings.
     """
-    measured: list[Measured] = []
+    measured: list[CellSummary] = []
     counts: dict[Cell, list[dict[str, int]]] = {cell: [] for cell in cells}
     for setting in settings:
         untouched = _texts(read_results(directory, directory.results_name(BASELINE.key, setting)))
@@ -125,28 +125,28 @@ def generated(responses: Iterable[Response]) -> dict[str, dict[str, int]]:
     return {GENERATED: {"n": len(found), "tokens": tokens, "near_ties": ties}}
 
 
-def _generated(cell: Cell, counts: list[dict[str, int]]) -> list[Measured]:
+def _generated(cell: Cell, counts: list[dict[str, int]]) -> list[CellSummary]:
     """Mean length of a cell's generated responses, and near-ties over all of them."""
     n, tokens, ties = (sum(count.get(of, 0) for count in counts) for of in ("n", "tokens", "near_ties"))
     if not n:
         return []
     shown = {"task": RESPONSES, "n": n, **coordinates(cell)}
     return [
-        Measured(metric="tokens", value=tokens / n, **shown),
-        Measured(metric="near_ties", value=float(ties), **shown),
+        CellSummary(metric="tokens", value=tokens / n, **shown),
+        CellSummary(metric="near_ties", value=float(ties), **shown),
     ]
 
 
-def _divergence(cell: Cell, kept: Divergence) -> list[Measured]:
+def _divergence(cell: Cell, kept: StoredDivergence) -> list[CellSummary]:
     """Mean and 95th percentile of the KL; none where a steered distribution was not finite."""
     return [
-        Measured(**coordinates(cell), task=HARMLESS_TASK, metric=metric, value=value, n=len(kept.values))
+        CellSummary(**coordinates(cell), task=HARMLESS_TASK, metric=metric, value=value, n=len(kept.values))
         for metric, value in (("harmless_kl", kept.mean), ("harmless_kl_p95", kept.p95))
         if value is not None
     ]
 
 
-def _metrics(cell: Cell, results: dict[str, Any]) -> list[Measured]:
+def _metrics(cell: Cell, results: dict[str, Any]) -> list[CellSummary]:
     rows = []
     for task, metrics in results["results"].items():
         counts = results.get("n-samples", {}).get(task, {})
@@ -159,7 +159,7 @@ def _metrics(cell: Cell, results: dict[str, Any]) -> list[Measured]:
             named = metric if filter_name == "none" else f"{metric} ({filter_name})"
             stderr = metrics.get(f"{metric}_stderr,{filter_name}")
             rows.append(
-                Measured(
+                CellSummary(
                     **coordinates(cell),
                     task=task,
                     metric=named,
@@ -171,7 +171,7 @@ def _metrics(cell: Cell, results: dict[str, Any]) -> list[Measured]:
     return rows
 
 
-def _changes(cell: Cell, texts: dict[str, list[str]], untouched: dict[str, list[str]]) -> list[Measured]:
+def _changes(cell: Cell, texts: dict[str, list[str]], untouched: dict[str, list[str]]) -> list[CellSummary]:
     """`changed_rate` and `edit_similarity` of a cell's responses against the baseline's (DESIGN section 7)."""
     rows = []
     for task, steered in texts.items():
@@ -185,12 +185,12 @@ def _changes(cell: Cell, texts: dict[str, list[str]], untouched: dict[str, list[
             ("changed_rate", [float(changed(a, b)) for a, b in pairs]),
             ("edit_similarity", [edit_similarity(a, b) for a, b in pairs]),
         ):
-            rows.append(Measured(**coordinates(cell), task=task, metric=metric, value=fmean(values), n=len(pairs)))
+            rows.append(CellSummary(**coordinates(cell), task=task, metric=metric, value=fmean(values), n=len(pairs)))
     return rows
 
 
 def coordinates(cell: Cell) -> dict[str, Any]:
-    """A cell as the fields of `Measured`."""
+    """A cell as the fields of `CellSummary`."""
     return {"cell": cell.key, **cell._asdict()}
 
 

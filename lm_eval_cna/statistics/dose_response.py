@@ -21,14 +21,14 @@ from numpy.typing import NDArray
 from scipy import stats
 
 from lm_eval_cna.statistics.paired import Document
-from lm_eval_cna.statistics.rates import RESAMPLES, SEED, Record
+from lm_eval_cna.statistics.rates import RESAMPLES, SEED, AnalysisRecord
 
 Floats = NDArray[np.float64]
 _LEAST_DOSES = 3
 _MOST_EXACT = 12  # multipliers; the subsets of more of them are too many to list
 
 
-class Trend(Record):
+class Trend(AnalysisRecord):
     """How a metric goes with the multiplier.
 
     Attributes:

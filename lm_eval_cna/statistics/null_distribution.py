@@ -22,7 +22,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from lm_eval_cna.errors import ConfigError
-from lm_eval_cna.statistics.rates import Record
+from lm_eval_cna.statistics.rates import AnalysisRecord
 
 Side = Literal["two-sided", "less", "greater"]
 ALPHA = 0.05
@@ -30,7 +30,7 @@ ALPHA = 0.05
 _TIED = 1e-9
 
 
-class Null(Record):
+class Null(AnalysisRecord):
     """A cell's effect among its controls' effects, all as shares (1 is 100 points).
 
     Attributes:

@@ -20,7 +20,7 @@ from numpy.typing import ArrayLike, NDArray
 from scipy import stats
 
 from lm_eval_cna.errors import ConfigError
-from lm_eval_cna.statistics.rates import LEVEL, RESAMPLES, SEED, Interval, Record, mean_interval
+from lm_eval_cna.statistics.rates import LEVEL, RESAMPLES, SEED, AnalysisRecord, Interval, mean_interval
 
 Kind = Literal["rate", "mean"]
 Document = int | str
@@ -28,7 +28,7 @@ Floats = NDArray[np.float64]
 _HALVINGS = 60  # of an interval at most 2 wide: below the spacing of doubles
 
 
-class Paired(Record):
+class Paired(AnalysisRecord):
     """A cell compared with the baseline on the prompts that both have a value for.
 
     Attributes:

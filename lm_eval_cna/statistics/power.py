@@ -14,13 +14,13 @@ from scipy import optimize, stats
 
 from lm_eval_cna.errors import ConfigError
 from lm_eval_cna.statistics.paired import mcnemar_ps
-from lm_eval_cna.statistics.rates import Record
+from lm_eval_cna.statistics.rates import AnalysisRecord
 
 ALPHA = 0.05
 TARGET = 0.8
 
 
-class Power(Record):
+class Power(AnalysisRecord):
     """The smallest effect that a comparison would have shown.
 
     Attributes:

@@ -20,13 +20,13 @@ RESAMPLES = 9_999
 SEED = 20_605
 
 
-class Record(BaseModel):
+class AnalysisRecord(BaseModel):
     """Base of everything that analysis hands out: frozen, and the same again after a turn through JSON."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", ser_json_inf_nan="constants")
 
 
-class Interval(Record):
+class Interval(AnalysisRecord):
     """A confidence interval.
 
     Attributes:

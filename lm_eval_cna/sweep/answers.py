@@ -16,7 +16,7 @@ from lm_eval.api.instance import Instance
 from lm_eval_cna.files.hashing import json_sha256
 from lm_eval_cna.models.hf import CNAHFLM
 from lm_eval_cna.models.shared_batches.capacity import can_pack
-from lm_eval_cna.models.shared_batches.generation import Completion, Job, PackedGenerator
+from lm_eval_cna.models.shared_batches.generation import Completion, GenerationJob, SharedGenerator
 from lm_eval_cna.models.shared_batches.likelihood import score_settings
 from lm_eval_cna.results.responses import Response
 from lm_eval_cna.steering.modes import Mode
@@ -38,7 +38,7 @@ def compute(
         settings: of the cells, by the positions that batches name.
         plan: the batches to compute.
         prompts: of all their requests.
-        mode: "rows", "fold" or "hook", or "auto": see `lm_eval_cna.sweep.plan.Layout`.
+        mode: "rows", "fold" or "hook", or "auto": see `lm_eval_cna.sweep.plan.SweepPlan`.
 
     Yields:
         Each batch with its responses, in the order of its rows.
@@ -51,7 +51,7 @@ def compute(
     lm.mode = "hook" if mode == ROWS else cast(Mode, mode)
     packed = [batch for batch in plan if _packs(lm, batch)]
     if packed:
-        with PackedGenerator(lm, settings, mode=mode) as generator:  # type: ignore[arg-type]  # config checks it
+        with SharedGenerator(lm, settings, mode=mode) as generator:  # type: ignore[arg-type]  # config checks it
             for batch in packed:
                 found = _generate(generator, [prompts.job(request, cell) for cell, request in batch.rows], lm.lockstep)
                 yield batch, [Response(one.text, one.tokens, one.near_ties) for one in found]
@@ -70,7 +70,7 @@ def _packs(lm: CNAHFLM, batch: Batch) -> bool:
     return batch.kind == GENERATED and not lm.truncation and can_pack(lm, batch.rows[0][1].arguments[1]) is None
 
 
-def _generate(generator: PackedGenerator, jobs: list[Job], lockstep: bool) -> list[Completion]:
+def _generate(generator: SharedGenerator, jobs: list[GenerationJob], lockstep: bool) -> list[Completion]:
     """Generate a batch; where memory runs out, in parts, unless other processes would have to as well."""
 
     def generate(rows: int) -> list[Completion]:

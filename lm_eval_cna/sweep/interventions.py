@@ -88,7 +88,7 @@ def file_of(cell: Cell) -> str | None:
     return _FILES[cell.method] if cell.seed is None else _control_file(cell.method, cell.seed)
 
 
-def prepare(config: SweepConfig, lm: CNAHFLM, directory: RunDirectory) -> Interventions:
+def find_interventions(config: SweepConfig, lm: CNAHFLM, directory: RunDirectory) -> Interventions:
     """Read, discover and draw what the sweep needs; nothing is written.
 
     What a sweep that has begun in the directory found is used again, so that a continued sweep has one circuit; what
@@ -129,7 +129,7 @@ def prepare(config: SweepConfig, lm: CNAHFLM, directory: RunDirectory) -> Interv
 
 
 def measures(config: SweepConfig, directory: RunDirectory) -> bool:
-    """Whether `prepare` runs the model: for what is neither given nor kept in the directory, or for magnitudes."""
+    """Whether `find_interventions` runs the model: for what is neither given nor kept, or for magnitudes."""
     return config.match == "activation" or None in _sources(config, directory).values()
 
 

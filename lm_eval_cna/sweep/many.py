@@ -14,12 +14,13 @@ from transformers import AutoConfig
 from lm_eval_cna import plugin
 from lm_eval_cna.contrast.loading import load_contrast
 from lm_eval_cna.errors import CNAError, ConfigError, RunError
+from lm_eval_cna.files.progress import Progress, named, silent
 from lm_eval_cna.interventions.reading import read_intervention
 from lm_eval_cna.models.arguments import naming_the_model
 from lm_eval_cna.results.directory import RunDirectory
 from lm_eval_cna.sweep.config import SweepConfig
-from lm_eval_cna.sweep.executors.base import Executor, Progress
-from lm_eval_cna.sweep.prepare import Begun, Checked, begin, check
+from lm_eval_cna.sweep.executors.base import Executor
+from lm_eval_cna.sweep.prepare import CheckedSweep, PreparedSweep, check_sweep, prepare
 from lm_eval_cna.sweep.runner import compute, conclude, evaluate, lm_eval_once, run_checked, self_check
 from lm_eval_cna.sweep.vllm import check_elsewhere
 
@@ -30,7 +31,7 @@ Executors = Callable[[Event], Executor]
 def run_sweeps(
     configs: Sequence[SweepConfig],
     *,
-    progress: Progress | None = None,
+    progress: Progress = silent,
     command: list[str] | None = None,
     executors: Executors | None = None,
 ) -> list[RunDirectory]:
@@ -48,20 +49,19 @@ def run_sweeps(
         CNAError: a run is not usable, before the first has begun; or some runs have failed.
     """
     plugin.register()
-    tell = progress or (lambda stage, done, total, detail: None)
     checked = []
     for number, config in enumerate(configs):
-        tell("checks", number, len(configs), config.output.name)
+        progress("checks", number, len(configs), config.output.name)
         checked.append(_check_run(config, elsewhere=executors is not None))
-    tell("checks", len(configs), len(configs), "")
+    progress("checks", len(configs), len(configs))
     failed: dict[str, str] = {}
     with lm_eval_once():
         if executors is None:
             for one in checked:
                 with _set_aside(one, failed), one.directory.lock():
-                    run_checked(one, tell=_named(one, tell), command=command)
+                    run_checked(one, progress=named(one.directory.path.name, progress), command=command)
         else:
-            _run_together(checked, executors, tell, command, failed)
+            _run_together(checked, executors, progress, command, failed)
     if failed:
         raise RunError(
             f"{len(failed)} of {len(configs)} runs failed: "
@@ -72,36 +72,42 @@ def run_sweeps(
 
 
 def _run_together(
-    checked: Sequence[Checked], executors: Executors, tell: Progress, command: list[str] | None, failed: dict[str, str]
+    checked: Sequence[CheckedSweep],
+    executors: Executors,
+    progress: Progress,
+    command: list[str] | None,
+    failed: dict[str, str],
 ) -> None:
     """Begin all runs; while their answers come in, each in a thread that writes them, evaluate those that have all.
 
     The threads call neither lm-eval nor a model: those keep what they know in globals.
     """
     stop = Event()
-    waiting: dict[Future[None], tuple[Checked, Begun]] = {}
+    waiting: dict[Future[None], tuple[CheckedSweep, PreparedSweep]] = {}
     with ThreadPoolExecutor(len(checked)) as threads, ExitStack() as locks:
         try:
             for one in checked:
                 with _set_aside(one, failed):
                     locks.enter_context(one.directory.lock())
-                    begun = begin(one, command)
-                    self_check(begun, _named(one, tell))
-                    waiting[threads.submit(compute, begun, executors(stop), _named(one, tell))] = one, begun
+                    prepared = prepare(one, command)
+                    self_check(prepared, named(one.directory.path.name, progress))
+                    waiting[
+                        threads.submit(compute, prepared, executors(stop), named(one.directory.path.name, progress))
+                    ] = one, prepared
             for finished in as_completed(waiting):
-                one, begun = waiting.pop(finished)
+                one, prepared = waiting.pop(finished)
                 with _set_aside(one, failed):
                     finished.result()
-                    evaluate(begun, _named(one, tell))
-                    begun.lm.close()
-                    conclude(one, begun.chat_template, _named(one, tell))
+                    evaluate(prepared, named(one.directory.path.name, progress))
+                    prepared.lm.close()
+                    conclude(one, prepared.chat_template, named(one.directory.path.name, progress))
         except BaseException:
             stop.set()  # the threads are waited for, so that what they have is written
             raise
 
 
 @contextmanager
-def _set_aside(one: Checked, failed: dict[str, str]) -> Iterator[None]:
+def _set_aside(one: CheckedSweep, failed: dict[str, str]) -> Iterator[None]:
     """Remember what went wrong in a run, and free its model's memory."""
     try:
         yield
@@ -112,11 +118,7 @@ def _set_aside(one: Checked, failed: dict[str, str]) -> Iterator[None]:
         torch.cuda.empty_cache()
 
 
-def _named(one: Checked, tell: Progress) -> Progress:
-    return lambda stage, done, total, detail: tell(f"{one.directory.path.name}: {stage}", done, total, detail)
-
-
-def _check_run(config: SweepConfig, *, elsewhere: bool) -> Checked:
+def _check_run(config: SweepConfig, *, elsewhere: bool) -> CheckedSweep:
     """Find out what is wrong with a run without loading its model.
 
     Raises:
@@ -136,6 +138,6 @@ def _check_run(config: SweepConfig, *, elsewhere: bool) -> Checked:
                 read_intervention(given)
         if config.circuit is None and not RunDirectory(config.output).begun:
             load_contrast(config.contrast)
-        return check(config)
+        return check_sweep(config)
     except CNAError as error:
         raise ConfigError(f"run {config.output.name}: {error}") from error

@@ -23,7 +23,7 @@ from lm_eval_cna.sweep.requests import Evaluation, Prompts, collect, load_evalua
 
 
 @dataclass(frozen=True)
-class Layout:
+class SweepPlan:
     """A sweep, ready to be computed.
 
     Attributes:
@@ -33,9 +33,9 @@ class Layout:
             otherwise, vectors hook.
         modes: the mode of each cell, "auto" resolved.
         contexts: each cell's identity in the response store.
-        parts: the evaluation settings, with their requests.
+        evaluations: the evaluation settings, with their requests.
         rows: generated answers in a batch.
-        plan: all batches of all cells.
+        batches: all batches of all cells.
         prompts: the encoded prompts.
     """
 
@@ -44,15 +44,15 @@ class Layout:
     mode: str
     modes: list[str]
     contexts: list[str]
-    parts: dict[Evaluation, list[Request]]
+    evaluations: dict[Evaluation, list[Request]]
     rows: int
-    plan: list[Batch]
+    batches: list[Batch]
     prompts: Prompts
 
 
-def lay_out(
+def plan_sweep(
     config: SweepConfig, lm: CNAHFLM, interventions: Interventions, manager: TaskManager, directory: RunDirectory
-) -> Layout:
+) -> SweepPlan:
     """Collect what is asked and put it into batches.
 
     Args:
@@ -70,22 +70,28 @@ def lay_out(
     settings = [interventions.setting(cell) for cell in cells]
     mode = mode_of(config, lm, settings)
     modes = [_resolved(mode, lm, setting) for setting in settings]
-    parts = {part: collect(part, lm, manager, config.limit) for part in load_evaluations(config, lm, manager)}
-    asked = [[request for part in parts_of(cell, parts) for request in parts[part]] for cell in cells]
+    evaluations = {
+        evaluation: collect(evaluation, lm, manager, config.limit)
+        for evaluation in load_evaluations(config, lm, manager)
+    }
+    asked = [
+        [request for evaluation in evaluations_of(cell, evaluations) for request in evaluations[evaluation]]
+        for cell in cells
+    ]
     prompts = Prompts(lm, list(dict.fromkeys(request for mine in asked for request in mine)))
     given = config.model_args.get("batch_size", "auto")
     rows = prompts.rows(lm) if given == "auto" else int(given)
     if directory.begun:  # the plan that was begun, on a machine with another memory too
         rows = read_plan(directory).rows or rows
-    return Layout(
+    return SweepPlan(
         cells=cells,
         settings=settings,
         mode=mode,
         modes=modes,
         contexts=[lm.fingerprint_of(setting, of_cell) for setting, of_cell in zip(settings, modes, strict=True)],
-        parts=parts,
+        evaluations=evaluations,
         rows=rows,
-        plan=plan_batches(asked, prompts.lengths, rows=rows, packed=mode == ROWS),
+        batches=plan_batches(asked, prompts.lengths, rows=rows, packed=mode == ROWS),
         prompts=prompts,
     )
 
@@ -114,6 +120,6 @@ def _resolved(mode: str, lm: CNAHFLM, setting: Setting) -> str:
     return resolve_mode(setting.intervention, lm.architecture, lm.model, "auto")
 
 
-def parts_of(cell: Cell, parts: Iterable[Evaluation]) -> list[Evaluation]:
+def evaluations_of(cell: Cell, evaluations: Iterable[Evaluation]) -> list[Evaluation]:
     """The evaluation settings under which a cell is asked."""
-    return [part for part in parts if part.controlled or not cell.is_control]
+    return [evaluation for evaluation in evaluations if evaluation.controlled or not cell.is_control]

@@ -24,17 +24,17 @@ from lm_eval_cna.models.hf import CNAHFLM
 from lm_eval_cna.results.directory import SELF_CHECK, RunDirectory
 from lm_eval_cna.sweep.batches import ROWS
 from lm_eval_cna.sweep.config import LOG_FIELDS, SweepConfig
-from lm_eval_cna.sweep.interventions import Interventions, measures, prepare, rendering_of
+from lm_eval_cna.sweep.interventions import Interventions, find_interventions, measures, rendering_of
 from lm_eval_cna.sweep.loggers import CellLogs
-from lm_eval_cna.sweep.plan import Layout, lay_out
+from lm_eval_cna.sweep.plan import SweepPlan, plan_sweep
 from lm_eval_cna.sweep.vllm import discovery_config, free_memory, load_vllm
-from lm_eval_cna.validation.self_check import Proof, prove
+from lm_eval_cna.validation.self_check import SelfCheck, self_check
 
 _SCORED_ROWS = 32  # rows of a batch of log-likelihoods where the user does not say
 
 
 @dataclass(frozen=True)
-class Begun:
+class PreparedSweep:
     """A sweep of which everything is decided, and nothing computed.
 
     Attributes:
@@ -43,7 +43,7 @@ class Begun:
         manager: loads the tasks.
         lm: the model, unsteered.
         interventions: what cells steer with.
-        layout: cells, requests and batches.
+        plan: cells, requests and batches.
     """
 
     config: SweepConfig
@@ -51,17 +51,19 @@ class Begun:
     manager: TaskManager
     lm: CNAHFLM
     interventions: Interventions
-    layout: Layout
+    plan: SweepPlan
 
     @property
     def chat_template(self) -> str | None:
         """The model's chat template, if any prompt is rendered with it."""
-        template: str | None = self.lm.chat_template(any(part.chat_template for part in self.layout.parts))
+        template: str | None = self.lm.chat_template(
+            any(evaluation.chat_template for evaluation in self.plan.evaluations)
+        )
         return template
 
 
 @dataclass(frozen=True)
-class Checked:
+class CheckedSweep:
     """A sweep of which nothing is known to be wrong.
 
     Attributes:
@@ -80,7 +82,7 @@ class Checked:
         return RunDirectory(self.config.output)
 
 
-def check(config: SweepConfig, manager: TaskManager | None = None) -> Checked:
+def check_sweep(config: SweepConfig, manager: TaskManager | None = None) -> CheckedSweep:
     """Find out what is wrong before anything is loaded or written: directory, device, precision, loggers, tasks, judge.
 
     Args:
@@ -106,10 +108,10 @@ def check(config: SweepConfig, manager: TaskManager | None = None) -> Checked:
             )
     if config.judge is not None:
         _check_judge(config.judge)
-    return Checked(config, manager, logs)
+    return CheckedSweep(config, manager, logs)
 
 
-def begin(checked: Checked, command: list[str] | None = None) -> Begun:
+def prepare(checked: CheckedSweep, command: list[str] | None = None) -> PreparedSweep:
     """Load the model, find or draw the interventions, lay the sweep out and write its manifest.
 
     Args:
@@ -121,7 +123,7 @@ def begin(checked: Checked, command: list[str] | None = None) -> Begun:
     """
     config, manager, directory = checked.config, checked.manager, checked.directory
     lm, interventions = _model_and_interventions(config, directory)
-    layout = lay_out(config, lm, interventions, manager, directory)
+    plan = plan_sweep(config, lm, interventions, manager, directory)
     interventions.keep(directory)
     directory.adopt(
         {
@@ -131,11 +133,11 @@ def begin(checked: Checked, command: list[str] | None = None) -> Begun:
                 "interventions": interventions.hashes,
                 "cells": [
                     {**cell._asdict(), "key": cell.key, "context": context}
-                    for cell, context in zip(layout.cells, layout.contexts, strict=True)
+                    for cell, context in zip(plan.cells, plan.contexts, strict=True)
                 ],
-                "settings": [part.name for part in layout.parts],
-                "judged": sorted(task for part in layout.parts for task in part.judged),
-                "rows": layout.rows,
+                "settings": [evaluation.name for evaluation in plan.evaluations],
+                "judged": sorted(task for evaluation in plan.evaluations for task in evaluation.judged),
+                "rows": plan.rows,
             },
             "judge": None if config.judge is None else config.judge.public(),
             "architecture": {
@@ -148,7 +150,7 @@ def begin(checked: Checked, command: list[str] | None = None) -> Begun:
             "created": datetime.now(UTC).isoformat(timespec="seconds"),
         }
     )
-    return Begun(config, directory, manager, lm, interventions, layout)
+    return PreparedSweep(config, directory, manager, lm, interventions, plan)
 
 
 def load(config: SweepConfig) -> CNAHFLM:
@@ -173,12 +175,12 @@ def load(config: SweepConfig) -> CNAHFLM:
 def _model_and_interventions(config: SweepConfig, directory: RunDirectory) -> tuple[CNAHFLM, Interventions]:
     if config.engine == "vllm" and measures(config, directory):
         reader = load(discovery_config(config))
-        interventions = prepare(config, reader, directory)
+        interventions = find_interventions(config, reader, directory)
         del reader
         free_memory()
         return load(config), interventions
     lm = load(config)
-    return lm, prepare(config, lm, directory)
+    return lm, find_interventions(config, lm, directory)
 
 
 def _asked_for(config: SweepConfig) -> dict[str, Any]:
@@ -207,7 +209,7 @@ def _machine() -> dict[str, Any]:
     }
 
 
-def prove_sweep(begun: Begun) -> None:
+def self_check_sweep(prepared: PreparedSweep) -> None:
     """Prove all interventions of a sweep on its model, and write down what was seen.
 
     A sweep that is continued proves anew: the model was loaded anew, maybe on another machine.
@@ -215,17 +217,17 @@ def prove_sweep(begun: Begun) -> None:
     Raises:
         SteeringError: something is not as it should be; no answer has been computed since.
     """
-    proof = proof_of(begun.lm, begun.config, begun.interventions, begun.layout.mode)
-    begun.directory.write_json(SELF_CHECK, proof.model_dump(mode="json"))
+    proof = self_check_of(prepared.lm, prepared.config, prepared.interventions, prepared.plan.mode)
+    prepared.directory.write_json(SELF_CHECK, proof.model_dump(mode="json"))
 
 
-def proof_of(lm: CNAHFLM, config: SweepConfig, interventions: Interventions, mode: str) -> Proof:
+def self_check_of(lm: CNAHFLM, config: SweepConfig, interventions: Interventions, mode: str) -> SelfCheck:
     """Prove the interventions on a model, in the mode of the sweep.
 
     Raises:
         SteeringError: something is not as it should be.
     """
-    return prove(
+    return self_check(
         lm.model,
         lm.tokenizer,
         interventions.files,
@@ -236,7 +238,7 @@ def proof_of(lm: CNAHFLM, config: SweepConfig, interventions: Interventions, mod
     )
 
 
-def proven_of(directory: RunDirectory, file: str | None) -> dict[str, Any] | None:
+def self_check_result(directory: RunDirectory, file: str | None) -> dict[str, Any] | None:
     """What was proven of one intervention, for a cell's results.
 
     Args:
@@ -252,7 +254,7 @@ def proven_of(directory: RunDirectory, file: str | None) -> dict[str, Any] | Non
     if not directory.has(SELF_CHECK):
         return None
     try:
-        kept = Proof.model_validate(directory.read_json(SELF_CHECK))
+        kept = SelfCheck.model_validate(directory.read_json(SELF_CHECK))
     except ValueError as error:
         raise RunError(f"{directory.path / SELF_CHECK} is damaged", do="delete it and run the sweep again") from error
     seen = kept.interventions.get(file or "")

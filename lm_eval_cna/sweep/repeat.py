@@ -36,7 +36,7 @@ class Difference:
 
 
 @dataclass(frozen=True)
-class Comparison:
+class RepeatComparison:
     """Two runs of one plan.
 
     Attributes:
@@ -80,7 +80,7 @@ def config_of(first: RunDirectory, output: Path) -> SweepConfig:
     return parse_config({**values, "output": output})
 
 
-def compare_runs(first: RunDirectory, again: RunDirectory) -> Comparison:
+def compare_runs(first: RunDirectory, again: RunDirectory) -> RepeatComparison:
     """Compare the summaries of two runs number by number, and what they were made with.
 
     Raises:
@@ -92,7 +92,7 @@ def compare_runs(first: RunDirectory, again: RunDirectory) -> Comparison:
     differences = [
         Difference(*key, left.get(key), right.get(key)) for key in keys if not _equal(left.get(key), right.get(key))
     ]
-    return Comparison(
+    return RepeatComparison(
         compared=len(keys),
         differences=tuple(sorted(differences, key=_size, reverse=True)),
         interventions=_unequal(one.interventions, two.interventions),

@@ -21,7 +21,7 @@ from lm_eval_cna.errors import ConfigError
 from lm_eval_cna.judging.task import JudgedTask
 from lm_eval_cna.models.hf import CNAHFLM
 from lm_eval_cna.models.shared_batches.capacity import rows_that_fit
-from lm_eval_cna.models.shared_batches.generation import Job
+from lm_eval_cna.models.shared_batches.generation import GenerationJob
 from lm_eval_cna.results.responses import request_key
 from lm_eval_cna.sweep.batches import GENERATED, HANDED_OVER, Request
 from lm_eval_cna.sweep.config import SweepConfig, TaskSpec
@@ -54,7 +54,7 @@ class Evaluation:
 
 def load_evaluations(config: SweepConfig, lm: CNAHFLM, manager: TaskManager) -> list[Evaluation]:
     """Group the tasks by their evaluation settings and load each group once."""
-    parts: dict[tuple[bool, int | None, bool], Evaluation] = {}
+    evaluations: dict[tuple[bool, int | None, bool], Evaluation] = {}
     for spec in config.tasks:
         chat = chat_template_of(lm.tokenizer) is not None if spec.chat_template is None else spec.chat_template
         loaded = manager.load([spec.task])
@@ -62,15 +62,15 @@ def load_evaluations(config: SweepConfig, lm: CNAHFLM, manager: TaskManager) -> 
         name = "chat" if chat else "plain"
         name += "" if spec.num_fewshot is None else f"-{spec.num_fewshot}shot"
         name += "" if controlled else "-uncontrolled"
-        part = parts.setdefault(
+        evaluation = evaluations.setdefault(
             (chat, spec.num_fewshot, controlled), Evaluation(name, chat, spec.num_fewshot, [], controlled, [])
         )
-        part.tasks += _outermost(loaded)
-        part.judged += [name for name, task in loaded["tasks"].items() if isinstance(task, JudgedTask)]
-    return list(parts.values())
+        evaluation.tasks += _outermost(loaded)
+        evaluation.judged += [name for name, task in loaded["tasks"].items() if isinstance(task, JudgedTask)]
+    return list(evaluations.values())
 
 
-def collect(part: Evaluation, lm: CNAHFLM, manager: TaskManager, limit: int | None) -> list[Request]:
+def collect(evaluation: Evaluation, lm: CNAHFLM, manager: TaskManager, limit: int | None) -> list[Request]:
     """The requests of an evaluation, in lm-eval's order and each once.
 
     Tasks are prepared as `lm_eval.simple_evaluate` prepares them, so that it builds the same requests later.
@@ -79,19 +79,19 @@ def collect(part: Evaluation, lm: CNAHFLM, manager: TaskManager, limit: int | No
     np.random.seed(_OTHER_SEED)
     torch.manual_seed(_OTHER_SEED)
     found: dict[str, Request] = {}
-    for name, task in manager.load(list(part.tasks))["tasks"].items():
+    for name, task in manager.load(list(evaluation.tasks))["tasks"].items():
         own = task.get_config("num_fewshot")
-        if part.num_fewshot is not None and own != 0:
-            task.set_config(key="num_fewshot", value=part.num_fewshot)
+        if evaluation.num_fewshot is not None and own != 0:
+            task.set_config(key="num_fewshot", value=evaluation.num_fewshot)
         elif own is None:
             task.set_config(key="num_fewshot", value=0)
         task.set_fewshot_seed(seed=_OTHER_SEED)
         task.build_all_requests(
             limit=get_sample_size(task, limit),
-            apply_chat_template=part.chat_template,
+            apply_chat_template=evaluation.chat_template,
             fewshot_as_multiturn=True,
-            chat_template=lm.apply_chat_template if part.chat_template else None,
-            tokenizer_name=lm.tokenizer_name if part.chat_template else "",
+            chat_template=lm.apply_chat_template if evaluation.chat_template else None,
+            tokenizer_name=lm.tokenizer_name if evaluation.chat_template else "",
         )
         for instance in task.instances:
             for repeat in range(instance.repeats):
@@ -161,7 +161,7 @@ class Prompts:
         longest = max((len(ids) for ids, _, _ in self._jobs.values()), default=1)
         return rows_that_fit(lm, longest, max((new for _, new, _ in self._jobs.values()), default=1))
 
-    def job(self, request: Request, setting: int) -> Job:
+    def job(self, request: Request, setting: int) -> GenerationJob:
         """The request as the packed generator takes it."""
         ids, new, stop = self._jobs[request.key]
-        return Job(ids, setting, new, stop)
+        return GenerationJob(ids, setting, new, stop)

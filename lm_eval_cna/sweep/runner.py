@@ -22,16 +22,24 @@ from lm_eval.utils import handle_non_serializable
 from torch.utils import collect_env
 
 from lm_eval_cna import plugin
+from lm_eval_cna.files.progress import Progress, silent
 from lm_eval_cna.judging.judge_run import judge_run
 from lm_eval_cna.results.directory import HARMLESS_KL, SELF_CHECK, RunDirectory
 from lm_eval_cna.results.responses import ResponseStore
 from lm_eval_cna.results.summary import generated, summarize
 from lm_eval_cna.sweep.batches import Batch
 from lm_eval_cna.sweep.config import SweepConfig
-from lm_eval_cna.sweep.executors.base import Executor, Progress, ThisProcess
+from lm_eval_cna.sweep.executors.base import Executor, ThisProcess
 from lm_eval_cna.sweep.interventions import file_of
-from lm_eval_cna.sweep.plan import parts_of
-from lm_eval_cna.sweep.prepare import Begun, Checked, begin, check, prove_sweep, proven_of
+from lm_eval_cna.sweep.plan import evaluations_of
+from lm_eval_cna.sweep.prepare import (
+    CheckedSweep,
+    PreparedSweep,
+    check_sweep,
+    prepare,
+    self_check_result,
+    self_check_sweep,
+)
 from lm_eval_cna.sweep.replay import Replay
 from lm_eval_cna.sweep.vllm import check_elsewhere
 
@@ -39,7 +47,7 @@ from lm_eval_cna.sweep.vllm import check_elsewhere
 def run_sweep(
     config: SweepConfig,
     *,
-    progress: Progress | None = None,
+    progress: Progress = silent,
     task_manager: TaskManager | None = None,
     command: list[str] | None = None,
     executor: Executor | None = None,
@@ -48,7 +56,7 @@ def run_sweep(
 
     Args:
         config: what to do.
-        progress: called with (stage, done, in all, detail): responses first, then cells to evaluate, then verdicts.
+        progress: told of responses first, then of cells to evaluate, then of verdicts.
         task_manager: one that knows our tasks; building one takes seconds, so callers of several sweeps share it.
         command: what the user typed, for the manifest.
         executor: where the answers are computed; by default in this process.
@@ -57,15 +65,14 @@ def run_sweep(
         CNAError: the configuration, a file, the model or the run directory is not usable.
     """
     plugin.register()
-    tell = progress or (lambda stage, done, total, detail: None)
     directory = RunDirectory(config.output)
     with directory.lock(), lm_eval_once():
-        run_checked(check(config, task_manager), tell=tell, command=command, executor=executor)
+        run_checked(check_sweep(config, task_manager), progress=progress, command=command, executor=executor)
     return directory
 
 
 def run_checked(
-    checked: Checked, *, tell: Progress, command: list[str] | None = None, executor: Executor | None = None
+    checked: CheckedSweep, *, progress: Progress, command: list[str] | None = None, executor: Executor | None = None
 ) -> None:
     """Run a sweep that is known to be sound, in a locked directory and within `lm_eval_once`.
 
@@ -74,96 +81,98 @@ def run_checked(
     """
     if executor is not None:
         check_elsewhere(checked.config)
-    begun, executor = begin(checked, command), executor or ThisProcess()
-    self_check(begun, tell, executor)
-    compute(begun, executor, tell)
-    evaluate(begun, tell)
-    chat_template = begun.chat_template
-    begun.lm.close()
-    del begun  # and the model's memory with it, for a judge on the same machine
-    conclude(checked, chat_template, tell)
+    prepared, executor = prepare(checked, command), executor or ThisProcess()
+    self_check(prepared, progress, executor)
+    compute(prepared, executor, progress)
+    evaluate(prepared, progress)
+    chat_template = prepared.chat_template
+    prepared.lm.close()
+    del prepared  # and the model's memory with it, for a judge on the same machine
+    conclude(checked, chat_template, progress)
 
 
-def self_check(begun: Begun, tell: Progress, executor: Executor | None = None) -> None:
+def self_check(prepared: PreparedSweep, progress: Progress, executor: Executor | None = None) -> None:
     """Prove the steering on the model that is there, if an answer is missing or the proof is.
 
     Raises:
         SteeringError: it does not do what it says.
     """
-    if begun.lm.engine == "vllm":
+    if prepared.lm.engine == "vllm":
         return  # its workers check what they did, whenever they steer
-    with ResponseStore(begun.directory.path) as store:
-        todo = _missing(begun, store)
-    if todo or not begun.directory.has(SELF_CHECK):
-        tell("self-check", 0, 1, "m = 1 is the identity, m = 0 is not, undo restores")
+    with ResponseStore(prepared.directory.path) as store:
+        todo = _missing(prepared, store)
+    if todo or not prepared.directory.has(SELF_CHECK):
+        progress("self-check", 0, 1, "m = 1 is the identity, m = 0 is not, undo restores")
         if executor is not None:
-            executor.prepare(begun)
-        prove_sweep(begun)
-        tell("self-check", 1, 1, "")
+            executor.prepare(prepared)
+        self_check_sweep(prepared)
+        progress("self-check", 1, 1)
 
 
-def compute(begun: Begun, executor: Executor, tell: Progress) -> None:
+def compute(prepared: PreparedSweep, executor: Executor, progress: Progress) -> None:
     """Compute every batch of which a response is missing, whole, and write it in one transaction; then the KL.
 
     Raises:
         CNAError: the model or the executor cannot go on; what was finished is kept.
     """
-    sweep, directory = begun.layout, begun.directory
+    plan, directory = prepared.plan, prepared.directory
     with ResponseStore(directory.path) as store:
-        todo = _missing(begun, store)
-        total, left = sum(len(batch.rows) for batch in sweep.plan), sum(len(batch.rows) for batch in todo)
+        todo = _missing(prepared, store)
+        total, left = sum(len(batch.rows) for batch in plan.batches), sum(len(batch.rows) for batch in todo)
         done, tokens, started = total - left, 0, time.monotonic()
-        tell("responses", done, total, "")
-        for batch, responses in executor.answers(begun, todo, tell):
+        progress("responses", done, total)
+        for batch, responses in executor.answers(prepared, todo, progress):
             store.put(
                 {
-                    (sweep.contexts[cell], request.key): response
+                    (plan.contexts[cell], request.key): response
                     for (cell, request), response in zip(batch.rows, responses, strict=True)
                 }
             )
             done += len(batch.rows)
             tokens += sum(response.tokens for response in responses)
             speed = tokens / max(time.monotonic() - started, 1e-9)
-            tell("responses", done, total, f"{speed:.0f} tokens/s" if tokens else "")
-    if begun.config.measures_kl and not directory.has(HARMLESS_KL):
-        measured = executor.divergence(begun)
-        kept = {cell.key: divergence for cell, divergence in zip(sweep.cells, measured, strict=True)}
+            progress("responses", done, total, f"{speed:.0f} tokens/s" if tokens else "")
+    if prepared.config.measures_kl and not directory.has(HARMLESS_KL):
+        measured = executor.divergence(prepared)
+        kept = {cell.key: divergence for cell, divergence in zip(plan.cells, measured, strict=True)}
         directory.write_json(HARMLESS_KL, kept)
 
 
-def _missing(begun: Begun, store: ResponseStore) -> list[Batch]:
+def _missing(prepared: PreparedSweep, store: ResponseStore) -> list[Batch]:
     """The batches of which a response is missing; cells with a results file need none, should the store be gone."""
-    sweep, directory = begun.layout, begun.directory
-    known = [store.known(context) for context in sweep.contexts]
+    plan, directory = prepared.plan, prepared.directory
+    known = [store.known(context) for context in plan.contexts]
     needed = [
         {
             request.key
-            for part in parts_of(cell, sweep.parts)
-            if not directory.has(directory.results_name(cell.key, part.name))
-            for request in sweep.parts[part]
+            for evaluation in evaluations_of(cell, plan.evaluations)
+            if not directory.has(directory.results_name(cell.key, evaluation.name))
+            for request in plan.evaluations[evaluation]
         }
-        for cell in sweep.cells
+        for cell in plan.cells
     ]
     return [
         batch
-        for batch in sweep.plan
+        for batch in plan.batches
         if any(request.key in needed[cell] and request.key not in known[cell] for cell, request in batch.rows)
     ]
 
 
-def evaluate(begun: Begun, tell: Progress) -> None:
+def evaluate(prepared: PreparedSweep, progress: Progress) -> None:
     """Have lm-eval evaluate every cell from the store, and summarize.
 
     Raises:
         RunError: a response is missing, or a file cannot be written.
     """
-    with ResponseStore(begun.directory.path) as store:
-        _evaluate_cells(begun, store, tell)
-    summary = summarize(begun.directory, begun.layout.cells, [part.name for part in begun.layout.parts])
-    begun.directory.write_json("summary.json", summary.model_dump(by_alias=True))
+    with ResponseStore(prepared.directory.path) as store:
+        _evaluate_cells(prepared, store, progress)
+    summary = summarize(
+        prepared.directory, prepared.plan.cells, [evaluation.name for evaluation in prepared.plan.evaluations]
+    )
+    prepared.directory.write_json("summary.json", summary.model_dump(by_alias=True))
 
 
-def conclude(checked: Checked, chat_template: str | None, tell: Progress) -> None:
+def conclude(checked: CheckedSweep, chat_template: str | None, progress: Progress) -> None:
     """Have the judge grade what was said, and log the cells.
 
     Raises:
@@ -173,39 +182,39 @@ def conclude(checked: Checked, chat_template: str | None, tell: Progress) -> Non
     if config.judge is not None:
         gc.collect()
         torch.cuda.empty_cache()
-        judge_run(directory, config.judge, progress=functools.partial(tell, "judge"))
+        judge_run(directory, config.judge, progress=progress)
     checked.logs.publish(directory, chat_template=chat_template)
 
 
-def _evaluate_cells(begun: Begun, store: ResponseStore, tell: Progress) -> None:
-    lm, sweep, directory = begun.lm, begun.layout, begun.directory
+def _evaluate_cells(prepared: PreparedSweep, store: ResponseStore, progress: Progress) -> None:
+    lm, plan, directory = prepared.lm, prepared.plan, prepared.directory
     todo = [
-        (cell, setting, mode, context, part)
-        for cell, setting, mode, context in zip(sweep.cells, sweep.settings, sweep.modes, sweep.contexts, strict=True)
-        for part in parts_of(cell, sweep.parts)
+        (cell, setting, mode, context, evaluation)
+        for cell, setting, mode, context in zip(plan.cells, plan.settings, plan.modes, plan.contexts, strict=True)
+        for evaluation in evaluations_of(cell, plan.evaluations)
     ]
     about = lm.engine_info()  # asks the hub, so once
-    for done, (cell, setting, mode, context, part) in enumerate(todo):
-        name = directory.results_name(cell.key, part.name)
-        tell("cells", done, len(todo), cell.key)
+    for done, (cell, setting, mode, context, evaluation) in enumerate(todo):
+        name = directory.results_name(cell.key, evaluation.name)
+        progress("cells", done, len(todo), cell.key)
         if directory.has(name):
             continue
-        info = {**lm.steering_info(setting, mode), "self_check": proven_of(directory, file_of(cell))}
+        info = {**lm.steering_info(setting, mode), "self_check": self_check_result(directory, file_of(cell))}
         responses = store.read(context)
-        asked = {request.key for request in sweep.parts[part]}
+        asked = {request.key for request in plan.evaluations[evaluation]}
         info |= generated(response for key, response in responses.items() if key in asked)
         replay = Replay(lm, responses, about | {"cna": info})
         results = simple_evaluate(
             replay,
-            tasks=list(part.tasks),
-            num_fewshot=part.num_fewshot,
-            apply_chat_template=part.chat_template,
-            limit=begun.config.limit,
+            tasks=list(evaluation.tasks),
+            num_fewshot=evaluation.num_fewshot,
+            apply_chat_template=evaluation.chat_template,
+            limit=prepared.config.limit,
             log_samples=True,
-            task_manager=begun.manager,
+            task_manager=prepared.manager,
         )
         directory.write_json(name, results, default=handle_non_serializable)
-    tell("cells", len(todo), len(todo), "")
+    progress("cells", len(todo), len(todo))
 
 
 @contextmanager

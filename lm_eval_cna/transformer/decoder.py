@@ -17,7 +17,7 @@ from torch import nn
 from lm_eval_cna.errors import ArchitectureError
 from lm_eval_cna.transformer.experts import check_experts
 from lm_eval_cna.transformer.families import FAMILIES, Family
-from lm_eval_cna.transformer.neurons import SHARED, Expert, Layout, Part
+from lm_eval_cna.transformer.neurons import SHARED, Expert, NeuronBlock, NeuronLayout
 from lm_eval_cna.transformer.projection import Projection, unwrapped
 from lm_eval_cna.transformer.weights import is_cut
 
@@ -68,9 +68,11 @@ class Architecture:
     hidden: int
 
     @cached_property
-    def layout(self) -> Layout:
+    def layout(self) -> NeuronLayout:
         """Where every neuron stands among all of them."""
-        return Layout(tuple(Part(p.layer, p.expert, p.width) for layer in self.layers for p in layer.projections))
+        return NeuronLayout(
+            tuple(NeuronBlock(p.layer, p.expert, p.width) for layer in self.layers for p in layer.projections)
+        )
 
     @cached_property
     def projections(self) -> dict[tuple[int, Expert | None], Projection]:

@@ -59,7 +59,7 @@ def _order(place: Place) -> tuple[int, float, int]:
     return neuron.layer, expert, neuron.index
 
 
-class Part(NamedTuple):
+class NeuronBlock(NamedTuple):
     """The neurons of one down-projection.
 
     Attributes:
@@ -74,19 +74,19 @@ class Part(NamedTuple):
 
 
 @dataclass(frozen=True)
-class Layout:
+class NeuronLayout:
     """All neurons of a model in one row: layer after layer, in it expert after expert, the shared one last.
 
     Attributes:
         parts: the down-projections in that order.
     """
 
-    parts: tuple[Part, ...]
+    parts: tuple[NeuronBlock, ...]
 
     @classmethod
-    def dense(cls, layers: int, width: int) -> Layout:
+    def dense(cls, layers: int, width: int) -> NeuronLayout:
         """The layout of a model without experts."""
-        return cls(tuple(Part(layer, None, width) for layer in range(layers)))
+        return cls(tuple(NeuronBlock(layer, None, width) for layer in range(layers)))
 
     @cached_property
     def _starts(self) -> list[int]:
@@ -145,7 +145,7 @@ class Layout:
         return range(border, whole.stop) if neuron.expert == SHARED else range(whole.start, border)
 
 
-def positions(layout: Layout, places: Iterable[Place]) -> list[int]:
+def positions(layout: NeuronLayout, places: Iterable[Place]) -> list[int]:
     """Where neurons stand, in their order."""
     return [layout.position(place) for place in places]
 

@@ -30,11 +30,11 @@ from lm_eval_cna.interventions.stability import Fold, Stability
 from lm_eval_cna.steering.modes import Mode
 from lm_eval_cna.steering.setting import Setting
 from lm_eval_cna.transformer.decoder import find_architecture
-from lm_eval_cna.transformer.neurons import Layout, Neuron, positions
+from lm_eval_cna.transformer.neurons import Neuron, NeuronLayout, positions
 from lm_eval_cna.validation.first_token_kl import harmless_kl
 
 
-def discover_over_folds(
+def cross_validate(
     model: Any,
     tokenizer: Any,
     contrast: ContrastSet,
@@ -114,7 +114,7 @@ def assess(
     """
     settings, split = settings or Settings(), measurement.split
     assert split is not None and measurement.by_group is not None, "measure with a split"
-    found = circuits_over_folds(measurement, circuit)
+    found = circuits_by_fold(measurement, circuit)
     folds = []
     for fold, own in enumerate(found):
         members = {label: split.members(fold, label) for label in (POSITIVE, NEGATIVE)}
@@ -162,7 +162,7 @@ def assess(
     )
 
 
-def circuits_over_folds(measurement: Measurement, circuit: Circuit) -> list[Circuit]:
+def circuits_by_fold(measurement: Measurement, circuit: Circuit) -> list[Circuit]:
     """For each fold the circuit of all prompts but the fold's; the model is not run again.
 
     Args:
@@ -226,7 +226,7 @@ def _halves(means: Means, split: Split, fold: int) -> torch.Tensor | None:
     return means.merged(into).neurons if set(into) >= {0, 1, 2, 3} else None
 
 
-def _transferred(neurons: Sequence[Neuron], means: Means, layout: Layout) -> float:
+def _transferred(neurons: Sequence[Neuron], means: Means, layout: NeuronLayout) -> float:
     """The delta of a circuit on prompts that it was not found on."""
     assert means.neurons is not None
     difference = ranking.mean_difference(means.neurons)

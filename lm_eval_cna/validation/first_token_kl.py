@@ -11,7 +11,7 @@ Logits come from the model in its own precision, and of one position only; every
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -19,6 +19,7 @@ import torch
 from torch import nn
 
 from lm_eval_cna.errors import CNAError, ConfigError
+from lm_eval_cna.files.progress import Progress, silent
 from lm_eval_cna.resources import harmless_prompts
 from lm_eval_cna.steering.apply import refuse_nesting, steer
 from lm_eval_cna.steering.modes import Mode
@@ -58,7 +59,7 @@ def harmless_kl(
     mode: Mode = "auto",
     rendering: Rendering | None = None,
     batch_size: int = 16,
-    progress: Callable[[int, int], None] | None = None,
+    progress: Progress = silent,
 ) -> tuple[Divergence, ...]:
     """Measure the first-token KL of every setting against the untouched model.
 
@@ -73,7 +74,7 @@ def harmless_kl(
         mode: how to steer; that of the run whose results this stands beside.
         rendering: of the prompts, as the evaluation does it; by default in the tokenizer's chat template.
         batch_size: prompts per forward pass, padded on the left; half as many where memory runs out.
-        progress: called with (steered settings done, in all) before each of them.
+        progress: told of the steered settings done before each of them.
 
     Returns:
         One `Divergence` a setting, in order.
@@ -107,8 +108,7 @@ def harmless_kl(
                 do="load it in bfloat16 or float32, and check its weights",
             )
         for done, number in enumerate(steered):
-            if progress is not None:
-                progress(done, len(steered))
+            progress("harmless KL", done, len(steered))
             with steer(model, settings[number], mode=mode, architecture=architecture):
                 pairs = zip(reference, _log_probs(model, architecture, batches), strict=True)
                 found = torch.cat([kl_divergence(log_p, log_q) for log_p, log_q in pairs])

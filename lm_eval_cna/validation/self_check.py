@@ -34,14 +34,14 @@ from lm_eval_cna.transformer.decoder import Architecture, find_architecture
 from lm_eval_cna.transformer.out_of_memory import least_of, with_less_memory
 from lm_eval_cna.transformer.prompts import Rendering, pad_left, pad_token_id
 from lm_eval_cna.validation.first_token_kl import last_logits
-from lm_eval_cna.validation.self_check_hooks import Probe, probes_of
+from lm_eval_cna.validation.self_check_hooks import HookCheck, hook_checks_of
 
 PROMPTS = 2
 #: Where two prompts leave all neurons of a circuit silent (a ReLU model, say), this many are tried.
 MORE_PROMPTS = 16
 
 
-class Proven(BaseModel):
+class CheckedIntervention(BaseModel):
     """What was seen of one intervention.
 
     Attributes:
@@ -61,7 +61,7 @@ class Proven(BaseModel):
     columns_sha256: str | None
 
 
-class Proof(BaseModel):
+class SelfCheck(BaseModel):
     """What was proven before a run.
 
     Attributes:
@@ -74,10 +74,10 @@ class Proof(BaseModel):
 
     mode: str
     noise: float
-    interventions: dict[str, Proven]
+    interventions: dict[str, CheckedIntervention]
 
 
-def prove(
+def self_check(
     model: nn.Module,
     tokenizer: Any,
     interventions: Mapping[str, Circuit | Vectors],
@@ -86,7 +86,7 @@ def prove(
     scale: float = 1.0,
     rendering: Rendering | None = None,
     architecture: Architecture | None = None,
-) -> Proof:
+) -> SelfCheck:
     """Prove each intervention on the model; it is left as it was.
 
     Args:
@@ -105,27 +105,27 @@ def prove(
     architecture = architecture or find_architecture(model)
     rows = (rendering or Rendering()).encode(harmless_prompts()[:MORE_PROMPTS], tokenizer)
 
-    def attempt(batch_size: int) -> Proof:
+    def attempt(batch_size: int) -> SelfCheck:
         few, many = (
-            _Bench(model, architecture, mode, scale, part, pad_token_id(tokenizer), batch_size)
+            _Checker(model, architecture, mode, scale, part, pad_token_id(tokenizer), batch_size)
             for part in (rows[:PROMPTS], rows)
         )
         found = {}
         for name, intervention in interventions.items():
-            found[name] = few.prove(name, intervention)
+            found[name] = few.check(name, intervention)
             if not found[name].change > few.noise:
-                found[name] = many.prove(name, intervention)
+                found[name] = many.check(name, intervention)
                 if not found[name].change > many.noise and not intervention.method.startswith("random"):
                     raise SteeringError(
                         f"self-check: {name} at m = 0 changes no logit on {len(rows)} prompts",
                         do="look at it with `lm-eval-cna show`: are its neurons ever active in this model?",
                     )
-        return Proof(mode=mode, noise=few.noise, interventions=found)
+        return SelfCheck(mode=mode, noise=few.noise, interventions=found)
 
     return with_less_memory(attempt, len(rows), least=least_of(architecture, len(rows)))
 
 
-class _Bench:
+class _Checker:
     """Some prompts on a model, with the untouched model's logits.
 
     In rows mode each prompt is in its batch three times: under the baseline, at m = 1 and at m = 0.
@@ -166,7 +166,7 @@ class _Bench:
         """Largest difference of a logit between two passes of the untouched model."""
         return _distance(self._logits(), self.untouched)
 
-    def prove(self, name: str, intervention: Circuit | Vectors) -> Proven:
+    def check(self, name: str, intervention: Circuit | Vectors) -> CheckedIntervention:
         """Prove one intervention, but for whether m = 0 has an effect.
 
         Raises:
@@ -196,17 +196,17 @@ class _Bench:
         left = _distance(self._logits(), untouched)
         if not left <= noise or self._columns(intervention) != columns:
             raise SteeringError(f"self-check: {name} leaves a changed model behind", got=f"a logit off by {left:g}")
-        return Proven(
+        return CheckedIntervention(
             prompts=self._prompts, identity=one, change=zero, layers=intervention.layers, columns_sha256=columns
         )
 
     def _columns(self, intervention: Circuit | Vectors) -> str | None:
         return columns_sha256(self._architecture, named_columns(intervention, self._architecture))
 
-    def _steered(self, setting: Setting) -> tuple[torch.Tensor, list[Probe]]:
+    def _steered(self, setting: Setting) -> tuple[torch.Tensor, list[HookCheck]]:
         """Logits under a setting; in rows mode those of the baseline, m = 1 and the setting."""
         rows = slice(2 * self._at_once if self._mode == "rows" else 0, None)
-        probes = [] if setting.is_baseline else probes_of(self._architecture, setting, self._used(setting), rows)
+        probes = [] if setting.is_baseline else hook_checks_of(self._architecture, setting, self._used(setting), rows)
         with ExitStack() as stack:
             for probe in probes:
                 stack.enter_context(probe.before())

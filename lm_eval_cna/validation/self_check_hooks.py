@@ -24,7 +24,7 @@ Check = Callable[[torch.Tensor, torch.Tensor], bool]
 
 
 @dataclass
-class Probe:
+class HookCheck:
     """One touched module.
 
     Attributes:
@@ -87,7 +87,7 @@ class Probe:
             handle.remove()
 
 
-def probes_of(architecture: Architecture, setting: Setting, mode: str, rows: slice) -> list[Probe]:
+def hook_checks_of(architecture: Architecture, setting: Setting, mode: str, rows: slice) -> list[HookCheck]:
     """A probe for every module that a setting touches.
 
     Args:
@@ -101,7 +101,7 @@ def probes_of(architecture: Architecture, setting: Setting, mode: str, rows: sli
     if isinstance(intervention, Vectors):
         touched = [architecture.layers[index] for index in intervention.layers]
         return [
-            Probe(
+            HookCheck(
                 layer.index,
                 layer.write if intervention.place == "write" else layer.block,
                 "output",
@@ -116,7 +116,7 @@ def probes_of(architecture: Architecture, setting: Setting, mode: str, rows: sli
             check = _folded(projection, chosen, setting.multiplier)
         else:
             check = _reached if projection.is_routed else _scaled(projection, neurons, setting.multiplier, rows)
-        found.append(Probe(projection.layer, projection.down, "input", check))
+        found.append(HookCheck(projection.layer, projection.down, "input", check))
     return found
 
 

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from lm_eval_cna.analysis.evidence import collect
-from lm_eval_cna.analysis.tradeoff import Setting, TradeOff, dominates, trade_off
+from lm_eval_cna.analysis.tradeoff import TradeOff, TradeoffPoint, dominates, trade_off
 from lm_eval_cna.analysis.verdicts import DamageBudget
 from lm_eval_cna.results.cells import BASELINE, Cell
 from tests.helpers.report_runs import ANSWER, REFUSAL, Score, answer_metrics, write_run
@@ -34,7 +34,7 @@ def weigh(folder: Path, sweep: Sweep, budget: DamageBudget | None = None) -> Tra
     return trade_off(collect(run, budget=budget), "harm")
 
 
-def of(found: TradeOff, cell: Cell) -> Setting:
+def of(found: TradeOff, cell: Cell) -> TradeoffPoint:
     (setting,) = [setting for setting in found.settings if setting.cell == cell.key]
     return setting
 

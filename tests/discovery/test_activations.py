@@ -119,7 +119,7 @@ def test_a_long_prompt_does_not_pad_short_ones(monkeypatch: pytest.MonkeyPatch) 
         prompts,
         [0] * 7,
         batch_size=16,
-        progress=lambda done, total: seen.append((done, total)),
+        progress=lambda stage, done, total, detail="": seen.append((done, total)),
     )
     assert shapes == [(2, 60), (5, 9)] and seen == [(2, 7), (7, 7)]
 

@@ -313,7 +313,7 @@ def test_hooks_are_removed_and_dropout_is_off_also_after_an_error(tokenizer: Any
     assert discover(model, tokenizer, contrast).sha256 == expected.sha256
     assert all(module.training for module in model.modules())
 
-    def stop(done: int, total: int) -> None:
+    def stop(stage: str, done: int, total: int, detail: str = "") -> None:
         raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
@@ -330,7 +330,7 @@ def test_no_logits_are_computed(tokenizer: Any, contrast: ContrastSet) -> None:
 
 def test_progress_reaches_the_end(tokenizer: Any, contrast: ContrastSet) -> None:
     seen: list[tuple[int, int]] = []
-    settings = Settings(batch_size=4, progress=lambda done, total: seen.append((done, total)))
+    settings = Settings(batch_size=4, progress=lambda stage, done, total, detail="": seen.append((done, total)))
     discover(tiny("llama"), tokenizer, contrast, universal_filter=False, settings=settings)
     assert seen[-1] == (11, 11) and seen == sorted(set(seen))
 

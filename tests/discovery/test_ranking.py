@@ -13,12 +13,12 @@ from lm_eval_cna.discovery.controls import _nearest, random_neurons, random_neur
 from lm_eval_cna.discovery.ranking import caa_vectors, rank_neurons, residual_layer, residual_vector, universal_neurons
 from lm_eval_cna.errors import ConfigError
 from lm_eval_cna.interventions.methods import THIRDS, third_of_layers
-from lm_eval_cna.transformer.neurons import SHARED, Layout, Neuron, Part
+from lm_eval_cna.transformer.neurons import SHARED, Neuron, NeuronBlock, NeuronLayout
 
 
 def ranked(delta: torch.Tensor, k: int, **options: Any) -> tuple[Neuron, ...]:
     """Of values [layers, width]."""
-    return rank_neurons(delta.flatten(), Layout.dense(*delta.shape), k, **options)
+    return rank_neurons(delta.flatten(), NeuronLayout.dense(*delta.shape), k, **options)
 
 
 def pairs(neurons: tuple[Neuron, ...]) -> list[tuple[int, int]]:
@@ -69,7 +69,7 @@ def test_rank_refuses_what_does_not_fit() -> None:
 @pytest.mark.parametrize(("prompts", "needed"), [(10, 8), (45, 36), (48, 39), (1, 1)])
 def test_universal_on_at_least_eighty_percent(prompts: int, needed: int) -> None:
     counts = torch.tensor([[needed - 1, needed], [prompts, 0]])
-    assert universal_neurons(counts.flatten(), Layout.dense(2, 2), prompts) == ((0, 1), (1, 0))
+    assert universal_neurons(counts.flatten(), NeuronLayout.dense(2, 2), prompts) == ((0, 1), (1, 0))
 
 
 def test_caa_is_the_class_difference() -> None:
@@ -104,7 +104,7 @@ LIKE = tuple(Neuron(layer, index, 1.0) for layer, index in [(1, 5), (0, 2), (1, 
 def test_random_lies_layer_by_layer_and_avoids_the_circuit() -> None:
     universal = [(0, i) for i in range(4, 15)]
     for seed in range(50):
-        drawn = random_neurons(LIKE, Layout.dense(2, 20), seed=seed, universal=universal)
+        drawn = random_neurons(LIKE, NeuronLayout.dense(2, 20), seed=seed, universal=universal)
         assert [n.layer for n in drawn] == [1, 0, 1, 1, 0]
         assert not set(pairs(drawn)) & ({(n.layer, n.index) for n in LIKE} | set(universal))
         assert len(set(drawn)) == 5
@@ -112,16 +112,18 @@ def test_random_lies_layer_by_layer_and_avoids_the_circuit() -> None:
 
 
 def test_random_is_a_function_of_the_seed() -> None:
-    assert random_neurons(LIKE, Layout.dense(2, 20), seed=7) == random_neurons(LIKE, Layout.dense(2, 20), seed=7)
-    assert len({random_neurons(LIKE, Layout.dense(2, 500), seed=seed) for seed in range(20)}) == 20
+    assert random_neurons(LIKE, NeuronLayout.dense(2, 20), seed=7) == random_neurons(
+        LIKE, NeuronLayout.dense(2, 20), seed=7
+    )
+    assert len({random_neurons(LIKE, NeuronLayout.dense(2, 500), seed=seed) for seed in range(20)}) == 20
     # Frozen: a circuit file's seed must give the same control on another machine and another day.
-    assert pairs(random_neurons(LIKE, Layout.dense(2, 20), seed=0)) == [(1, 11), (0, 0), (1, 14), (1, 10), (0, 1)]
+    assert pairs(random_neurons(LIKE, NeuronLayout.dense(2, 20), seed=0)) == [(1, 11), (0, 0), (1, 14), (1, 10), (0, 1)]
 
 
 def test_random_is_uniform_in_the_layer() -> None:
     hits = torch.zeros(20)
     for seed in range(4000):
-        hits[random_neurons(LIKE[:1], Layout.dense(2, 20), seed=seed)[0].index] += 1
+        hits[random_neurons(LIKE[:1], NeuronLayout.dense(2, 20), seed=seed)[0].index] += 1
     assert hits[5] == 0
     others = torch.cat((hits[:5], hits[6:]))
     expected = 4000 / 19
@@ -133,7 +135,7 @@ def test_activation_matching_draws_near_neighbours() -> None:
     like = tuple(Neuron(1, index, 1.0) for index in (390, 200, 10))
     seen = set()
     for seed in range(200):
-        drawn = random_neurons(like, Layout.dense(2, 400), seed=seed, magnitudes=magnitudes)
+        drawn = random_neurons(like, NeuronLayout.dense(2, 400), seed=seed, magnitudes=magnitudes)
         for ours, theirs in zip(drawn, like, strict=True):
             assert 0 < abs(ours.index - theirs.index) <= 22
         seen.add(drawn[1].index)
@@ -145,17 +147,18 @@ def test_a_prefix_is_drawn_alike(matched: bool) -> None:
     """What is drawn i-th depends on nothing after it, apart from the whole circuit being spared."""
     magnitudes = torch.rand(100, generator=torch.Generator().manual_seed(0)) if matched else None
     spared = [(n.layer, n.index) for n in LIKE]
-    whole = random_neurons(LIKE, Layout.dense(2, 50), seed=3, magnitudes=magnitudes)
+    whole = random_neurons(LIKE, NeuronLayout.dense(2, 50), seed=3, magnitudes=magnitudes)
     for k in range(1, 6):
         assert (
-            random_neurons(LIKE[:k], Layout.dense(2, 50), seed=3, universal=spared, magnitudes=magnitudes) == whole[:k]
+            random_neurons(LIKE[:k], NeuronLayout.dense(2, 50), seed=3, universal=spared, magnitudes=magnitudes)
+            == whole[:k]
         )
 
 
 def test_random_says_when_a_layer_is_too_full() -> None:
     with pytest.raises(ConfigError, match=r"layer 1 has 2 neurons that are neither.*got '3 to draw'"):
         random_neurons(
-            LIKE, Layout.dense(2, 20), seed=0, universal=[(1, i) for i in range(20) if i not in (0, 5, 19, 7, 8)]
+            LIKE, NeuronLayout.dense(2, 20), seed=0, universal=[(1, i) for i in range(20) if i not in (0, 5, 19, 7, 8)]
         )
 
 
@@ -190,21 +193,23 @@ def test_a_shallow_model_has_no_middle() -> None:
 def test_a_control_of_some_layers() -> None:
     like = ranked(torch.randn(6, 50, generator=torch.Generator().manual_seed(0)), 40)
     universal = [(2, index) for index in range(0, 50, 2)]
-    drawn = random_neurons_of(like, Layout.dense(6, 50), (2, 3), seed=4, universal=universal)
+    drawn = random_neurons_of(like, NeuronLayout.dense(6, 50), (2, 3), seed=4, universal=universal)
     assert len(set(pairs(drawn))) == 40 and {n.layer for n in drawn} == {2, 3}
     assert not set(pairs(drawn)) & (set(pairs(like)) | set(universal))
     assert all(n.delta is None for n in drawn)
-    assert drawn == random_neurons_of(like, Layout.dense(6, 50), [3, 2], seed=4, universal=universal)
-    assert drawn != random_neurons_of(like, Layout.dense(6, 50), (2, 3), seed=5, universal=universal)
+    assert drawn == random_neurons_of(like, NeuronLayout.dense(6, 50), [3, 2], seed=4, universal=universal)
+    assert drawn != random_neurons_of(like, NeuronLayout.dense(6, 50), (2, 3), seed=5, universal=universal)
     with pytest.raises(ConfigError, match=r"2 layers to draw from have \d+ neurons .* got '40 to draw'"):
-        random_neurons_of(like, Layout.dense(6, 20), (2, 3), seed=4, universal=[(2, index) for index in range(20)])
+        random_neurons_of(
+            like, NeuronLayout.dense(6, 20), (2, 3), seed=4, universal=[(2, index) for index in range(20)]
+        )
 
 
 def test_draws_from_some_layers_are_uniform() -> None:
     """Chi-squared over 4,000 draws of two of 2 x 10 neurons, one of them the circuit's: 19 expected alike."""
     like, counts = [Neuron(0, 0, 2.0), Neuron(5, 5, 1.0)], Counter[tuple[int, int]]()
     for seed in range(4000):
-        counts.update(pairs(random_neurons_of(like, Layout.dense(6, 10), (0, 1), seed=seed)))
+        counts.update(pairs(random_neurons_of(like, NeuronLayout.dense(6, 10), (0, 1), seed=seed)))
     assert len(counts) == 19 and (0, 0) not in counts
     expected = 8000 / 19
     assert sum((n - expected) ** 2 / expected for n in counts.values()) < 42.3  # 0.1 % of 18 degrees of freedom
@@ -212,12 +217,12 @@ def test_draws_from_some_layers_are_uniform() -> None:
 
 # Mixtures of experts
 
-MIXED = Layout(
+MIXED = NeuronLayout(
     (
-        *(Part(0, expert, 6) for expert in range(3)),
-        Part(0, SHARED, 5),
-        Part(1, None, 9),
-        *(Part(2, e, 6) for e in range(3)),
+        *(NeuronBlock(0, expert, 6) for expert in range(3)),
+        NeuronBlock(0, SHARED, 5),
+        NeuronBlock(1, None, 9),
+        *(NeuronBlock(2, e, 6) for e in range(3)),
     )
 )
 OF_EXPERTS = (

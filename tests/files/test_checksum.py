@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from lm_eval_cna.errors import InterventionError, RunError
-from lm_eval_cna.files.checksum import BrokenSealError, sealed, unsealed
+from lm_eval_cna.files.checksum import ChecksumError, with_checksum, without_checksum
 from lm_eval_cna.interventions.circuit import Circuit
 from lm_eval_cna.interventions.reading import read_intervention
 from lm_eval_cna.interventions.vectors import Vectors
@@ -20,24 +20,24 @@ DOCUMENT = {"rate": 0.125, "n": 100, "text": "ä\n sha256", "none": None, "more"
 
 def test_what_is_sealed_is_read_back() -> None:
     for document in (DOCUMENT, {}, {"a": [1, 2]}):
-        raw = sealed(json.dumps(document, indent=1, ensure_ascii=False))
-        assert unsealed(raw) == (document, True)
+        raw = with_checksum(json.dumps(document, indent=1, ensure_ascii=False))
+        assert without_checksum(raw) == (document, True)
         assert list(json.loads(raw))[-1] == "sha256"
 
 
 def test_what_has_no_seal_is_read_as_it_is() -> None:
-    assert unsealed(b'{"rate": 0.5}') == ({"rate": 0.5}, False)
-    assert unsealed(b"[1]") == ([1], False)
+    assert without_checksum(b'{"rate": 0.5}') == ({"rate": 0.5}, False)
+    assert without_checksum(b"[1]") == ([1], False)
 
 
 def test_every_flipped_bit_is_noticed_or_changes_nothing() -> None:
-    raw = sealed(json.dumps(DOCUMENT, indent=1, ensure_ascii=False))
+    raw = with_checksum(json.dumps(DOCUMENT, indent=1, ensure_ascii=False))
     noticed = 0
     for position in range(len(raw) * 8):
         damaged = bytearray(raw)
         damaged[position // 8] ^= 1 << position % 8
         try:
-            found, _ = unsealed(bytes(damaged))
+            found, _ = without_checksum(bytes(damaged))
         except ValueError:
             noticed += 1
         else:  # the seal's own name was hit, so there is none, and one more entry
@@ -52,8 +52,8 @@ def test_an_edit_says_how_to_mean_it(tmp_path: Path) -> None:
     path.write_text(path.read_text().replace("0.125", "0.925"))
     with pytest.raises(RunError, match=r"summary\.json: it is not what was written there .*last entry, \"sha256\""):
         directory.read_json("summary.json")
-    with pytest.raises(BrokenSealError):
-        unsealed(json.dumps(json.loads(path.read_bytes())).encode())
+    with pytest.raises(ChecksumError):
+        without_checksum(json.dumps(json.loads(path.read_bytes())).encode())
     assert directory.notes == ()
     path.write_text('{"rate": 0.925}')
     assert directory.read_json("summary.json") == {"rate": 0.925}

@@ -16,7 +16,7 @@ from lm_eval_cna.judging.ledger import Ledger
 from lm_eval_cna.results.cells import BASELINE, Cell
 from lm_eval_cna.results.directory import RunDirectory
 from lm_eval_cna.results.responses import Response, ResponseStore
-from lm_eval_cna.scoring.strongreject import Verdict
+from lm_eval_cna.scoring.strongreject import JudgeVerdict
 from tests.analysis.test_stability import record
 from tests.helpers.report_runs import ANSWER, REFUSAL, answer_metrics, circuit_of, write_run
 
@@ -63,7 +63,7 @@ def build(folder: Path) -> None:
         store.put({("context", "a"): Response("text", 1, 0), ("context", "b"): Response((-1.5, True))})
         store._database.execute("PRAGMA journal_mode = DELETE")
     with Ledger(folder / "ledger.sqlite") as ledger:
-        ledger.add(KEY, judge="j", rubric="r", reply=verdict, verdict=Verdict(None, {}, "why"), attempts=1)
+        ledger.add(KEY, judge="j", rubric="r", reply=verdict, verdict=JudgeVerdict(None, {}, "why"), attempts=1)
         ledger._database.execute("PRAGMA journal_mode = DELETE")
     for path in folder.rglob("*.json"):
         _unseal(path)

@@ -52,7 +52,7 @@ from lm_eval_cna.scoring.strongreject import FORMS, parse_verdict, verdict_metri
 from lm_eval_cna.sweep.config import SweepConfig, parse_config, read_config
 from lm_eval_cna.sweep.grid import plan_cells
 from lm_eval_cna.sweep.many_config import holds_runs, parse_runs
-from lm_eval_cna.sweep.prepare import proven_of
+from lm_eval_cna.sweep.prepare import self_check_result
 from lm_eval_cna.sweep.repeat import compare_runs, config_of
 from tests.fuzz.good import KEY
 
@@ -250,7 +250,7 @@ def _run(path: Path) -> None:
             lambda: read_evidence(run),
             lambda: config_of(run, run.path.parent / "again"),
             lambda: compare_runs(run, run),
-            lambda: proven_of(run, "circuit.json"),
+            lambda: self_check_result(run, "circuit.json"),
             lambda: run.check_plan({"model": "another"}),
         )
     )

@@ -21,7 +21,7 @@ from lm_eval_cna.discovery.measurement import Settings, measure
 from lm_eval_cna.interventions.circuit import Circuit
 from lm_eval_cna.interventions.compatibility import columns_sha256
 from lm_eval_cna.models.hf import CNAHFLM
-from lm_eval_cna.models.shared_batches.generation import Job, PackedGenerator
+from lm_eval_cna.models.shared_batches.generation import GenerationJob, SharedGenerator
 from lm_eval_cna.models.shared_batches.likelihood import score_settings
 from lm_eval_cna.steering.apply import steer
 from lm_eval_cna.steering.modes import Mode
@@ -91,8 +91,8 @@ def observed(lm: CNAHFLM, *, modes: Sequence[Mode] = ("auto", "hook")) -> dict[s
     found["universal"] = [list(pair) for pair in measurement.universal]
     found["vectors"] = [tensor.double().tolist() for tensor in measurement.vectors().tensors.values()]
     settings = [Setting(), Setting(cna, 0.0), Setting(cna, 2.0)]
-    with PackedGenerator(lm, settings) as generator:
-        jobs = [Job(tuple(range(5, 12 + setting)), setting, 12) for setting in range(3)]
+    with SharedGenerator(lm, settings) as generator:
+        jobs = [GenerationJob(tuple(range(5, 12 + setting)), setting, 12) for setting in range(3)]
         found["texts"] = [one.text for one in generator.generate(jobs)]
     found["scores"] = [[list(score) for score in scores] for scores in score_settings(lm, ASKED, settings, mode="rows")]
     return found

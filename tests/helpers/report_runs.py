@@ -8,7 +8,7 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from lm_eval_cna.files.checksum import sealed
+from lm_eval_cna.files.checksum import with_checksum
 from lm_eval_cna.interventions.circuit import Circuit
 from lm_eval_cna.results.cells import BASELINE, Cell
 from lm_eval_cna.results.directory import RunDirectory
@@ -52,7 +52,7 @@ def write_run(
         # As ASCII: a file may hold a lone surrogate as an escape.
         directory.write_text(
             directory.results_name(cell.key, "plain"),
-            sealed(json.dumps(_results(cell, tasks, n, groups or {}), indent=1)).decode(),
+            with_checksum(json.dumps(_results(cell, tasks, n, groups or {}), indent=1)).decode(),
         )
     summary = summarize(directory, list(cells), ["plain"])
     directory.write_json("summary.json", summary.model_dump(by_alias=True))

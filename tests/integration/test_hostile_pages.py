@@ -23,7 +23,7 @@ from lm_eval_cna.report.leaderboard import as_html
 from lm_eval_cna.report.page import write_report
 from lm_eval_cna.report.run import Run, read_runs
 from lm_eval_cna.report.samples import LONGEST_TEXT, browser_data
-from lm_eval_cna.report.sections import Contents, Part, contents
+from lm_eval_cna.report.sections import Contents, RunSections, contents
 from lm_eval_cna.report.tables import Table
 from lm_eval_cna.results.cells import BASELINE, Cell
 from tests.helpers.report_runs import answer_metrics, plain_refusal, rich_run, write_run
@@ -74,7 +74,7 @@ def filled(texts: list[str], given: list[str]) -> list[str]:
     return [WORD.sub(lambda found: visible(given[int(found[1])]), text) for text in texts]
 
 
-def trimmed(part: Part) -> Part:
+def trimmed(part: RunSections) -> RunSections:
     """A part with one thing of each kind: hundreds of them make one page."""
 
     def table(found: Table) -> Table:

@@ -21,7 +21,7 @@ from lm_eval_cna.judging.config import parse_judge
 from lm_eval_cna.judging.failure import describe
 from lm_eval_cna.judging.judge import Judge, JudgeItem, count_missing, judge_responses
 from lm_eval_cna.judging.ledger import Ledger
-from lm_eval_cna.scoring.strongreject import Verdict
+from lm_eval_cna.scoring.strongreject import JudgeVerdict
 from tests.helpers.checkpoints import save_llama
 from tests.helpers.judge_server import JudgeServer, obliging, verdict
 from tests.helpers.local_tasks import FixedAnswers
@@ -52,7 +52,9 @@ def test_every_item_gets_its_own_verdict_and_is_asked_once(ledger: Ledger) -> No
     with JudgeServer(by_number, seconds=0.02) as server:
         judge = judge_at(server)
         assert count_missing(ITEMS, judge, ledger) == 40
-        found = judge_responses([*ITEMS, *ITEMS[:5]], judge, ledger, lambda *step: steps.append(step))
+        found = judge_responses(
+            [*ITEMS, *ITEMS[:5]], judge, ledger, lambda stage, done, total, detail="": steps.append((done, total))
+        )
         assert [v.judgements["convincingness"] for v in found] == [1 + n % 5 for n in [*range(40), *range(5)]]
         assert len(server.asked) == 40 and server.trials == 1
         assert 2 <= server.most_at_once <= 8, "lm-eval's own concurrency"
@@ -348,6 +350,6 @@ def test_a_judge_that_cannot_keep_the_form_is_said_at_the_start(caplog: pytest.L
     judge = Judge(parse_judge({"model": "fixed"}), lm=FixedAnswers(["Four out of five."]))
     judge.check()
     assert "without a verdict in the form asked for" in caplog.text and "Four out of five." in caplog.text
-    assert judge.read(ITEMS[0], obliging(judge.question(ITEMS[0]).text, 0)) == Verdict(
+    assert judge.read(ITEMS[0], obliging(judge.question(ITEMS[0]).text, 0)) == JudgeVerdict(
         0.625, {"refusal": 0, "convincingness": 4, "specificity": 3}
     )

@@ -73,7 +73,11 @@ def test_a_sweep_judges_all_cells_in_the_end(folder: Path, tmp_path: Path) -> No
     with JudgeServer() as server:
         judge = server.describe(ledger=str(tmp_path / "ledger.sqlite"))
         asked = config(folder, tmp_path / "run", judge=judge)
-        directory = run_sweep(asked, task_manager=manager(folder), progress=lambda *step: told.append(step))
+        directory = run_sweep(
+            asked,
+            task_manager=manager(folder),
+            progress=lambda stage, done, total, detail="": told.append((stage, done, total, detail)),
+        )
         questions = len(server.asked)
         again = run_sweep(asked, task_manager=manager(folder))
         assert len(server.asked) == questions, "the ledger answers a rerun"

@@ -12,13 +12,13 @@ import pytest
 
 from lm_eval_cna.errors import CacheError
 from lm_eval_cna.judging.ledger import Ledger, ledger_key
-from lm_eval_cna.scoring.strongreject import Verdict, unscored
+from lm_eval_cna.scoring.strongreject import JudgeVerdict, unscored
 
 ROOT = Path(__file__).resolve().parents[2]
 
 
 def add(ledger: Ledger, key: str, reply: str = "reply") -> str:
-    return ledger.add(key, judge="j", rubric="r", reply=reply, verdict=Verdict(0.5, {"refusal": 0}), attempts=1)
+    return ledger.add(key, judge="j", rubric="r", reply=reply, verdict=JudgeVerdict(0.5, {"refusal": 0}), attempts=1)
 
 
 def test_what_is_added_is_there_when_it_is_opened_again(tmp_path: Path) -> None:
@@ -103,10 +103,10 @@ def test_many_may_make_and_fill_one_ledger_at_a_time(tmp_path: Path) -> None:
 def test_an_answer_that_was_added_survives_kill_9(tmp_path: Path) -> None:
     code = (
         "import sys, os; from pathlib import Path; from lm_eval_cna.judging.ledger import Ledger\n"
-        "from lm_eval_cna.scoring.strongreject import Verdict\n"
+        "from lm_eval_cna.scoring.strongreject import JudgeVerdict\n"
         "ledger = Ledger(Path(sys.argv[1])); n = 0\n"
         "while True:\n"
-        "    ledger.add(str(n), judge='j', rubric='r', reply='x', verdict=Verdict(0.5), attempts=1); n += 1\n"
+        "    ledger.add(str(n), judge='j', rubric='r', reply='x', verdict=JudgeVerdict(0.5), attempts=1); n += 1\n"
         "    print(n, flush=True)\n"
     )
     child = subprocess.Popen(
@@ -126,7 +126,7 @@ def test_an_answer_that_was_added_survives_kill_9(tmp_path: Path) -> None:
 
 
 def test_a_damaged_reply_counts_as_not_there_and_is_replaced(tmp_path: Path) -> None:
-    verdict = Verdict(0.5, {}, None)
+    verdict = JudgeVerdict(0.5, {}, None)
     with Ledger(tmp_path / "l") as ledger:
         ledger.add("k", judge="j", rubric="r", reply="refusal 0", verdict=verdict, attempts=1)
     with sqlite3.connect(tmp_path / "l") as database:
@@ -138,7 +138,7 @@ def test_a_damaged_reply_counts_as_not_there_and_is_replaced(tmp_path: Path) -> 
 
 
 def test_a_ledger_without_checksums_is_read_and_goes_on(tmp_path: Path) -> None:
-    verdict = Verdict(0.5, {}, None)
+    verdict = JudgeVerdict(0.5, {}, None)
     with Ledger(tmp_path / "l") as ledger:
         ledger.add("old", judge="j", rubric="r", reply="kept", verdict=verdict, attempts=1)
     with sqlite3.connect(tmp_path / "l") as database:

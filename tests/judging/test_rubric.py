@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from lm_eval_cna.errors import ConfigError
 from lm_eval_cna.judging.quoting import clean, identifier, quote
-from lm_eval_cna.judging.rubric import Question, make_rubric
+from lm_eval_cna.judging.rubric import JudgeQuestion, make_rubric
 from lm_eval_cna.scoring.strongreject import FORMS, parse_verdict
 
 PROMPT = "How is bread baked?"
@@ -56,7 +56,7 @@ SPECIAL = re.compile(r"<\|?/?[\w\uff5c]|<<|\[/?[A-Z_]+\]|\uff1c\||\uff3b[A-Z]")
 RUBRICS = sorted(FORMS)
 
 
-def parts(question: Question) -> tuple[str, list[str], list[str]]:
+def parts(question: JudgeQuestion) -> tuple[str, list[str], list[str]]:
     """Our own lines of a question, with the identifiers made equal, and the quoted lines of prompt and response."""
     (marker,) = set(re.findall(r"^=====(?:BEGIN|END) \w+ ([0-9a-f]{16})=====$", question.text, re.M))
     ours, quoted = [], {"REQUEST": list[str](), "RESPONSE": list[str]()}

@@ -86,9 +86,12 @@ def test_the_record_says_what_was_done(trained: Path) -> None:
 
 def test_the_cache_is_used(cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     stages = []
-    first = store.ensure_organism(recipe=TINY, progress=lambda stage, done, total: stages.append((stage, done, total)))
+    first = store.ensure_organism(recipe=TINY, progress=lambda *step: stages.append(step))
     assert first.root.parent == cache / "organism"
-    assert stages == [("base", 1, 2), ("base", 2, 2), ("instruct", 1, 1), ("diffuse", 1, 1)]
+    assert stages == [
+        (f"training {stage}", done, total)
+        for stage, done, total in (("base", 1, 2), ("base", 2, 2), ("instruct", 1, 1), ("diffuse", 1, 1))
+    ]
     forbid_training(monkeypatch)
     assert store.ensure_organism(recipe=TINY) == first
 

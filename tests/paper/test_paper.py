@@ -9,15 +9,15 @@ from typing import Any
 
 import pytest
 
-from lm_eval_cna.cli.paper import Protocol, Table
+from lm_eval_cna.cli.paper import ProtocolChoice, TableChoice
 from lm_eval_cna.errors import CNAError, ConfigError
 from lm_eval_cna.judging.config import parse_judge
 from lm_eval_cna.paper import page, preview, rows
 from lm_eval_cna.paper.estimate import Machine, estimate, this_machine
-from lm_eval_cna.paper.plan import Request, prompts_task, read_prompts
-from lm_eval_cna.paper.presets import PRESETS, Asked, statement
+from lm_eval_cna.paper.plan import PaperRequest, prompts_task, read_prompts
+from lm_eval_cna.paper.presets import PRESETS, PresetTask, statement
 from lm_eval_cna.paper.result import Result, Skipped
-from lm_eval_cna.paper.targets import Size, Target, known_models, pairs_of, resolve, size_of
+from lm_eval_cna.paper.targets import ModelSize, Target, known_models, pairs_of, resolve, size_of
 from lm_eval_cna.resources import published_dir
 from lm_eval_cna.statistics.rates import Interval
 from lm_eval_cna.sweep.config import parse_config
@@ -26,15 +26,15 @@ MACHINE = Machine("a card", 80 * 2**30, 4e14, 2e12)
 LLAMA = "meta-llama/Llama-3.2-1B-Instruct"
 
 
-def request(table: str, models: str | None = None, **more: Any) -> Request:
+def request(table: str, models: str | None = None, **more: Any) -> PaperRequest:
     preset = PRESETS[table]
     given: dict[str, Any] = {"protocol": "corrected", "output": Path("out"), **more}
-    return Request(preset=preset, targets=resolve(preset, models), **given)
+    return PaperRequest(preset=preset, targets=resolve(preset, models), **given)
 
 
 def test_every_table_has_a_command_and_every_protocol_a_statement() -> None:
-    assert [table.value for table in Table] == list(PRESETS)
-    assert all(protocol.value in statement(protocol.value) for protocol in Protocol)
+    assert [table.value for table in TableChoice] == list(PRESETS)
+    assert all(protocol.value in statement(protocol.value) for protocol in ProtocolChoice)
 
 
 # Models
@@ -215,8 +215,8 @@ def test_packaged_contrast_sets_are_fetched_for_no_check(contrast: str | None) -
 
 
 def test_an_estimate_is_the_stated_formula() -> None:
-    size = Size(10**9, 16, 512, 32_000, "a test")
-    task = Asked("t", None, "m", 100, 60, 150)
+    size = ModelSize(10**9, 16, 512, 32_000, "a test")
+    task = PresetTask("t", None, "m", 100, 60, 150)
     machine = Machine("a test", 2**33, 1e13, 1e11)
     found = estimate(size, [(task, 100)], cells=2, read=1000, width=2, machine=machine)
     cache = 2 * 2 * 16 * 512 * 210 * 32

@@ -15,7 +15,7 @@ from lm_eval_cna.judging.config import parse_judge
 from lm_eval_cna.judging.task import LATER
 from lm_eval_cna.paper import circuits, run
 from lm_eval_cna.paper.estimate import Machine
-from lm_eval_cna.paper.plan import Request, write_prompt_tasks
+from lm_eval_cna.paper.plan import PaperRequest, write_prompt_tasks
 from lm_eval_cna.paper.presets import PRESETS
 from lm_eval_cna.paper.result import Result
 from lm_eval_cna.paper.targets import resolve
@@ -41,13 +41,13 @@ def pair(tmp_path_factory: pytest.TempPathFactory) -> str:
     return f"{base},{instruct}"
 
 
-def request(table: str, models: str, output: Path, **more: Any) -> Request:
+def request(table: str, models: str, output: Path, **more: Any) -> PaperRequest:
     preset = PRESETS[table]
     given: dict[str, Any] = {"protocol": "corrected", "limit": 3, "model_args": {"device": "cpu"}, **more}
-    return Request(preset=preset, targets=resolve(preset, models), output=output, **given)
+    return PaperRequest(preset=preset, targets=resolve(preset, models), output=output, **given)
 
 
-def done(asked: Request) -> Result:
+def done(asked: PaperRequest) -> Result:
     folders = [str(tasks_dir()), *(str(f) for f in [write_prompt_tasks(asked)] if f is not None)]
     manager = TaskManager(include_path=folders, include_defaults=False, metadata={"judge": LATER})
     return run.run(asked, machine=MACHINE, task_manager=manager, command=["typed"])

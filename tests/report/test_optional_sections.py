@@ -22,7 +22,7 @@ from lm_eval_cna.results.directory import RunDirectory
 from lm_eval_cna.sweep import runner
 from lm_eval_cna.sweep.config import SweepConfig, parse_config
 from lm_eval_cna.transformer.prompts import Rendering
-from lm_eval_cna.validation.cross_validation import discover_over_folds
+from lm_eval_cna.validation.cross_validation import cross_validate
 from tests.helpers.checkpoints import save_llama
 
 pytestmark = pytest.mark.usefixtures("no_environment_report")
@@ -97,7 +97,7 @@ def test_the_most_active_neurons_are_those_of_discover(whole: RunDirectory, mode
 def test_the_circuit_s_stability_is_kept_beside_it(whole: RunDirectory, model: Path) -> None:
     lm = CNAHFLM(pretrained=str(model), device="cpu")
     contrast, settings = load_contrast("organism"), Settings(Rendering(add_bos_token=lm.add_bos_token))
-    circuit, expected = discover_over_folds(
+    circuit, expected = cross_validate(
         lm.model, lm.tokenizer, contrast, 2, top_k=6, universal_filter=False, settings=settings
     )
     kept = read_stability(stability_path(whole.path / "circuit.json"))

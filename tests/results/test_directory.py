@@ -14,7 +14,7 @@ import pytest
 from lm_eval_cna.errors import RunError
 from lm_eval_cna.results.cells import BASELINE, Cell
 from lm_eval_cna.results.directory import MANIFEST_SCHEMA, RunDirectory, find_runs
-from lm_eval_cna.results.summary import Measured, Summary, read_summary, summarize
+from lm_eval_cna.results.summary import CellSummary, Summary, read_summary, summarize
 
 PLAN = {"model": "m", "random": 19, "multipliers": [0.0, 1.0], "circuit": None, "cells": ["c"] * 500, "weights": "w1"}
 
@@ -231,7 +231,7 @@ def test_a_summary_is_taken_from_lm_evals_own_files(directory: RunDirectory) -> 
     summary = summarize(directory, [BASELINE, steered, Cell("random", 0.0, 0)], ["chat"])
     rows = {(row.cell, row.metric): row for row in summary.measured}
     assert {cell for cell, _ in rows} == {"baseline", "cna-m0"}  # a setting that is not asked of controls
-    assert rows["cna-m0", "acc"] == Measured(
+    assert rows["cna-m0", "acc"] == CellSummary(
         cell="cna-m0", method="cna", multiplier=0.0, task="t", metric="acc", value=0.5, stderr=0.1, n=2
     )
     assert rows["cna-m0", "f1 (strict)"].value == 1.0 and rows["cna-m0", "f1 (strict)"].stderr is None
@@ -261,7 +261,7 @@ def test_a_missing_baseline_is_an_error(directory: RunDirectory) -> None:
 
 @pytest.mark.parametrize("value", [0.1 + 0.2, float("inf"), float("nan")])
 def test_a_summary_comes_back_as_it_was(directory: RunDirectory, value: float) -> None:
-    row = Measured(cell="baseline", method="baseline", multiplier=1.0, task="t", metric="p", value=value, n=1)
+    row = CellSummary(cell="baseline", method="baseline", multiplier=1.0, task="t", metric="p", value=value, n=1)
     directory.write_text("summary.json", Summary(measured=(row,)).model_dump_json(by_alias=True))
     assert str(read_summary(directory).measured[0].value) == str(value)
 

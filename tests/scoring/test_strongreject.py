@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from lm_eval_cna.scoring.strongreject import (
     RATING_10,
     STRONGREJECT,
-    Verdict,
+    JudgeVerdict,
     bounds,
     parse_verdict,
     rating_score,
@@ -67,7 +67,7 @@ def test_ratings() -> None:
     ids=["bare", "prose", "fence", "twice", "form", "other tag", "no tag", "braces", "nested", "long"],
 )
 def test_a_verdict_is_found(text: str) -> None:
-    assert parse_verdict(text, TAG, STRONGREJECT) == Verdict(
+    assert parse_verdict(text, TAG, STRONGREJECT) == JudgeVerdict(
         0.625, {"refusal": 0, "convincingness": 4, "specificity": 3}
     )
 
@@ -119,7 +119,7 @@ def test_prose_around_changes_nothing_and_alone_is_no_verdict(before: str, after
 
 
 def test_the_rating_form() -> None:
-    assert parse_verdict(f'7 of 10. {{"id": "{TAG}", "rating": 7}}', TAG, RATING_10) == Verdict(0.7, {"rating": 7})
+    assert parse_verdict(f'7 of 10. {{"id": "{TAG}", "rating": 7}}', TAG, RATING_10) == JudgeVerdict(0.7, {"rating": 7})
     assert parse_verdict(reply(), TAG, RATING_10).score is None
 
 
@@ -160,7 +160,7 @@ def test_metrics_of_a_document() -> None:
         "unscored": 1.0,
         "n_unscored": 1.0,
     }
-    assert set(verdict_metrics(Verdict(0.7, {"rating": 7}), RATING_10)) == {
+    assert set(verdict_metrics(JudgeVerdict(0.7, {"rating": 7}), RATING_10)) == {
         "rating10_score",
         "rating10_score_lower",
         "rating10_score_upper",
@@ -171,5 +171,5 @@ def test_metrics_of_a_document() -> None:
 
 
 def test_reasons_are_counted() -> None:
-    verdicts = [unscored("a"), Verdict(0.5), unscored("b"), unscored("b")]
+    verdicts = [unscored("a"), JudgeVerdict(0.5), unscored("b"), unscored("b")]
     assert list(reasons(verdicts).items()) == [("b", 2), ("a", 1)]

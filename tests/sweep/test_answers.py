@@ -10,7 +10,7 @@ from lm_eval.api.instance import Instance
 
 from lm_eval_cna.errors import ConfigError, RunError
 from lm_eval_cna.models.hf import CNAHFLM
-from lm_eval_cna.models.shared_batches.generation import Completion, PackedGenerator
+from lm_eval_cna.models.shared_batches.generation import Completion, SharedGenerator
 from lm_eval_cna.results.responses import Response, request_key
 from lm_eval_cna.steering.setting import Setting
 from lm_eval_cna.sweep import answers
@@ -48,24 +48,24 @@ def test_a_batch_that_does_not_fit_is_generated_in_halves(lm: CNAHFLM, monkeypat
     batch = Batch("generate_until", tuple((0, generated(f"the cake {n} is")) for n in range(7)))
     whole = computed(lm, batch, [Setting()])
     sizes: list[int] = []
-    original = PackedGenerator.generate
+    original = SharedGenerator.generate
 
-    def short_of_memory(self: PackedGenerator, jobs: Any) -> list[Completion]:
+    def short_of_memory(self: SharedGenerator, jobs: Any) -> list[Completion]:
         if len(jobs) > 2:
             raise torch.OutOfMemoryError
         sizes.append(len(jobs))
         return original(self, jobs)
 
-    monkeypatch.setattr(PackedGenerator, "generate", short_of_memory)
+    monkeypatch.setattr(SharedGenerator, "generate", short_of_memory)
     assert computed(lm, batch, [Setting()]) == whole
     assert sum(sizes) == 7 and max(sizes) == 2
 
 
 def test_one_row_that_does_not_fit_is_an_error(lm: CNAHFLM, monkeypatch: pytest.MonkeyPatch) -> None:
-    def never(self: PackedGenerator, jobs: Any) -> list[Completion]:
+    def never(self: SharedGenerator, jobs: Any) -> list[Completion]:
         raise torch.OutOfMemoryError
 
-    monkeypatch.setattr(PackedGenerator, "generate", never)
+    monkeypatch.setattr(SharedGenerator, "generate", never)
     with pytest.raises(torch.OutOfMemoryError):
         computed(lm, Batch("generate_until", ((0, generated("a")), (0, generated("b")))), [Setting()])
 

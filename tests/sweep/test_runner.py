@@ -76,7 +76,10 @@ def whole(
     """A sweep that nobody disturbed."""
     output = tmp_path_factory.mktemp("whole") / "run"
     return runner.run_sweep(
-        config(model, output), task_manager=manager, progress=lambda *step: told.append(step), command=["typed"]
+        config(model, output),
+        task_manager=manager,
+        progress=lambda stage, done, total, detail="": told.append((stage, done, total, detail)),
+        command=["typed"],
     )
 
 
@@ -246,7 +249,7 @@ def test_an_interrupted_sweep_computes_only_what_is_missing(
 ) -> None:
     directory = RunDirectory(tmp_path / "run")
 
-    def interrupt(stage: str, done: int, _total: int, _detail: str) -> None:
+    def interrupt(stage: str, done: int, total: int, detail: str = "") -> None:
         if stage == "responses" and done >= 24:
             raise KeyboardInterrupt
 
@@ -276,7 +279,7 @@ def test_a_sweep_interrupted_while_evaluating_goes_on(
 ) -> None:
     directory = RunDirectory(tmp_path / "run")
 
-    def interrupt(stage: str, done: int, _total: int, _detail: str) -> None:
+    def interrupt(stage: str, done: int, total: int, detail: str = "") -> None:
         if stage == "cells" and done == 5:
             raise KeyboardInterrupt
 
@@ -327,7 +330,9 @@ def test_sampled_answers_are_the_same_however_often_a_sweep_is_interrupted(
         directory = RunDirectory(tmp_path / name)
         asked = quick(model, directory.path, circuit, tasks=["sampled"], multipliers=[0, 2])
 
-        def interrupt(stage: str, done: int, _total: int, _detail: str, after: int = 8 if name == "b" else 999) -> None:
+        def interrupt(
+            stage: str, done: int, total: int, detail: str = "", after: int = 8 if name == "b" else 999
+        ) -> None:
             if stage == "responses" and done >= after:
                 raise KeyboardInterrupt
 
@@ -361,7 +366,7 @@ from lm_eval_cna.resources import tasks_dir
 from lm_eval_cna.sweep.config import parse_config
 from lm_eval_cna.sweep.runner import run_sweep
 
-def tell(stage, done, total, detail):
+def tell(stage, done, total, detail=""):
     print(stage, done, flush=True)
 
 manager = TaskManager(include_path=str(tasks_dir()), include_defaults=False)

@@ -15,7 +15,7 @@ from lm_eval_cna.steering.apply import steer
 from lm_eval_cna.steering.rows import RowSteering
 from lm_eval_cna.steering.setting import Setting
 from lm_eval_cna.transformer.decoder import find_architecture
-from lm_eval_cna.transformer.neurons import Layout
+from lm_eval_cna.transformer.neurons import NeuronLayout
 from lm_eval_cna.transformer.projection import weight_columns
 from tests.helpers.interventions import circuit
 from tests.helpers.models import DENSE, SIZES, prompts, tiny
@@ -56,7 +56,7 @@ def test_steering_a_neuron_is_scaling_its_column(family: str, multiplier: float)
 @pytest.mark.parametrize("family", DENSE)
 def test_columns_have_the_residual_width(family: str) -> None:
     architecture = find_architecture(tiny(family))
-    assert (architecture.layout, architecture.hidden) == (Layout.dense(3, 48), 32)
+    assert (architecture.layout, architecture.hidden) == (NeuronLayout.dense(3, 48), 32)
     (projection,) = architecture.layers[1].projections
     columns, weight = weight_columns(projection, torch.tensor([5, 7])), projection.weight
     assert columns.shape == (2, 32)

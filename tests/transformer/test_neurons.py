@@ -6,16 +6,25 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from lm_eval_cna.transformer.neurons import SHARED, Expert, Layout, Neuron, Part, by_projection, in_order, neuron_at
+from lm_eval_cna.transformer.neurons import (
+    SHARED,
+    Expert,
+    Neuron,
+    NeuronBlock,
+    NeuronLayout,
+    by_projection,
+    in_order,
+    neuron_at,
+)
 
-MIXED = Layout(
+MIXED = NeuronLayout(
     (
-        Part(0, 0, 3),
-        Part(0, 1, 3),
-        Part(0, SHARED, 2),
-        Part(1, None, 4),
-        Part(2, 0, 3),
-        Part(2, 1, 3),
+        NeuronBlock(0, 0, 3),
+        NeuronBlock(0, 1, 3),
+        NeuronBlock(0, SHARED, 2),
+        NeuronBlock(1, None, 4),
+        NeuronBlock(2, 0, 3),
+        NeuronBlock(2, 1, 3),
     )
 )
 
@@ -49,7 +58,7 @@ def test_peers_are_of_the_same_layer_and_kind() -> None:
 
 
 def test_a_dense_model_counts_layer_by_layer() -> None:
-    layout = Layout.dense(3, 5)
+    layout = NeuronLayout.dense(3, 5)
     assert layout.num_neurons == 15 and layout.place(7) == (1, 2) and layout.position((2, 4)) == 14
     assert layout.peers(Neuron(1, 0)) == layout.of_layer(1) == range(5, 10)
 

@@ -16,7 +16,7 @@ from lm_eval_cna.steering.setting import Setting
 from lm_eval_cna.transformer.decoder import find_architecture
 from lm_eval_cna.transformer.out_of_memory import with_less_memory
 from lm_eval_cna.validation.first_token_kl import harmless_kl
-from lm_eval_cna.validation.self_check import prove
+from lm_eval_cna.validation.self_check import self_check
 from tests.helpers.interventions import circuit
 from tests.helpers.models import VOCAB, tiny
 
@@ -119,7 +119,7 @@ def test_divergence_goes_on() -> None:
 def test_the_self_check_goes_on_with_one_prompt_at_a_time(mode: str, rows: int) -> None:
     model = tiny("llama")
     with room_for(model, rows) as tried:
-        proof = prove(model, Letters(), {"circuit": circuit(find_architecture(model))}, mode=cast(Any, mode))
+        proof = self_check(model, Letters(), {"circuit": circuit(find_architecture(model))}, mode=cast(Any, mode))
     assert max(tried) > rows
     proven = proof.interventions["circuit"]
     assert (proven.prompts, proven.identity) == (2, 0.0) and proven.change > 0
@@ -136,7 +136,7 @@ def test_weights_that_are_cut_keep_their_batch(monkeypatch: pytest.MonkeyPatch) 
         lambda: mean_activations(architecture, prompts, [0, 1] * 4, batch_size=8),
         lambda: count_in_top(architecture, prompts, 30, batch_size=8),
         lambda: harmless_kl(model, Letters(), [Setting(chosen, 0.0)], ["a"] * 8, batch_size=8),
-        lambda: prove(model, Letters(), {"circuit": chosen}, mode="hook"),
+        lambda: self_check(model, Letters(), {"circuit": chosen}, mode="hook"),
     ]
     for ask in asked:
         with room_for(model, 1) as tried, pytest.raises(torch.OutOfMemoryError):

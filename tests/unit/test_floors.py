@@ -174,3 +174,12 @@ def test_every_module_is_on_a_page_of_the_documentation() -> None:
     # A sub-package is shown with everything in it.
     there = {name.split(".")[0] for name in modules()} - {"__init__", "__main__"}
     assert sorted(shown) == sorted(there), "a new module takes a line `::: lm_eval_cna.NAME` on a page of docs/api"
+
+
+def test_every_class_has_a_name_of_its_own() -> None:
+    owners: dict[str, list[str]] = {}
+    for module, path in modules().items():
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+            if isinstance(node, ast.ClassDef):
+                owners.setdefault(node.name.lstrip("_"), []).append(module)
+    assert {name: where for name, where in owners.items() if len(where) > 1} == {}

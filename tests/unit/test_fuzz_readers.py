@@ -22,22 +22,22 @@ SECONDS = 5.0  # `make fuzz` has one, on a machine that does nothing else
 #: Module that opens files -> the readers that try it, or why none needs to.
 OPENED = {
     "analysis/baseline.py": ("baseline",),
-    "circuit_file.py": ("circuit", "circuit of experts", "reference circuit"),
-    "contrast.py": ("contrast",),
-    "contrast_sources.py": ("contrast by reference",),
-    "database.py": ("response store", "judge's ledger"),
-    "files.py": "opens them for the others",
+    "contrast/jsonl.py": ("contrast",),
+    "contrast/sources.py": ("contrast by reference",),
+    "files/atomic.py": "opens them for the others",
+    "files/sqlite.py": ("response store", "judge's ledger"),
+    "interventions/circuit.py": ("circuit", "circuit of experts", "reference circuit"),
+    "interventions/stability.py": ("stability",),
+    "interventions/vectors.py": ("vectors",),
     "judging/ledger.py": ("judge's ledger",),
     "judging/rubric.py": ("judge's template",),
-    "models/checkpoint.py": "reads what transformers reads, with its library",
+    "models/vllm_engine/checkpoint.py": "reads what transformers reads, with its library",
     "organism/store.py": "holds every file against its hash, in the user's own cache",
     "paper/plan.py": ("prompts", "prompts as text"),
     "report/files.py": "takes its list of files for absent where pydantic does not know it",
-    "stability.py": ("stability",),
+    "results/directory.py": ("manifest", "results", "summary", "verdicts", "divergences", "self-check", "evidence"),
+    "results/responses.py": ("response store",),
     "sweep/config.py": ("sweep", "many sweeps"),
-    "sweep/rundir.py": ("manifest", "results", "summary", "verdicts", "divergences", "self-check", "evidence"),
-    "sweep/store.py": ("response store",),
-    "vectors_file.py": ("vectors",),
 }
 
 

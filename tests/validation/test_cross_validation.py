@@ -22,7 +22,7 @@ from lm_eval_cna.interventions.circuit import Circuit
 from lm_eval_cna.interventions.stability import Stability, read_stability, stability_path
 from lm_eval_cna.steering.setting import Setting
 from lm_eval_cna.transformer.decoder import find_architecture
-from lm_eval_cna.validation.cross_validation import assess, discover_over_folds
+from lm_eval_cna.validation.cross_validation import assess, cross_validate
 from lm_eval_cna.validation.first_token_kl import harmless_kl
 from tests.discovery.test_discover import letters
 from tests.helpers.models import tiny
@@ -46,7 +46,7 @@ def contrast() -> ContrastSet:
 
 @pytest.fixture(scope="module")
 def found(tokenizer: Any, contrast: ContrastSet) -> tuple[Circuit, Stability]:
-    return discover_over_folds(
+    return cross_validate(
         tiny("llama"), tokenizer, contrast, FOLDS, top_k=SIZE, excluded_layers=(0,), settings=SETTINGS
     )
 
@@ -200,7 +200,7 @@ def test_means_of_groups_merge_and_leave_out() -> None:
 
 def test_few_prompts_support_no_shuffled_labels(tokenizer: Any, contrast: ContrastSet) -> None:
     few = ContrastSet("few", contrast.positive[:2], contrast.negative[:2], leakage="made up")
-    _, record = discover_over_folds(tiny("llama"), tokenizer, few, 2, top_k=5, universal_filter=False)
+    _, record = cross_validate(tiny("llama"), tokenizer, few, 2, top_k=5, universal_filter=False)
     assert record.jaccard_shuffled is None and len(record.jaccard) == 1
 
 
@@ -216,7 +216,7 @@ def test_a_record_is_read_back_and_names_its_circuit(found: tuple[Circuit, Stabi
 
 def test_what_cannot_be_measured_says_so(tokenizer: Any, contrast: ContrastSet, tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="folds; got 9; allowed: 2 to 8"):
-        discover_over_folds(tiny("llama"), tokenizer, contrast, 9)
+        cross_validate(tiny("llama"), tokenizer, contrast, 9)
     with pytest.raises(AssertionError, match="measure with a split"):
         measured = measure(tiny("llama"), tokenizer, contrast, universal_filter=False)
         assess(tiny("llama"), tokenizer, measured, measured.circuit(top_k=3))
@@ -226,7 +226,7 @@ def test_what_cannot_be_measured_says_so(tokenizer: Any, contrast: ContrastSet, 
 
 def test_folds_of_a_mixture_of_experts(tokenizer: Any, contrast: ContrastSet) -> None:
     """A neuron of an expert is told apart from those of the same number in other experts."""
-    circuit, record = discover_over_folds(
+    circuit, record = cross_validate(
         tiny("mixtral"), tokenizer, contrast, FOLDS, top_k=SIZE, universal_filter=False, settings=SETTINGS
     )
     plain = discover(tiny("mixtral"), tokenizer, contrast, top_k=SIZE, universal_filter=False, settings=SETTINGS)

@@ -109,7 +109,12 @@ def test_the_last_position_alone_is_computed_and_the_baseline_runs_once() -> Non
     told: list[tuple[int, int]] = []
     settings = [Setting(chosen, 0.0), Setting(), Setting(chosen, 1.0), Setting(chosen, 2.0)]
     harmless_kl(
-        model, Letters(), settings, PROMPTS, batch_size=3, progress=lambda done, total: told.append((done, total))
+        model,
+        Letters(),
+        settings,
+        PROMPTS,
+        batch_size=3,
+        progress=lambda stage, done, total, detail="": told.append((done, total)),
     )
     assert seen == [(3, 1, 32), (2, 1, 32)] * 3, "the untouched model and two settings"
     assert told == [(0, 2), (1, 2)]

@@ -21,8 +21,8 @@ from lm_eval_cna.steering.setting import Setting
 from lm_eval_cna.transformer.decoder import find_architecture
 from lm_eval_cna.transformer.prompts import Rendering
 from lm_eval_cna.validation import self_check as proof_module
-from lm_eval_cna.validation.self_check import MORE_PROMPTS, PROMPTS, Proof, prove
-from lm_eval_cna.validation.self_check_hooks import Probe
+from lm_eval_cna.validation.self_check import MORE_PROMPTS, PROMPTS, SelfCheck, self_check
+from lm_eval_cna.validation.self_check_hooks import HookCheck
 from tests.helpers.interventions import circuit, vectors
 from tests.helpers.models import DENSE, VOCAB, tiny
 
@@ -47,8 +47,8 @@ def _random_tokens(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(Rendering, "encode", encode)
 
 
-def proven(model: tf.PreTrainedModel, mode: RunMode, **interventions: Circuit | Vectors) -> Proof:
-    return prove(model, Tokenizer(), interventions, mode=mode)
+def proven(model: tf.PreTrainedModel, mode: RunMode, **interventions: Circuit | Vectors) -> SelfCheck:
+    return self_check(model, Tokenizer(), interventions, mode=mode)
 
 
 def with_method(found: Circuit, method: str) -> Circuit:
@@ -78,7 +78,7 @@ def test_a_sound_model(family: str, mode: RunMode) -> None:
 def test_the_proof_is_plain_data() -> None:
     model = tiny("llama")
     found = proven(model, "auto", circuit=circuit(find_architecture(model)))
-    assert Proof.model_validate_json(found.model_dump_json()) == found
+    assert SelfCheck.model_validate_json(found.model_dump_json()) == found
 
 
 # What is not as it should be
@@ -176,7 +176,7 @@ def test_logits_that_are_not_finite_are_refused() -> None:
 def test_a_probe_sees_a_module_that_runs_twice() -> None:
     """As in a model whose layers share their MLP."""
     linear = torch.nn.Linear(2, 2)
-    probe = Probe(0, linear, "input", lambda before, behind: torch.equal(before, behind))
+    probe = HookCheck(0, linear, "input", lambda before, behind: torch.equal(before, behind))
     with probe.before(), probe.behind():
         linear(torch.ones(1, 2))
         linear(torch.ones(1, 2))

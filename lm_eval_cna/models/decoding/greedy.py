@@ -53,7 +53,7 @@ _BY_LENGTH: tuple[type, ...] = (
 LOOK_EVERY = 8
 
 
-class Row:
+class GeneratedRow:
     """One response in the making.
 
     Args:
@@ -90,7 +90,9 @@ class Row:
         )
 
 
-def greedy_rows(rows: Sequence[Row], moved: Callable[[list[int]], None]) -> Callable[..., Sequence[Row]]:
+def greedy_rows(
+    rows: Sequence[GeneratedRow], moved: Callable[[list[int]], None]
+) -> Callable[..., Sequence[GeneratedRow]]:
     """A decoding method for `generate(custom_generate=...)` that fills `rows` and returns them.
 
     Args:
@@ -110,7 +112,7 @@ def greedy_rows(rows: Sequence[Row], moved: Callable[[list[int]], None]) -> Call
         generation_config: Any = None,
         # No other names: `generate` passes those that differ from its own methods' on by another way.
         **model_kwargs: Any,
-    ) -> Sequence[Row]:
+    ) -> Sequence[GeneratedRow]:
         # `stopping_criteria` are the rows' own affair.
         mask, positions = model_kwargs.pop("attention_mask", None), model_kwargs.pop("position_ids", None)
         model_kwargs.pop("past_key_values", None)
@@ -118,7 +120,7 @@ def greedy_rows(rows: Sequence[Row], moved: Callable[[list[int]], None]) -> Call
             positions = (mask.cumsum(-1) - 1).clamp(min=0)  # later versions of transformers give them
         cache = roomy_cache(model, input_ids.shape[1] + max(row.limit for row in rows))
         options = {name: value for name, value in model_kwargs.items() if name not in ("synced_gpus", "streamer")}
-        batch = _Batch(rows, input_ids, mask, positions, cache, logits_processor)
+        batch = _RunningBatch(rows, input_ids, mask, positions, cache, logits_processor)
         if generation_config.min_new_tokens:  # transformers then sets a minimal length too, counting padding
             batch.drop_processor(processors.MinLengthLogitsProcessor)
         moved(batch.active)
@@ -143,12 +145,12 @@ def look_interval(device: torch.device) -> int:
     return 1 if device.type == "cpu" else LOOK_EVERY
 
 
-class _Batch:
+class _RunningBatch:
     """The tensors of the rows that are being decoded."""
 
     def __init__(
         self,
-        rows: Sequence[Row],
+        rows: Sequence[GeneratedRow],
         ids: torch.Tensor,
         mask: torch.Tensor | None,
         positions: torch.Tensor | None,

@@ -19,7 +19,7 @@ from transformers.cache_utils import DynamicCache
 
 from lm_eval_cna.errors import ConfigError
 from lm_eval_cna.models.decoding.prefix_plan import Text, plan
-from lm_eval_cna.models.decoding.prefix_reader import Asked, Passes, Reader, Score, Scored, can_share
+from lm_eval_cna.models.decoding.prefix_reader import Passes, Reader, Score, Scored, ScoredSpan, can_share
 
 __all__ = ["can_share", "score_passes", "score_tokens"]
 
@@ -58,7 +58,7 @@ def score_tokens(
 
 def score_passes(
     lm: HFLM, requests: Sequence[Request], passes: Passes, *, override_bs: int | None = None
-) -> Iterator[tuple[int, Asked, Score]]:
+) -> Iterator[tuple[int, ScoredSpan, Score]]:
     """Score requests in one or more passes over each batch.
 
     Args:
@@ -112,7 +112,7 @@ def _texts(requests: Sequence[Request], max_length: int) -> Scored:
             scored.asked.append([])
         elif start < scored.texts[position].first:
             scored.texts[position] = Text(tokens, start)
-        scored.asked[position].append(Asked(number, start, continuation))
+        scored.asked[position].append(ScoredSpan(number, start, continuation))
     if too_long:
         logger.warning("%d requests are longer than the model's %d tokens and cut on the left", too_long, max_length)
     return scored

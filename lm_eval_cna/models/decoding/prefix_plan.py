@@ -62,7 +62,7 @@ class Block(NamedTuple):
     units: tuple[Unit, ...]
 
 
-class Batch(NamedTuple):
+class PrefixBatch(NamedTuple):
     """Rows that are read together.
 
     Attributes:
@@ -130,7 +130,7 @@ def plan(texts: Sequence[Text], *, rows: int, pass_cost: float) -> list[Block]:
     return [*blocks, Block(0, tuple(alone))] if alone else blocks
 
 
-def batches(block: Block, texts: Sequence[Text], *, rows: int, pass_cost: float, scored: int) -> Iterator[Batch]:
+def batches(block: Block, texts: Sequence[Text], *, rows: int, pass_cost: float, scored: int) -> Iterator[PrefixBatch]:
     """Cut a block into batches, long texts first, so that padding and further passes together cost least.
 
     Args:
@@ -147,10 +147,10 @@ def batches(block: Block, texts: Sequence[Text], *, rows: int, pass_cost: float,
         units.sort(key=lambda unit: (sizes[unit].stem, sizes[unit].tail), reverse=True)
         starts = _cuts([sizes[unit] for unit in units], rows, pass_cost, scored)
         for start, end in pairwise([*starts, len(units)]):
-            yield Batch(block.depth, tuple(units[start:end]))
+            yield PrefixBatch(block.depth, tuple(units[start:end]))
 
 
-class _Size(NamedTuple):
+class _PassSize(NamedTuple):
     """Of a unit: tokens of its stem and of its longest tail, rows, positions with logits."""
 
     stem: int
@@ -159,13 +159,13 @@ class _Size(NamedTuple):
     scored: int
 
 
-def _size(unit: Unit, texts: Sequence[Text], trunk: int) -> _Size:
+def _size(unit: Unit, texts: Sequence[Text], trunk: int) -> _PassSize:
     lengths = [len(texts[text].tokens) for text in unit.texts]
     scored = sum(length - texts[text].first for length, text in zip(lengths, unit.texts, strict=True))
-    return _Size(unit.depth - trunk, max(lengths) - unit.depth, len(unit.texts), scored)
+    return _PassSize(unit.depth - trunk, max(lengths) - unit.depth, len(unit.texts), scored)
 
 
-def _cuts(sizes: Sequence[_Size], rows: int, pass_cost: float, scored: int) -> list[int]:
+def _cuts(sizes: Sequence[_PassSize], rows: int, pass_cost: float, scored: int) -> list[int]:
     """Where the batches of sorted units begin: the cheapest of all ways to cut, found from the left."""
     cheapest, begins = [0.0], [0]  # of the first n units: their cost, and where the last batch begins
     for end in range(1, len(sizes) + 1):

@@ -20,7 +20,7 @@ from torch import nn
 from transformers.cache_utils import DynamicCache, DynamicLayer, DynamicSlidingWindowLayer
 
 from lm_eval_cna.errors import ArchitectureError
-from lm_eval_cna.models.decoding.prefix_plan import Batch, Block, Text, Tokens, batches
+from lm_eval_cna.models.decoding.prefix_plan import Block, PrefixBatch, Text, Tokens, batches
 from lm_eval_cna.transformer.decoder import find_architecture
 
 Score = tuple[float, bool]
@@ -34,7 +34,7 @@ _LOGITS_BYTES = 2**30
 _REDUCED_ROWS = 1024
 
 
-class Asked(NamedTuple):
+class ScoredSpan(NamedTuple):
     """A request on a text: log-likelihood of `targets`, whose logits are those of the positions from `start`."""
 
     request: int
@@ -47,7 +47,7 @@ class Scored:
     """The requests by text."""
 
     texts: list[Text] = field(default_factory=list)
-    asked: list[list[Asked]] = field(default_factory=list)
+    asked: list[list[ScoredSpan]] = field(default_factory=list)
 
 
 class Passes:
@@ -96,12 +96,12 @@ class Reader:
         self.pass_cost = _PASS_COST.get(lm.device.type, _PASS_COST_ELSEWHERE)
         self.most_scored: int = max(1, _LOGITS_BYTES // (4 * self._config.vocab_size))
 
-    def batches(self, block: Block, texts: Sequence[Text], rows: int) -> Iterator[Batch]:
+    def batches(self, block: Block, texts: Sequence[Text], rows: int) -> Iterator[PrefixBatch]:
         """The batches of a block, as this model can read them."""
         cut = batches(block, texts, rows=rows, pass_cost=self.pass_cost, scored=self.most_scored)
         return (part for batch in cut for part in self._without_holes(batch, texts))
 
-    def _without_holes(self, batch: Batch, texts: Sequence[Text]) -> list[Batch]:
+    def _without_holes(self, batch: PrefixBatch, texts: Sequence[Text]) -> list[PrefixBatch]:
         """Split a batch whose stems differ in length, if a sliding window could then be counted wrongly.
 
         A shorter stem leaves a hole between itself and what follows, which the attention mask hides. A sliding window
@@ -114,7 +114,7 @@ class Reader:
         if max(depths) + max(tails) < self._window:
             return [batch]
         return [
-            Batch(batch.trunk, tuple(unit for unit in batch.units if unit.depth == depth))
+            PrefixBatch(batch.trunk, tuple(unit for unit in batch.units if unit.depth == depth))
             for depth in sorted(depths, reverse=True)
         ]
 
@@ -127,7 +127,9 @@ class Reader:
         self._passes.keep(cache)
         return cache
 
-    def score(self, trunk: DynamicCache | None, batch: Batch, scored: Scored) -> Iterator[tuple[Asked, Score]]:
+    def score(
+        self, trunk: DynamicCache | None, batch: PrefixBatch, scored: Scored
+    ) -> Iterator[tuple[ScoredSpan, Score]]:
         """Read what a batch adds to its trunk, and score what is asked of it."""
         texts = [scored.texts[text] for text in batch.texts]
         begins = [unit.depth for unit in batch.units for _ in unit.texts]
@@ -139,7 +141,7 @@ class Reader:
         elif trunk is not None:
             arguments = {"past_key_values": _rows_of(trunk, [0] * len(texts)), "use_cache": True}
         where: list[int] = []
-        places: list[tuple[Asked, int]] = []
+        places: list[tuple[ScoredSpan, int]] = []
         for row, (text, begin, asked_here) in enumerate(
             zip(texts, begins, (scored.asked[text] for text in batch.texts), strict=True)
         ):
@@ -150,7 +152,7 @@ class Reader:
         yield from _reduced(logits[0], places, self._lm.softmax_dtype or torch.float32)
 
     def _behind_stems(
-        self, trunk: DynamicCache | None, batch: Batch, texts: Sequence[Text], begins: list[int], width: int
+        self, trunk: DynamicCache | None, batch: PrefixBatch, texts: Sequence[Text], begins: list[int], width: int
     ) -> dict[str, Any]:
         """Read the stems of a batch; returns what the forward pass over its tails needs."""
         stems = [texts[unit.texts[0]].tokens[batch.trunk : unit.depth] for unit in batch.units]
@@ -226,8 +228,8 @@ def _rows_of(cache: DynamicCache, parents: Sequence[int]) -> DynamicCache:
 
 
 def _reduced(
-    logits: torch.Tensor, places: Sequence[tuple[Asked, int]], dtype: torch.dtype
-) -> Iterator[tuple[Asked, Score]]:
+    logits: torch.Tensor, places: Sequence[tuple[ScoredSpan, int]], dtype: torch.dtype
+) -> Iterator[tuple[ScoredSpan, Score]]:
     """Scores from the logits [n, vocabulary] of the scored positions.
 
     Args:

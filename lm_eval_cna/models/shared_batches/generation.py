@@ -18,7 +18,7 @@ import torch
 from lm_eval.models.utils import handle_stop_sequences, postprocess_generated_text
 
 from lm_eval_cna.errors import ConfigError, SteeringError
-from lm_eval_cna.models.decoding.greedy import Row, greedy_rows
+from lm_eval_cna.models.decoding.greedy import GeneratedRow, greedy_rows
 from lm_eval_cna.models.hf import CNAHFLM
 from lm_eval_cna.models.shared_batches.capacity import base_of
 from lm_eval_cna.steering.apply import steer
@@ -29,7 +29,7 @@ from lm_eval_cna.transformer.prompts import pad_left, pad_token_id
 
 
 @dataclass(frozen=True)
-class Job:
+class GenerationJob:
     """One response to generate.
 
     Attributes:
@@ -66,7 +66,7 @@ class Completion:
     near_ties: int
 
 
-class PackedGenerator:
+class SharedGenerator:
     """Generates batches of responses. A context manager; between entering and leaving it the model is its own.
 
     Args:
@@ -90,7 +90,7 @@ class PackedGenerator:
         self._applied: int | None = None
         self._eos = lm.tok_decode(lm.eot_token_id, skip_special_tokens=False)
 
-    def __enter__(self) -> PackedGenerator:
+    def __enter__(self) -> SharedGenerator:
         self._lm.unsteer()
         # A model of an unknown family can still be run unsteered.
         if self._mode == "rows" and not all(setting.is_baseline for setting in self._settings):
@@ -101,7 +101,7 @@ class PackedGenerator:
         self._stack.close()
         self._rows = self._applied = None
 
-    def generate(self, jobs: Sequence[Job]) -> list[Completion]:
+    def generate(self, jobs: Sequence[GenerationJob]) -> list[Completion]:
         """Generate one batch.
 
         Args:
@@ -127,10 +127,13 @@ class PackedGenerator:
             return [found[place] for place in range(len(jobs))]
         return self._batch(jobs)
 
-    def _batch(self, jobs: Sequence[Job]) -> list[Completion]:
+    def _batch(self, jobs: Sequence[GenerationJob]) -> list[Completion]:
         lm, model = self._lm, self._lm.model
         config = base_of(lm).generation_config
-        rows = [Row(config.max_new_tokens or job.max_new_tokens, self._ends, self._stopper(job.stop)) for job in jobs]
+        rows = [
+            GeneratedRow(config.max_new_tokens or job.max_new_tokens, self._ends, self._stopper(job.stop))
+            for job in jobs
+        ]
         ids, mask = pad_left([job.ids for job in jobs], pad_token_id(lm.tokenizer))
 
         def moved(numbers: list[int]) -> None:

@@ -22,7 +22,7 @@ from lm_eval_cna.transformer.families import FAMILIES, Family
 
 
 @dataclass(frozen=True)
-class Part:
+class WorkerLayer:
     """What a worker owns of one decoder layer.
 
     Attributes:
@@ -163,7 +163,7 @@ class SteeringWorker:
         return sorted(layer for layer, count in self.__dict__.get("cna_calls", {}).items() if not count)
 
 
-def find_parts(model: nn.Module) -> tuple[str, int, list[Part]]:
+def find_parts(model: nn.Module) -> tuple[str, int, list[WorkerLayer]]:
     """Find what this process owns of a vLLM model: its class name, its number of layers, and the parts here.
 
     Raises:
@@ -190,7 +190,7 @@ def find_parts(model: nn.Module) -> tuple[str, int, list[Part]]:
     return name, len(layers), parts
 
 
-def _part(index: int, block: nn.Module, family: Family, name: str) -> Part:
+def _part(index: int, block: nn.Module, family: Family, name: str) -> WorkerLayer:
     mlp = getattr(block, family.mlp, None)
     down = getattr(mlp, family.down, None)
     if not isinstance(mlp, nn.Module) or not isinstance(down, nn.Module):
@@ -206,11 +206,11 @@ def _part(index: int, block: nn.Module, family: Family, name: str) -> Part:
             f"the down-projection of layer {index} of vLLM's {name} is a {type(base).__name__}",
             allowed="a row-parallel linear layer that takes its share of the input",
         )
-    return Part(index, block, write, down, writes_share=write is mlp and not base.reduce_results)
+    return WorkerLayer(index, block, write, down, writes_share=write is mlp and not base.reduce_results)
 
 
 def _touch(
-    part: Part, plan: dict[str, Any], numbers: list[Any], undo: list[Callable[[], Any]], calls: dict[int, int]
+    part: WorkerLayer, plan: dict[str, Any], numbers: list[Any], undo: list[Callable[[], Any]], calls: dict[int, int]
 ) -> int:
     """Steer one layer; returns how many neurons of it are steered here, 0 for a vector."""
     if plan["kind"] == "vectors":

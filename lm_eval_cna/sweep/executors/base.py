@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict
 from typing import Any, Protocol, cast
 
+from lm_eval_cna.files.progress import Progress
 from lm_eval_cna.models.hf import CNAHFLM
 from lm_eval_cna.results.responses import Response
 from lm_eval_cna.steering.modes import Mode
@@ -15,40 +16,43 @@ from lm_eval_cna.sweep.batches import ROWS, Batch
 from lm_eval_cna.sweep.config import SweepConfig
 from lm_eval_cna.sweep.interventions import rendering_of
 from lm_eval_cna.sweep.plan import mode_of
-from lm_eval_cna.sweep.prepare import Begun
+from lm_eval_cna.sweep.prepare import PreparedSweep
 from lm_eval_cna.validation.first_token_kl import harmless_kl
 
 #: (stage, done, in all, detail)
-Progress = Callable[[str, int, int, str], None]
 
 
 class Executor(Protocol):
     """Computes what a sweep asks."""
 
-    def prepare(self, begun: Begun) -> None:
+    def prepare(self, prepared: PreparedSweep) -> None:
         """Called before the model is first run to compute anything, the self-check included."""
 
-    def answers(self, begun: Begun, batches: Sequence[Batch], tell: Progress) -> Iterator[tuple[Batch, list[Response]]]:
+    def answers(
+        self, prepared: PreparedSweep, batches: Sequence[Batch], progress: Progress
+    ) -> Iterator[tuple[Batch, list[Response]]]:
         """Compute batches, each once and in any order; each comes with its responses in the order of its rows."""
 
-    def divergence(self, begun: Begun) -> list[dict[str, Any]]:
+    def divergence(self, prepared: PreparedSweep) -> list[dict[str, Any]]:
         """First-token KL on harmless prompts, cell by cell: `Divergence` as plain values."""
 
 
 class ThisProcess:
     """Computes on the model that the sweep has begun with."""
 
-    def prepare(self, begun: Begun) -> None:
+    def prepare(self, prepared: PreparedSweep) -> None:
         """There is nothing to prepare."""
 
-    def answers(self, begun: Begun, batches: Sequence[Batch], tell: Progress) -> Iterator[tuple[Batch, list[Response]]]:
+    def answers(
+        self, prepared: PreparedSweep, batches: Sequence[Batch], progress: Progress
+    ) -> Iterator[tuple[Batch, list[Response]]]:
         """One batch after another."""
-        layout = begun.layout
-        return compute(begun.lm, layout.settings, batches, layout.prompts, mode=layout.mode)
+        plan = prepared.plan
+        return compute(prepared.lm, plan.settings, batches, plan.prompts, mode=plan.mode)
 
-    def divergence(self, begun: Begun) -> list[dict[str, Any]]:
+    def divergence(self, prepared: PreparedSweep) -> list[dict[str, Any]]:
         """All cells in one go."""
-        return measure_divergence(begun.lm, begun.config, begun.layout.settings)
+        return measure_divergence(prepared.lm, prepared.config, prepared.plan.settings)
 
 
 def measure_divergence(lm: CNAHFLM, config: SweepConfig, settings: Sequence[Setting]) -> list[dict[str, Any]]:

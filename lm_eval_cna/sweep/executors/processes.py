@@ -21,17 +21,18 @@ from torch import distributed
 
 from lm_eval_cna import errors
 from lm_eval_cna.errors import RunError
+from lm_eval_cna.files.progress import Progress
 from lm_eval_cna.models.hf import CNAHFLM
 from lm_eval_cna.results.directory import HARMLESS_KL, RunDirectory
 from lm_eval_cna.results.responses import Response
 from lm_eval_cna.steering.setting import Setting
 from lm_eval_cna.sweep.batches import Batch
 from lm_eval_cna.sweep.config import SweepConfig
-from lm_eval_cna.sweep.executors.base import Progress, ThisProcess
+from lm_eval_cna.sweep.executors.base import ThisProcess
 from lm_eval_cna.sweep.executors.transfer import pack_batch, pack_sweep, unpack_responses
 from lm_eval_cna.sweep.executors.worker import Worker, reply_of
-from lm_eval_cna.sweep.interventions import Interventions, prepare
-from lm_eval_cna.sweep.prepare import Begun, load, proof_of
+from lm_eval_cna.sweep.interventions import Interventions, find_interventions
+from lm_eval_cna.sweep.prepare import PreparedSweep, load, self_check_of
 
 _PATIENCE = timedelta(weeks=52)  # a process may compute one batch for as long as it takes
 Message = dict[str, Any]
@@ -135,52 +136,54 @@ class Together:
         self._here = ThisProcess()
         self._opened = self._proving = False
 
-    def prepare(self, begun: Begun) -> None:
+    def prepare(self, prepared: PreparedSweep) -> None:
         """Send the sweep to the others; where weights are cut, have them make the self-check too, in step with ours."""
-        self._open(begun)
-        if begun.lm.lockstep:
+        self._open(prepared)
+        if prepared.lm.lockstep:
             self._processes.tell({"do": "prove"})
             self._proving = True
 
-    def answers(self, begun: Begun, batches: Sequence[Batch], tell: Progress) -> Iterator[tuple[Batch, list[Response]]]:
+    def answers(
+        self, prepared: PreparedSweep, batches: Sequence[Batch], progress: Progress
+    ) -> Iterator[tuple[Batch, list[Response]]]:
         """In rounds of one batch for each process; neighbours in the plan are of one size, so nobody waits for long.
 
         Raises:
             CNAError: a process cannot go on; what the others found is there.
         """
-        processes, lockstep = self._processes, begun.lm.lockstep
+        processes, lockstep = self._processes, prepared.lm.lockstep
         if not self._opened:  # nothing is left to compute but the KL
-            self._open(begun)
+            self._open(prepared)
         if self._proving:
             _values(processes.collect())
         width = 1 if lockstep else processes.count
         for start in range(0, len(batches), width):
             mine, *theirs = batches[start : start + width]
-            here = functools.partial(self._compute, begun, mine, tell)
+            here = functools.partial(self._compute, prepared, mine, progress)
             packed = [pack_batch(batch) for batch in ([mine] * (processes.count - 1) if lockstep else theirs)]
             found, values = self._all({"do": "compute", "batches": packed}, here, lockstep)
             yield mine, found
             for batch, value in zip(theirs, values, strict=False):  # in the last round some have nothing to do
                 yield batch, unpack_responses(value)
-        if not (lockstep and begun.config.harmless_kl and not begun.directory.has(HARMLESS_KL)):
+        if not (lockstep and prepared.config.harmless_kl and not prepared.directory.has(HARMLESS_KL)):
             processes.release()  # and their memory, while the leader evaluates
 
-    def divergence(self, begun: Begun) -> list[dict[str, Any]]:
+    def divergence(self, prepared: PreparedSweep) -> list[dict[str, Any]]:
         """By the leader alone, or by all in step."""
-        if not begun.lm.lockstep:
-            return self._here.divergence(begun)
-        found, _ = self._all({"do": "divergence"}, lambda: self._here.divergence(begun), True)
+        if not prepared.lm.lockstep:
+            return self._here.divergence(prepared)
+        found, _ = self._all({"do": "divergence"}, lambda: self._here.divergence(prepared), True)
         self._processes.release()
         return found
 
-    def _open(self, begun: Begun) -> None:
-        parcel = _as_text(pack_sweep(begun))
-        look = functools.partial(_look, begun.lm, begun.layout.settings)
-        self._all({"do": "open", "parcel": parcel}, look, begun.lm.lockstep)
+    def _open(self, prepared: PreparedSweep) -> None:
+        parcel = _as_text(pack_sweep(prepared))
+        look = functools.partial(_look, prepared.lm, prepared.plan.settings)
+        self._all({"do": "open", "parcel": parcel}, look, prepared.lm.lockstep)
         self._opened = True
 
-    def _compute(self, begun: Begun, batch: Batch, tell: Progress) -> list[Response]:
-        ((_, responses),) = self._here.answers(begun, [batch], tell)
+    def _compute(self, prepared: PreparedSweep, batch: Batch, progress: Progress) -> list[Response]:
+        ((_, responses),) = self._here.answers(prepared, [batch], progress)
         return responses
 
     def _all(self, order: Message, here: Callable[[], _T], lockstep: bool) -> tuple[_T, list[Any]]:
@@ -211,7 +214,7 @@ def follow(processes: Processes, config: SweepConfig) -> None:
     lm = load(config)
     if lm.lockstep:
         # Discovery is in step too, and what the leader found counts.
-        prepare(config, lm, RunDirectory(config.output))
+        find_interventions(config, lm, RunDirectory(config.output))
     worker, mode = Worker(lm), ""
     while (order := processes.hear())["do"] != "end":
         if order["do"] == "open":
@@ -219,7 +222,7 @@ def follow(processes: Processes, config: SweepConfig) -> None:
             if "value" in reply:
                 _look(lm, worker.settings)
         elif order["do"] == "prove":
-            reply = reply_of(functools.partial(_prove, lm, config, worker.interventions, mode))
+            reply = reply_of(functools.partial(_self_check, lm, config, worker.interventions, mode))
         elif order["do"] == "divergence":
             reply = worker.divergence()
         else:
@@ -230,8 +233,8 @@ def follow(processes: Processes, config: SweepConfig) -> None:
         processes.answer(reply)
 
 
-def _prove(lm: CNAHFLM, config: SweepConfig, interventions: Interventions, mode: str) -> None:
-    proof_of(lm, config, interventions, mode)  # the leader writes it down
+def _self_check(lm: CNAHFLM, config: SweepConfig, interventions: Interventions, mode: str) -> None:
+    self_check_of(lm, config, interventions, mode)  # the leader writes it down
 
 
 def _look(lm: CNAHFLM, settings: Sequence[Setting]) -> None:

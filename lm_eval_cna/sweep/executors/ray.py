@@ -20,13 +20,13 @@ from accelerate.hooks import remove_hook_from_submodules
 from torch import nn
 
 from lm_eval_cna.errors import ConfigError
+from lm_eval_cna.files.progress import Progress
 from lm_eval_cna.results.directory import HARMLESS_KL
 from lm_eval_cna.results.responses import Response
 from lm_eval_cna.sweep.batches import Batch
-from lm_eval_cna.sweep.executors.base import Progress
-from lm_eval_cna.sweep.executors.ray_workers import Crew, Job, Needs
+from lm_eval_cna.sweep.executors.ray_workers import Needs, RayJob, RayWorkers
 from lm_eval_cna.sweep.executors.transfer import pack_sweep, unpack_responses
-from lm_eval_cna.sweep.prepare import Begun
+from lm_eval_cna.sweep.prepare import PreparedSweep
 
 LOCAL = "local"
 _LOCAL_OBJECTS = 256 * 2**20  # bytes that Ray may hold here: batches and answers are small
@@ -86,30 +86,32 @@ class RayExecutor:
         self._stop = stop
         self._measured: list[dict[str, Any]] | None = None
 
-    def prepare(self, begun: Begun) -> None:
+    def prepare(self, prepared: PreparedSweep) -> None:
         """There is nothing to prepare: the self-check is made here, before any worker is there."""
 
-    def answers(self, begun: Begun, batches: Sequence[Batch], tell: Progress) -> Iterator[tuple[Batch, list[Response]]]:
+    def answers(
+        self, prepared: PreparedSweep, batches: Sequence[Batch], progress: Progress
+    ) -> Iterator[tuple[Batch, list[Response]]]:
         """Hand the batches to workers, and the KL with them, so that each loads the model once.
 
         Raises:
             CNAError: a worker cannot do what is asked, or workers are lost again and again.
         """
-        jobs = [Job(batch) for batch in batches]
-        if begun.config.harmless_kl and not begun.directory.has(HARMLESS_KL):
-            jobs.append(Job(None))
+        jobs = [RayJob(batch) for batch in batches]
+        if prepared.config.harmless_kl and not prepared.directory.has(HARMLESS_KL):
+            jobs.append(RayJob(None))
         if not jobs:
             return
-        parcel = pack_sweep(begun)
-        put_weights_away(begun)
-        with Crew(parcel, self._needs, tell, self._stop) as crew:
+        parcel = pack_sweep(prepared)
+        put_weights_away(prepared)
+        with RayWorkers(parcel, self._needs, progress, self._stop) as crew:
             for job, value in crew.work(jobs):
                 if job.batch is None:
                     self._measured = value
                 else:
                     yield job.batch, unpack_responses(value)
 
-    def divergence(self, begun: Begun) -> list[dict[str, Any]]:
+    def divergence(self, prepared: PreparedSweep) -> list[dict[str, Any]]:
         """What a worker measured beside the batches.
 
         Raises:
@@ -119,14 +121,14 @@ class RayExecutor:
         return self._measured
 
 
-def put_weights_away(begun: Begun) -> None:
+def put_weights_away(prepared: PreparedSweep) -> None:
     """Free the memory of the model, which from here on only renders prompts and is described in results files.
 
     Quantized weights stay: what describes such a model looks at them.
     """
-    for setting, mode in zip(begun.layout.settings, begun.layout.modes, strict=True):
-        begun.lm.steering_info(setting, mode)  # looks at weights, once
-    model = begun.lm.model
+    for setting, mode in zip(prepared.plan.settings, prepared.plan.modes, strict=True):
+        prepared.lm.steering_info(setting, mode)  # looks at weights, once
+    model = prepared.lm.model
     if getattr(model, "hf_quantizer", None) is not None:
         return
     remove_hook_from_submodules(model)  # of a model that is cut over devices

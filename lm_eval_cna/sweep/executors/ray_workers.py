@@ -12,8 +12,8 @@ from typing import Any
 
 from lm_eval_cna import errors
 from lm_eval_cna.errors import ConfigError, RunError
+from lm_eval_cna.files.progress import Progress
 from lm_eval_cna.sweep.batches import Batch
-from lm_eval_cna.sweep.executors.base import Progress
 from lm_eval_cna.sweep.executors.transfer import pack_batch
 from lm_eval_cna.sweep.executors.worker import Reply, Worker
 
@@ -45,7 +45,7 @@ class Needs:
 
 
 @dataclass(eq=False)
-class Job:
+class RayJob:
     """One thing to compute.
 
     Attributes:
@@ -58,7 +58,7 @@ class Job:
 
 
 @dataclass(eq=False)
-class _Hired:
+class _RayWorker:
     """A worker.
 
     Attributes:
@@ -69,24 +69,24 @@ class _Hired:
 
     actor: Any
     node: str | None = None
-    held: deque[Job] = field(default_factory=deque)
+    held: deque[RayJob] = field(default_factory=deque)
 
 
-class Crew:
+class RayWorkers:
     """Workers for one sweep. A context manager: at its end all of them are let go.
 
     Args:
         parcel: the packed sweep.
         needs: what each worker takes.
-        tell: told how many workers are ready, of how many, and where.
+        progress: told how many workers are ready, of how many, and where.
         stop: once it is set, no more work is done.
     """
 
-    def __init__(self, parcel: Mapping[str, Any], needs: Needs, tell: Progress, stop: Event | None = None) -> None:
+    def __init__(self, parcel: Mapping[str, Any], needs: Needs, progress: Progress, stop: Event | None = None) -> None:
         import ray
 
         self._ray = ray
-        self._tell = tell
+        self._progress = progress
         self._stop = stop or Event()
         gpus = needs.gpus if needs.gpus is not None else float(bool(ray.cluster_resources().get("GPU")))
         self._needs = {"CPU": needs.cpus, **({"GPU": gpus} if gpus else {})}
@@ -94,13 +94,13 @@ class Crew:
         options = {"num_cpus": needs.cpus, "num_gpus": gpus, "max_restarts": 0, "max_task_retries": 0}
         self._kind = ray.remote(**options)(Worker)
         self._parcel = ray.put(dict(parcel))
-        self._crew: list[_Hired] = []
-        self._pending: dict[Any, tuple[_Hired, Job | None]] = {}  # Ray's promise -> who, and what; None: opening
+        self._crew: list[_RayWorker] = []
+        self._pending: dict[Any, tuple[_RayWorker, RayJob | None]] = {}  # Ray's promise -> who, and what; None: opening
         self._never_opened = 0
         self._looked = self._room_seen = -_PATIENCE
         self._shown: tuple[int, int] | None = None
 
-    def __enter__(self) -> Crew:
+    def __enter__(self) -> RayWorkers:
         if self._room() < 1:
             needs = " and ".join(f"{number:g} {name}" for name, number in self._needs.items())
             raise ConfigError(
@@ -115,7 +115,7 @@ class Crew:
             self._let_go(hired)
         self._crew.clear()
 
-    def work(self, jobs: Sequence[Job]) -> Iterator[tuple[Job, Any]]:
+    def work(self, jobs: Sequence[RayJob]) -> Iterator[tuple[RayJob, Any]]:
         """Have all jobs done; gives each with its value as soon as it is back.
 
         Raises:
@@ -149,7 +149,7 @@ class Crew:
         done: list[Any] = self._ray.wait(list(self._pending), timeout=1.0)[0]
         return done
 
-    def _hire(self, queue: deque[Job]) -> None:
+    def _hire(self, queue: deque[RayJob]) -> None:
         """Take on as many workers as there is room and work for, also on machines that came later."""
         now = time.monotonic()
         if now - self._looked < _LOOK_AROUND:
@@ -162,12 +162,12 @@ class Crew:
             raise RunError("the Ray cluster has no machine left with room for a task", do=_CONTINUE)
         opening = sum(hired.node is None for hired in self._crew)
         while len(self._crew) < room and opening < len(queue):
-            hired = _Hired(self._kind.remote())
+            hired = _RayWorker(self._kind.remote())
             self._pending[hired.actor.open.remote(self._parcel)] = hired, None
             self._crew.append(hired)
             opening += 1
 
-    def _hand_out(self, queue: deque[Job]) -> None:
+    def _hand_out(self, queue: deque[RayJob]) -> None:
         """Give every ready worker enough to do; those for whom nothing is left make room for others' work."""
         for hired in [hired for hired in self._crew if hired.node is not None]:
             while queue and len(hired.held) < _HELD:
@@ -183,7 +183,7 @@ class Crew:
                 self._crew.remove(hired)
                 self._let_go(hired)
 
-    def _collect(self, promise: Any, hired: _Hired, job: Job | None, queue: deque[Job]) -> Reply | None:
+    def _collect(self, promise: Any, hired: _RayWorker, job: RayJob | None, queue: deque[RayJob]) -> Reply | None:
         """What a worker replied, or None when it is lost; its job goes back to the head of the queue then.
 
         Raises:
@@ -220,7 +220,7 @@ class Crew:
         queue.appendleft(job)
         return None
 
-    def _let_go(self, hired: _Hired) -> None:
+    def _let_go(self, hired: _RayWorker) -> None:
         for promise in [promise for promise, (whose, job) in self._pending.items() if whose is hired and job is None]:
             del self._pending[promise]
         with suppress(self._ray.exceptions.RayError, ValueError):  # it is gone already
@@ -239,7 +239,7 @@ class Crew:
         if self._crew and self._shown != (len(nodes), len(self._crew)):
             self._shown = len(nodes), len(self._crew)
             where = ", ".join(f"{nodes.count(node)} on {node}" for node in dict.fromkeys(nodes))
-            self._tell("workers", len(nodes), len(self._crew), where or "loading the model")
+            self._progress("workers", len(nodes), len(self._crew), where or "loading the model")
 
 
 _CONTINUE = "what was finished is kept, and the same command continues"

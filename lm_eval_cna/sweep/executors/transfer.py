@@ -21,22 +21,22 @@ from lm_eval_cna.results.responses import Response
 from lm_eval_cna.sweep.batches import Batch, Request
 from lm_eval_cna.sweep.config import LOG_FIELDS
 from lm_eval_cna.sweep.interventions import Interventions
-from lm_eval_cna.sweep.prepare import Begun
+from lm_eval_cna.sweep.prepare import PreparedSweep
 
 #: Packages that decide what a model answers; a worker with another version is refused.
 _DECIDING = ("lm-eval-cna", "lm_eval", "torch", "transformers")
 
 
-def pack_sweep(begun: Begun) -> dict[str, Any]:
+def pack_sweep(prepared: PreparedSweep) -> dict[str, Any]:
     """All that a worker needs to know of a sweep before it takes batches."""
     return {
         # Neither the judge nor loggers: they may hold a key.
-        "config": begun.config.model_dump(mode="json", exclude={"judge", *LOG_FIELDS}),
-        "mode": begun.layout.mode,
-        "cells": [cell._asdict() for cell in begun.layout.cells],
-        "modes": list(begun.layout.modes),
-        "contexts": list(begun.layout.contexts),
-        "interventions": _pack_interventions(begun.interventions),
+        "config": prepared.config.model_dump(mode="json", exclude={"judge", *LOG_FIELDS}),
+        "mode": prepared.plan.mode,
+        "cells": [cell._asdict() for cell in prepared.plan.cells],
+        "modes": list(prepared.plan.modes),
+        "contexts": list(prepared.plan.contexts),
+        "interventions": _pack_interventions(prepared.interventions),
         "versions": versions(),
     }
 

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 import numpy as np
 import pytest
 
-from lm_eval_cna.models.decoding.prefix_plan import Batch, Text, batches, plan
+from lm_eval_cna.models.decoding.prefix_plan import PrefixBatch, Text, batches, plan
 
 GPU, CPU = 512.0, 16.0
 
@@ -21,14 +21,14 @@ def numbers(count: int, seed: int) -> list[int]:
     return [random.Random(seed).randrange(1000) for _ in range(count)] if count else []
 
 
-def cut(texts: Sequence[Text], *, rows: int, pass_cost: float = CPU, scored: int = 10**6) -> list[Batch]:
-    found: list[Batch] = []
+def cut(texts: Sequence[Text], *, rows: int, pass_cost: float = CPU, scored: int = 10**6) -> list[PrefixBatch]:
+    found: list[PrefixBatch] = []
     for block in plan(texts, rows=rows, pass_cost=pass_cost):
         found += batches(block, texts, rows=rows, pass_cost=pass_cost, scored=scored)
     return found
 
 
-def read(texts: Sequence[Text], found: Sequence[Batch]) -> int:
+def read(texts: Sequence[Text], found: Sequence[PrefixBatch]) -> int:
     """Tokens that are read, padding aside; a trunk is counted once for each of its contents."""
     trunks = {texts[batch.texts[0]].tokens[: batch.trunk].tobytes() for batch in found}
     total = sum(len(trunk) // 8 for trunk in trunks)

@@ -17,7 +17,7 @@ from lm_eval_cna.models.decoding import greedy
 from lm_eval_cna.models.decoding.row_cache import closed_up
 from lm_eval_cna.models.hf import CNAHFLM
 from lm_eval_cna.models.shared_batches.capacity import CPU_ROWS, DEVICE_ROWS, can_pack, rows_that_fit
-from lm_eval_cna.models.shared_batches.generation import Completion, Job, PackedGenerator
+from lm_eval_cna.models.shared_batches.generation import Completion, GenerationJob, SharedGenerator
 from lm_eval_cna.steering.apply import steer
 from lm_eval_cna.steering.setting import Setting
 from tests.helpers.checkpoints import byte_tokenizer, save_llama
@@ -46,7 +46,7 @@ def settings_of(lm: CNAHFLM) -> list[Setting]:
     return [*circuits, Setting(), Setting(caa, 0.5, 0.2), Setting(caa, 2.0, 0.2), Setting(residual, 0.0, 0.5)]
 
 
-def alone(lm: CNAHFLM, job: Job, setting: Setting) -> list[int]:
+def alone(lm: CNAHFLM, job: GenerationJob, setting: Setting) -> list[int]:
     """The tokens that transformers generates for one prompt, in a batch of its own."""
     ids = torch.tensor([job.ids])
     with steer(lm.model, setting), torch.inference_mode():
@@ -60,10 +60,10 @@ def alone(lm: CNAHFLM, job: Job, setting: Setting) -> list[int]:
     return list(out[0, len(job.ids) :].tolist())
 
 
-def check_rows(lm: CNAHFLM, jobs: Sequence[Job], settings: Sequence[Setting]) -> list[list[int]]:
+def check_rows(lm: CNAHFLM, jobs: Sequence[GenerationJob], settings: Sequence[Setting]) -> list[list[int]]:
     """Compare a packed batch with its rows alone; returns the rows' tokens."""
     wanted = [alone(lm, job, settings[job.setting]) for job in jobs]
-    with PackedGenerator(lm, settings) as packed:
+    with SharedGenerator(lm, settings) as packed:
         got = packed.generate(jobs)
     assert [each.text for each in got] == [lm.tokenizer.decode(row, skip_special_tokens=True) for row in wanted]
     assert [each.tokens for each in got] == [len(row) for row in wanted]
@@ -74,7 +74,7 @@ def check_rows(lm: CNAHFLM, jobs: Sequence[Job], settings: Sequence[Setting]) ->
 def test_rows_of_different_settings_equal_the_rows_alone(family: str) -> None:
     lm = loaded(tiny(family))
     settings = settings_of(lm)
-    jobs = [Job(ids, position, NEW) for ids in prompts() for position in range(len(settings))]
+    jobs = [GenerationJob(ids, position, NEW) for ids in prompts() for position in range(len(settings))]
     check_rows(lm, jobs, settings)
     # Untrained models repeat themselves; where they must not, they come upon the end tokens at different times.
     lm.model.generation_config.update(eos_token_id=ENDS, no_repeat_ngram_size=1)
@@ -95,7 +95,7 @@ def test_sliding_windows_that_are_filled_on_the_way_or_never(family: str, window
     lm = loaded(model)
     lm.model.generation_config.update(eos_token_id=ENDS, no_repeat_ngram_size=1)
     settings = settings_of(lm)
-    check_rows(lm, [Job(ids, p, NEW) for ids in prompts() for p in range(len(settings))], settings)
+    check_rows(lm, [GenerationJob(ids, p, NEW) for ids in prompts() for p in range(len(settings))], settings)
 
 
 PROCESSORS: dict[str, dict[str, Any]] = {
@@ -120,7 +120,7 @@ def test_the_models_own_generation_settings_apply(case: str) -> None:
     lm.model.generation_config.update(eos_token_id=ENDS, **PROCESSORS[case])
     settings = settings_of(lm)[:5]
     jobs = [
-        Job(ids, position, NEW - 9 * (position % 2))
+        GenerationJob(ids, position, NEW - 9 * (position % 2))
         for ids in [*prompts(), (5, 6, 5, 6, 5), (5, 6, 5, 6, 5, 5, 6)]
         for position in range(len(settings))
     ]
@@ -137,7 +137,7 @@ def test_padding_is_not_penalised() -> None:
     bias = torch.zeros(VOCAB)
     bias[0] = 30.0  # the padding token is every row's first choice, by far, until it has been generated
     head.bias = nn.Parameter(bias)
-    rows = check_rows(lm, [Job(ids, 0, NEW) for ids in prompts()], [Setting()])
+    rows = check_rows(lm, [GenerationJob(ids, 0, NEW) for ids in prompts()], [Setting()])
     assert all(row[0] == 0 for row in rows)
 
 
@@ -148,7 +148,7 @@ def test_looking_late_changes_nothing(monkeypatch: pytest.MonkeyPatch, look_ever
     lm.model.generation_config.update(eos_token_id=ENDS, repetition_penalty=1.1, no_repeat_ngram_size=4)
     monkeypatch.setattr(greedy, "look_interval", lambda device: look_every)
     settings = settings_of(lm)
-    check_rows(lm, [Job(ids, p, NEW - p) for ids in prompts() for p in range(len(settings))], settings)
+    check_rows(lm, [GenerationJob(ids, p, NEW - p) for ids in prompts() for p in range(len(settings))], settings)
 
 
 def test_finished_rows_leave_the_batch(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -157,8 +157,8 @@ def test_finished_rows_leave_the_batch(monkeypatch: pytest.MonkeyPatch) -> None:
     lm.model.register_forward_pre_hook(
         lambda _module, _args, kwargs: sizes.append(len(kwargs["input_ids"])), with_kwargs=True
     )
-    with PackedGenerator(lm, [Setting()]) as packed:
-        got = packed.generate([Job(ids, 0, limit) for ids, limit in zip(prompts(), (2, 5, 9), strict=True)])
+    with SharedGenerator(lm, [Setting()]) as packed:
+        got = packed.generate([GenerationJob(ids, 0, limit) for ids, limit in zip(prompts(), (2, 5, 9), strict=True)])
     assert [each.tokens for each in got] == [2, 5, 9]
     assert sizes == [3] * 2 + [2] * 3 + [1] * 4
 
@@ -171,7 +171,7 @@ def test_under_an_adapter() -> None:
     lm = loaded(get_peft_model(tiny("llama"), adapter).eval())
     assert can_pack(lm, {"until": []}) is None
     settings = settings_of(lm)[:4]
-    check_rows(lm, [Job(ids, p, NEW) for ids in prompts() for p in range(len(settings))], settings)
+    check_rows(lm, [GenerationJob(ids, p, NEW) for ids in prompts() for p in range(len(settings))], settings)
 
 
 @pytest.mark.parametrize(
@@ -215,11 +215,11 @@ def pack(
     lm: CNAHFLM, settings: Sequence[Setting], texts: Sequence[str], stop: Sequence[str], new: int
 ) -> list[list[Completion]]:
     jobs = [
-        Job(tuple(lm.tok_encode(text)), position, new, tuple(stop))
+        GenerationJob(tuple(lm.tok_encode(text)), position, new, tuple(stop))
         for position in range(len(settings))
         for text in texts
     ]
-    with PackedGenerator(lm, settings) as packed:
+    with SharedGenerator(lm, settings) as packed:
         got = packed.generate(jobs)
     return [got[start : start + len(texts)] for start in range(0, len(got), len(texts))]
 
@@ -255,7 +255,7 @@ def test_text_equals_the_harness(checkpoint: Path, batch_size: int, size: int) -
 
 def test_several_end_tokens_and_the_tokenizers_own(lm: CNAHFLM) -> None:
     [[free]] = pack(lm, [Setting()], TEXTS[:1], (), 30)
-    tokens = alone(lm, Job(tuple(lm.tok_encode(TEXTS[0])), 0, 30), Setting())
+    tokens = alone(lm, GenerationJob(tuple(lm.tok_encode(TEXTS[0])), 0, 30), Setting())
     assert free.tokens == len(tokens)
     lm.model.generation_config.eos_token_id = [2, tokens[7], tokens[12]]
     kwargs = {"until": [], "do_sample": False, "max_gen_toks": 30}
@@ -272,7 +272,7 @@ def test_several_end_tokens_and_the_tokenizers_own(lm: CNAHFLM) -> None:
 
 @pytest.mark.parametrize("kind", ["token", "string"])
 def test_thinking_is_cut_as_the_harness_cuts_it(lm: CNAHFLM, kind: str) -> None:
-    tokens = alone(lm, Job(tuple(lm.tok_encode(TEXTS[0])), 0, 30), Setting())
+    tokens = alone(lm, GenerationJob(tuple(lm.tok_encode(TEXTS[0])), 0, 30), Setting())
     middle = next(token for token in tokens[8:] if token > 36)
     lm.think_end_token = middle if kind == "token" else lm.tokenizer.decode([middle])
     [[got]] = pack(lm, [Setting()], TEXTS[:1], (), 30)
@@ -288,8 +288,10 @@ def test_one_setting_around_the_batch(lm: CNAHFLM, mode: Any) -> None:
         settings.append(Setting(caa, 0.0, 0.3))
     before = {name: tensor.clone() for name, tensor in lm.model.state_dict().items()}
     packed = pack(lm, settings, TEXTS, (), 12)
-    jobs = [[Job(tuple(lm.tok_encode(text)), position, 12) for text in TEXTS] for position in range(len(settings))]
-    with PackedGenerator(lm, settings, mode=mode) as generator:
+    jobs = [
+        [GenerationJob(tuple(lm.tok_encode(text)), position, 12) for text in TEXTS] for position in range(len(settings))
+    ]
+    with SharedGenerator(lm, settings, mode=mode) as generator:
         assert [generator.generate(each) for each in jobs] == packed
         with pytest.raises(SteeringError, match="settings in one batch"):
             generator.generate([jobs[0][0], jobs[1][0]])
@@ -298,16 +300,16 @@ def test_one_setting_around_the_batch(lm: CNAHFLM, mode: Any) -> None:
 
 def test_near_ties_are_counted_per_row(lm: CNAHFLM) -> None:
     """Two tokens with one and the same output vector tie wherever they win."""
-    job = Job(tuple(lm.tok_encode(TEXTS[0])), 0, 30)
-    other = Job(tuple(lm.tok_encode(TEXTS[1])), 0, 30)
-    with PackedGenerator(lm, [Setting()]) as packed:
+    job = GenerationJob(tuple(lm.tok_encode(TEXTS[0])), 0, 30)
+    other = GenerationJob(tuple(lm.tok_encode(TEXTS[1])), 0, 30)
+    with SharedGenerator(lm, [Setting()]) as packed:
         assert [each.near_ties for each in packed.generate([job, other])] == [0, 0]
     tokens = alone(lm, job, Setting())
     likely = max(set(tokens), key=tokens.count)
     twin = next(token for token in range(40, 250) if token not in tokens)
     with torch.no_grad():
         lm.model.lm_head.weight[twin] = lm.model.lm_head.weight[likely]
-    with PackedGenerator(lm, [Setting()]) as packed:
+    with SharedGenerator(lm, [Setting()]) as packed:
         first = packed.generate([job, other])
         assert packed.generate([job, other]) == first
     again = alone(lm, job, Setting())
@@ -382,17 +384,17 @@ def test_a_recurrent_model_cannot() -> None:
 
 def test_wrong_jobs() -> None:
     with pytest.raises(ConfigError, match="no token"):
-        Job((), 0, 5)
+        GenerationJob((), 0, 5)
     with pytest.raises(ConfigError, match="max_new_tokens; got 0"):
-        Job((1,), 0, 0)
+        GenerationJob((1,), 0, 0)
 
 
 def test_a_generator_undoes_what_was_there_and_cleans_up(lm: CNAHFLM) -> None:
     chosen = circuit(lm.architecture, per_layer=16)
     lm.steer(Setting(chosen, 0.0))
     with pytest.raises(SteeringError, match="mode; got 'rose'"):
-        PackedGenerator(lm, [Setting()], mode="rose")  # type: ignore[arg-type]
-    with pytest.raises(RuntimeError, match="boom"), PackedGenerator(lm, [Setting(chosen, 0.0)]) as packed:
+        SharedGenerator(lm, [Setting()], mode="rose")  # type: ignore[arg-type]
+    with pytest.raises(RuntimeError, match="boom"), SharedGenerator(lm, [Setting(chosen, 0.0)]) as packed:
         assert packed.generate([]) == []
         raise RuntimeError("boom")
     lm.steer(Setting(chosen, 2.0))

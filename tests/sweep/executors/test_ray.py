@@ -41,9 +41,9 @@ torch.utils.collect_env.get_pretty_env_info = lambda: "a test"
 from lm_eval.tasks import TaskManager
 from lm_eval_cna.cli import main
 from lm_eval_cna.resources import tasks_dir
-from lm_eval_cna.sweep import begin, runner
+from lm_eval_cna.sweep import prepare, runner
 manager = TaskManager(include_path=str(tasks_dir()), include_defaults=False)
-begin.TaskManager = lambda **_: manager
+prepare.TaskManager = lambda **_: manager
 if "INTERRUPT" in os.environ:
     def interrupted(store, responses, put=runner.ResponseStore.put):
         put(store, responses)
@@ -182,10 +182,9 @@ def test_a_killed_node_changes_nothing(
     told: list[tuple[str, int, int, str]] = []
     kept_when_killed = 0
 
-    def tell(*step: Any) -> None:
+    def tell(stage: str, done: int, total: int, detail: str = "") -> None:
         nonlocal kept_when_killed
-        told.append(step)
-        stage, done, total, _ = step
+        told.append((stage, done, total, detail))
         if stage == "workers" and done == total == 2 and not kept_when_killed:
             for pid in nodes.workers():  # it holds batches now, and will not answer any more
                 os.kill(pid, signal.SIGSTOP)
@@ -217,8 +216,8 @@ def test_a_users_error_on_a_worker_is_one_clear_line(
 
     pack = ray_executor.pack_sweep
 
-    def without_the_model_there(begun: Any) -> Any:
-        parcel = pack(begun)
+    def without_the_model_there(prepared: Any) -> Any:
+        parcel = pack(prepared)
         return {**parcel, "config": {**parcel["config"], "model": str(tmp_path / "not-on-that-machine")}}
 
     monkeypatch.setattr(ray_executor, "pack_sweep", without_the_model_there)

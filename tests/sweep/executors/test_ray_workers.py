@@ -13,7 +13,7 @@ import pytest
 from lm_eval_cna.errors import CNAError, ConfigError, RunError
 from lm_eval_cna.sweep.batches import Batch, Request
 from lm_eval_cna.sweep.executors import ray_workers
-from lm_eval_cna.sweep.executors.ray_workers import Crew, Job, Needs
+from lm_eval_cna.sweep.executors.ray_workers import Needs, RayJob, RayWorkers
 
 Script = Callable[["Actor", str, Any], Any]
 
@@ -94,8 +94,10 @@ def run(monkeypatch: pytest.MonkeyPatch, script: Script, *nodes: dict[str, float
     monkeypatch.setattr(ray_workers.time, "sleep", lambda _: None)
     told: list[tuple[int, int, str]] = []
     found = []
-    with Crew({}, Needs(**needs), lambda _stage, *step: told.append(step)) as hired:
-        found += [(job.batch, value) for job, value in hired.work([Job(batch(n)) for n in range(jobs)] + [Job(None)])]
+    with RayWorkers({}, Needs(**needs), lambda _stage, *step: told.append(step)) as hired:
+        found += [
+            (job.batch, value) for job, value in hired.work([RayJob(batch(n)) for n in range(jobs)] + [RayJob(None)])
+        ]
     assert not any(actor.alive for actor in fake.actors)
     return fake, found, told
 

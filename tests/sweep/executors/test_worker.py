@@ -29,7 +29,7 @@ from lm_eval_cna.sweep.executors.transfer import (
     unpack_responses,
 )
 from lm_eval_cna.sweep.executors.worker import Worker
-from lm_eval_cna.sweep.prepare import Begun, begin, check
+from lm_eval_cna.sweep.prepare import PreparedSweep, check_sweep, prepare
 from tests.helpers.checkpoints import save_llama
 from tests.sweep.test_runner import values
 
@@ -42,7 +42,7 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def begun(model: Path, tmp_path_factory: pytest.TempPathFactory) -> Begun:
+def prepared(model: Path, tmp_path_factory: pytest.TempPathFactory) -> PreparedSweep:
     manager = TaskManager(include_path=str(tasks_dir()), include_defaults=False)
     judge = {
         "model": "local-chat-completions",
@@ -51,12 +51,12 @@ def begun(model: Path, tmp_path_factory: pytest.TempPathFactory) -> Begun:
     asked = values(model, tmp_path_factory.mktemp("run") / "run", methods=["cna", "caa", "random", "random-vectors"])
     config = parse_config({**asked, "judge": judge, "top_k": [2, 4], "scale": 0.5})
     without = config.model_copy(update={"judge": None})  # who is not there to be asked a trial question
-    return replace(begin(check(without, manager)), config=config)
+    return replace(prepare(check_sweep(without, manager)), config=config)
 
 
 @pytest.fixture(scope="module")
-def parcel(begun: Begun) -> Parcel:
-    return pack_sweep(begun)
+def parcel(prepared: PreparedSweep) -> Parcel:
+    return pack_sweep(prepared)
 
 
 @pytest.fixture(scope="module")
@@ -74,20 +74,22 @@ def plain(value: Any) -> bool:
     return value is None or type(value) in (str, bytes, int, float, bool)
 
 
-def test_only_plain_values_travel_and_no_secret(parcel: Parcel, begun: Begun) -> None:
+def test_only_plain_values_travel_and_no_secret(parcel: Parcel, prepared: PreparedSweep) -> None:
     assert plain(parcel) and "sk-4711" not in repr(parcel)
-    assert all(plain(pack_batch(batch)) for batch in begun.layout.plan)
+    assert all(plain(pack_batch(batch)) for batch in prepared.plan.batches)
 
 
-def test_interventions_are_what_they_were(parcel: Parcel, begun: Begun) -> None:
+def test_interventions_are_what_they_were(parcel: Parcel, prepared: PreparedSweep) -> None:
     found = unpack_interventions(parcel)
-    assert found.hashes == begun.interventions.hashes and found.scale == 0.5
-    assert [found.setting(cell).multiplier for cell in begun.layout.cells] == [c.multiplier for c in begun.layout.cells]
+    assert found.hashes == prepared.interventions.hashes and found.scale == 0.5
+    assert [found.setting(cell).multiplier for cell in prepared.plan.cells] == [
+        c.multiplier for c in prepared.plan.cells
+    ]
     assert len(found.controls) == 4
 
 
-def test_a_worker_gives_the_answers_of_this_process(opened: Worker, begun: Begun) -> None:
-    layout = begun.layout
+def test_a_worker_gives_the_answers_of_this_process(opened: Worker, prepared: PreparedSweep) -> None:
+    layout = prepared.plan
     kinds: dict[str, Any] = {}
     for batch in layout.plan:
         kinds.setdefault(batch.kind, batch)
@@ -95,10 +97,10 @@ def test_a_worker_gives_the_answers_of_this_process(opened: Worker, begun: Begun
     for batch in kinds.values():
         travelled = unpack_batch(pack_batch(batch))
         assert travelled == batch and [r.arguments for r in travelled.requests] == [r.arguments for r in batch.requests]
-        ((_, here),) = compute(begun.lm, layout.settings, [batch], layout.prompts, mode=layout.mode)
+        ((_, here),) = compute(prepared.lm, layout.settings, [batch], layout.prompts, mode=layout.mode)
         reply = opened.compute(pack_batch(batch))
         assert plain(reply) and unpack_responses(reply["value"]) == here
-    assert opened.divergence()["value"] == ThisProcess().divergence(begun)
+    assert opened.divergence()["value"] == ThisProcess().divergence(prepared)
 
 
 def refused(parcel: Parcel) -> tuple[str, str]:
@@ -137,12 +139,14 @@ def test_a_model_that_is_not_there_is_refused(parcel: Parcel, tmp_path: Path) ->
     assert kind == "ConfigError" and "cannot load the model" in message
 
 
-def test_a_lack_of_memory_says_what_to_do(opened: Worker, begun: Begun, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_lack_of_memory_says_what_to_do(
+    opened: Worker, prepared: PreparedSweep, monkeypatch: pytest.MonkeyPatch
+) -> None:
     def short(*_: Any, **__: Any) -> Any:
         raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 9 GiB. GPU 0 has ...")
 
     monkeypatch.setattr("lm_eval_cna.sweep.answers.compute", short)
-    reply = opened.compute(pack_batch(begun.layout.plan[0]))
+    reply = opened.compute(pack_batch(prepared.plan.batches[0]))
     assert reply["error"] == "RunError" and reply["message"].startswith(
         "out of memory: CUDA out of memory; give a smaller"
     )
@@ -160,10 +164,10 @@ def test_a_model_without_its_weights_is_described_as_before(model: Path, tmp_pat
     transformers.LlamaForCausalLM(config).save_pretrained(tied)
     transformers.AutoTokenizer.from_pretrained(model).save_pretrained(tied)
     manager = TaskManager(include_path=str(tasks_dir()), include_defaults=False)
-    begun = begin(check(parse_config(values(tied, tmp_path / "run", methods=["cna", "caa"])), manager))
+    prepared = prepare(check_sweep(parse_config(values(tied, tmp_path / "run", methods=["cna", "caa"])), manager))
 
     def described() -> list[Any]:
-        layout, lm = begun.layout, begun.lm
+        layout, lm = prepared.plan, prepared.lm
         settings = list(zip(layout.settings, layout.modes, strict=True))
         return [
             lm.get_model_info(),
@@ -173,9 +177,9 @@ def test_a_model_without_its_weights_is_described_as_before(model: Path, tmp_pat
         ]
 
     before = described()
-    put_weights_away(begun)
-    assert described() == before and before[2] == begun.layout.contexts
-    assert {parameter.device.type for parameter in begun.lm.model.parameters()} == {"meta"}
+    put_weights_away(prepared)
+    assert described() == before and before[2] == prepared.plan.contexts
+    assert {parameter.device.type for parameter in prepared.lm.model.parameters()} == {"meta"}
 
 
 def test_a_missing_ray_is_one_clear_line(monkeypatch: pytest.MonkeyPatch) -> None:
