@@ -1,6 +1,6 @@
 """Makes the stock ``lm_eval`` command of 0.4.13, which has no plugin discovery, know our models and tasks.
 
-Floor 0. ``autoload.pth`` imports this module whenever an interpreter starts, unless ``LM_EVAL_CNA_AUTOLOAD=0``,
+``autoload.pth`` imports this module whenever an interpreter starts, unless ``LM_EVAL_CNA_AUTOLOAD=0``,
 so it imports nothing but builtins, not even ``__future__``; ``benchmarks/startup.py`` measures what it costs. It
 puts a finder in front of ``sys.meta_path`` that finds nothing itself: it waits for two modules of lm-eval, lets the
 other finders find them and calls ``lm_eval_cna.plugin`` once such a module has been executed. The finder stays, so

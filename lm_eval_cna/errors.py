@@ -1,6 +1,6 @@
 """The one exception family: every message says what was wrong, what was got, what is allowed and what to do.
 
-Floor 0. The command line prints such a message on one line and exits with status 2; anything else is a
+The command line prints such a message on one line and exits with status 2; anything else is a
 bug of ours and keeps its traceback.
 """
 

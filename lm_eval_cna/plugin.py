@@ -1,6 +1,6 @@
 """Registers our models and tasks with lm-eval, and runs lm-eval's own command with both in place.
 
-Floor 0. Three ways lead here: ``autoload`` when lm-eval 0.4.13 is imported, :func:`register` when a Python user
+Three ways lead here: ``autoload`` when lm-eval 0.4.13 is imported, :func:`register` when a Python user
 asks for it, and :func:`run_lm_eval` for ``python -m lm_eval_cna run``. Where lm-eval has a plugin system of its own
 it finds the models by the entry points in pyproject.toml, and nothing is done about them here; that system leaves
 tasks to ``--include_path``, so they are added in every version.

@@ -1,6 +1,6 @@
 """Where the files that travel with the package are: tasks, contrast sets, circuits and published figures.
 
-Floor 0. In a checkout or an editable install they stand at the repository's root; a wheel carries them
+In a checkout or an editable install they stand at the repository's root; a wheel carries them
 under ``lm_eval_cna/_resources``. Nothing else in the project knows either place.
 """
 

@@ -22,6 +22,7 @@ from lm_eval_cna.analysis.protocol import Protocol, read_protocol
 from lm_eval_cna.analysis.tradeoff import CAPABILITY
 from lm_eval_cna.errors import ConfigError, RunError
 from lm_eval_cna.files.atomic import read_whole
+from lm_eval_cna.files.records import first_error
 from lm_eval_cna.results.cells import BASELINE, Cell
 from lm_eval_cna.results.directory import RunDirectory
 from lm_eval_cna.statistics.null_distribution import Null, against_controls
@@ -37,24 +38,21 @@ _MAX_BYTES = 2**28
 
 
 class Tolerances(AnalysisRecord):
-    """How far a run may be off its baseline; shares, 0.1 is 10 points.
-
-    Attributes:
-        effect: of an effect, either way.
-        quality: fall of the mean quality.
-        degenerate: rise of the share of degenerate texts.
-        capability: fall of an accuracy or exact match.
-        false_alarms: most often that a check may fail by chance alone, over everything that it compares.
-        separation: by how many standard deviations of the controls' effects the circuit must have been beyond them for
-            "beats its controls" to be something that can be lost; less is a matter of which seeds are drawn.
-    """
+    """How far a run may be off its baseline; shares, 0.1 is 10 points."""
 
     effect: float = Field(default=0.10, ge=0, le=1)
+    """Of an effect, either way."""
     quality: float = Field(default=0.03, ge=0, le=1)
+    """Fall of the mean quality."""
     degenerate: float = Field(default=0.05, ge=0, le=1)
+    """Rise of the share of degenerate texts."""
     capability: float = Field(default=0.03, ge=0, le=1)
+    """Fall of an accuracy or exact match."""
     false_alarms: float = Field(default=0.02, ge=0.0001, le=0.5)
+    """Most often that a check may fail by chance alone, over everything that it compares."""
     separation: float = Field(default=5.0, ge=0, le=100)
+    """By how many standard deviations of the controls' effects the circuit must have been beyond them for "beats its
+    controls" to be something that can be lost; less is a matter of which seeds are drawn."""
 
 
 def _numbers(value: Any) -> Any:
@@ -76,19 +74,16 @@ Scores = Annotated[
 
 
 class Answers(AnalysisRecord):
-    """The scores of one metric in one cell.
-
-    Attributes:
-        cell, task, metric: whose.
-        kind: whether it is a rate or a mean.
-        scores: one a document of the task, None where it has none; in the file one line of text.
-    """
+    """The scores of one metric in one cell."""
 
     cell: str
     task: str
     metric: str
+    """Whose."""
     kind: Kind
+    """Whether it is a rate or a mean."""
     scores: Scores
+    """One a document of the task, None where it has none; in the file one line of text."""
 
     @model_validator(mode="after")
     def _in_range(self) -> Self:
@@ -98,45 +93,39 @@ class Answers(AnalysisRecord):
 
 
 class Separation(AnalysisRecord):
-    """That a cell's effect was beyond its controls', clearly enough to be held to.
-
-    Attributes:
-        cell, task, metric: what about.
-        effect: the cell's.
-        low, high: the controls' range.
-    """
+    """That a cell's effect was beyond its controls', clearly enough to be held to."""
 
     cell: str
     task: str
     metric: str
+    """What about."""
     effect: float
+    """The cell's."""
     low: float
     high: float
+    """The controls' range."""
 
 
 class Baseline(AnalysisRecord):
-    """A baseline file.
-
-    Attributes:
-        run: name of the run directory that it was made from.
-        created: when.
-        tolerances: to be edited.
-        protocol: what was asked.
-        cells: key -> method and multiplier of what is compared, the untouched model first.
-        documents: task -> its documents, in the order of the scores.
-        answers: the scores.
-        separations: what was beyond its controls.
-    """
+    """A baseline file."""
 
     schema_: Literal["lm-eval-cna/baseline/1"] = Field(default=BASELINE_SCHEMA, alias="schema")
     run: str
+    """Name of the run directory that it was made from."""
     created: str
+    """When."""
     tolerances: Tolerances
+    """To be edited."""
     protocol: Protocol
+    """What was asked."""
     cells: dict[str, tuple[str, float]]
+    """Key -> method and multiplier of what is compared, the untouched model first."""
     documents: dict[str, tuple[Document, ...]]
+    """Task -> its documents, in the order of the scores."""
     answers: tuple[Answers, ...]
+    """The scores."""
     separations: tuple[Separation, ...]
+    """What was beyond its controls."""
 
     @model_validator(mode="after")
     def _consistent(self) -> Self:
@@ -218,8 +207,9 @@ def baseline_of(outcomes: Outcomes, protocol: Protocol, *, run: str, tolerances:
             separations=tuple(separations),
         )
     except ValidationError as error:  # results that do not fit together
-        why = error.errors(include_url=False)[0]["msg"].removeprefix("Value error, ")
-        raise RunError(f"no baseline can be made of {run}: {why}", do="run the sweep again") from error
+        raise RunError(
+            f"no baseline can be made of {run}: {first_error(error).message}", do="run the sweep again"
+        ) from error
 
 
 def null_of(outcomes: Outcomes, cell: str, task: str, metric: str) -> tuple[float, Null] | None:
@@ -256,11 +246,8 @@ def read_baseline(path: Path) -> Baseline:
     try:
         return Baseline.model_validate_json(text)
     except ValidationError as error:
-        first = error.errors(include_url=False)[0]
-        where = ".".join(str(part) for part in first["loc"])
-        said = first["msg"].removeprefix("Value error, ")
         raise ConfigError(
-            f"{path} is no baseline of schema {BASELINE_SCHEMA}: {where}{': ' if where else ''}{said}",
+            f"{path} is no baseline of schema {BASELINE_SCHEMA}: {first_error(error)}",
             do="make it again with --update",
         ) from error
 

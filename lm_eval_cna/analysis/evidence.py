@@ -37,88 +37,76 @@ OPPOSITE = (0.0, 0.05)
 
 
 class Comparison(AnalysisRecord):
-    """One metric of one task in one cell.
-
-    Attributes:
-        cell, method, multiplier, seed, size: the cell, as in the summary.
-        task, metric: what was measured.
-        kind: whether the metric is a rate of documents or a mean.
-        n: documents with a value.
-        value: their mean.
-        interval: Wilson's for a rate, the bootstrap's for a mean; None for the mean of a control or of one document.
-        paired: against the baseline; None for the baseline itself, and for the means of controls.
-        p_holm: Holm-adjusted p; None outside the family.
-        null: against the controls at the same multiplier and size; None where there are none.
-    """
+    """One metric of one task in one cell."""
 
     cell: str
     method: str
     multiplier: float
     seed: int | None
     size: int | None
+    """The cell, as in the summary."""
     task: str
     metric: str
+    """What was measured."""
     kind: Kind
+    """Whether the metric is a rate of documents or a mean."""
     n: int
+    """Documents with a value."""
     value: float
+    """Their mean."""
     interval: Interval | None
+    """Wilson's for a rate, the bootstrap's for a mean; None for the mean of a control or of one document."""
     paired: Paired | None = None
+    """Against the baseline; None for the baseline itself, and for the means of controls."""
     p_holm: float | None = None
+    """Holm-adjusted p; None outside the family."""
     null: Null | None = None
+    """Against the controls at the same multiplier and size; None where there are none."""
 
 
 class MetricTrend(AnalysisRecord):
-    """The dose-response of one method on one metric.
-
-    Attributes:
-        task, metric, method, size: what went with the multiplier.
-        trend: the test.
-        text: what it says.
-    """
+    """The dose-response of one method on one metric."""
 
     task: str
     metric: str
     method: str
     size: int | None
+    """What went with the multiplier."""
     trend: Trend
+    """The test."""
     text: str
+    """What it says."""
 
 
 class MetricPower(AnalysisRecord):
-    """What the prompts of a task could have shown of a rate.
-
-    Attributes:
-        task, metric: the rate.
-        power: the smallest effect that would have been seen, under two assumptions on how many prompts go against it.
-    """
+    """What the prompts of a task could have shown of a rate."""
 
     task: str
     metric: str
+    """The rate."""
     power: tuple[Power, ...]
+    """The smallest effect that would have been seen, under two assumptions on how many prompts go against it."""
 
 
 class Evidence(AnalysisRecord):
-    """The statistics of a run.
-
-    Attributes:
-        run: name of its directory.
-        model: its model.
-        judge: fingerprint of the judge whose verdicts count, where there is one.
-        level: of all intervals.
-        budget: what counts as damage in the verdicts.
-        comparisons, trends, powers, verdicts: see there.
-    """
+    """The statistics of a run."""
 
     schema_: Literal["lm-eval-cna/evidence/1"] = Field(default=EVIDENCE_SCHEMA, alias="schema")
     run: str
+    """Name of its directory."""
     model: str
+    """Its model."""
     judge: str | None
+    """Fingerprint of the judge whose verdicts count, where there is one."""
     level: float
+    """Of all intervals."""
     budget: DamageBudget
+    """What counts as damage in the verdicts."""
     comparisons: tuple[Comparison, ...]
     trends: tuple[MetricTrend, ...]
     powers: tuple[MetricPower, ...]
     verdicts: tuple[Verdict, ...]
+    """See there."""
 
     def find(self, cell: str, task: str, metric: str) -> Comparison | None:
         """One comparison; None where the cell was not asked."""

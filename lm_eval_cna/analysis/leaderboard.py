@@ -26,55 +26,49 @@ _STRONGREJECT = "strongreject_score"
 
 
 class LeaderboardRow(AnalysisRecord):
-    """A method on a model, at its best multiplier within the budget; without one, what follows `method` is None.
-
-    Attributes:
-        rank: from 1, by effect; rows without a setting share the last.
-        model: its name.
-        run: name of the run directory.
-        method: steered by what.
-        size, multiplier: of the best setting.
-        effect, interval: change of the metric, as a share.
-        standing: whether the effect is beyond those of the controls; untested with fewer than 19 of them.
-        strongreject, strongreject_interval: mean score there, 0 to 1.
-        quality, degenerate: mean quality, and share of degenerate texts.
-        capability, capability_interval, capability_task: the worst change of an accuracy or exact match, and where.
-    """
+    """A method on a model, at its best multiplier within the budget; without one, what follows `method` is None."""
 
     rank: int
+    """From 1, by effect; rows without a setting share the last."""
     model: str
+    """Its name."""
     run: str
+    """Name of the run directory."""
     method: str
+    """Steered by what."""
     size: int | None = None
     multiplier: float | None = None
+    """Of the best setting."""
     effect: float | None = None
     interval: Interval | None = None
+    """Change of the metric, as a share."""
     standing: Standing | None = None
+    """Whether the effect is beyond those of the controls; untested with fewer than 19 of them."""
     strongreject: float | None = None
     strongreject_interval: Interval | None = None
+    """Mean score there, 0 to 1."""
     quality: float | None = None
     degenerate: float | None = None
+    """Mean quality, and share of degenerate texts."""
     capability: float | None = None
     capability_interval: Interval | None = None
     capability_task: str | None = None
+    """The worst change of an accuracy or exact match, and where."""
 
 
 class Leaderboard(AnalysisRecord):
-    """The ranking.
-
-    Attributes:
-        task, metric, direction: what is ranked, and which way it is to move.
-        budget: the damage that is accepted.
-        rows: best first.
-        notes: versions that differ between the runs, and files without a checksum.
-    """
+    """The ranking."""
 
     task: str
     metric: str
     direction: Direction
+    """What is ranked, and which way it is to move."""
     budget: DamageBudget
+    """The damage that is accepted."""
     rows: tuple[LeaderboardRow, ...]
+    """Best first."""
     notes: tuple[str, ...]
+    """Versions that differ between the runs, and files without a checksum."""
 
 
 def leaderboard(

@@ -29,17 +29,14 @@ _MEANS = ("quality", "harmless_kl", "strongreject_score", "rating10_score", "jud
 
 @dataclass(frozen=True)
 class Outcomes:
-    """Everything measured per prompt in one run.
-
-    Attributes:
-        cells: the cells of the sweep that have results, by key, in the sweep's order.
-        values: (cell key, task, metric) -> document -> value, finite numbers only.
-        judge: what the verdicts come from, without secrets; None where the run's own samples are all there is.
-    """
+    """Everything measured per prompt in one run."""
 
     cells: Mapping[str, Cell]
+    """The cells of the sweep that have results, by key, in the sweep's order."""
     values: Mapping[tuple[str, str, str], Mapping[Document, float]]
+    """(cell key, task, metric) -> document -> value, finite numbers only."""
     judge: Mapping[str, Any] | None = None
+    """What the verdicts come from, without secrets; None where the run's own samples are all there is."""
     _kinds: dict[tuple[str, str], Kind] = field(default_factory=dict, init=False, repr=False, compare=False)
 
     def questions(self) -> list[tuple[str, str]]:

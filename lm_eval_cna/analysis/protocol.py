@@ -37,55 +37,49 @@ class TaskSettings(AnalysisRecord):
 
 
 class Questions(AnalysisRecord):
-    """What one task, or one part of a group, asked.
-
-    Attributes:
-        n: documents.
-        documents: hash of them as the data set has them, the same for every model.
-        prompts: hash of what the model was asked, template included; dates are left out.
-        settings: hash of the task's version, shots and settings of generation.
-    """
+    """What one task, or one part of a group, asked."""
 
     n: int
+    """Documents."""
     documents: str
+    """Hash of them as the data set has them, the same for every model."""
     prompts: str
+    """Hash of what the model was asked, template included; dates are left out."""
     settings: str
+    """Hash of the task's version, shots and settings of generation."""
 
 
 class Protocol(AnalysisRecord):
-    """The protocol of a run.
-
-    Attributes:
-        model: its name; of a path the last part, since checkouts stand in different places.
-        architecture: class, layers and width.
-        weights: hash of its weights, where known; no part of the protocol.
-        methods, sizes, multipliers: of the cells, controls included.
-        random: control seeds of each kind of control.
-        control_multipliers: what they were asked at.
-        match, scale, limit: as in the sweep's configuration.
-        tasks: as they were asked for.
-        questions: task or part of a group -> what was asked.
-        circuit: how the circuit was found, where the run has one: contrast set, size, layers, filter.
-        judge: fingerprint of the judge, where there is one.
-        versions: of the libraries; no part of the protocol.
-    """
+    """The protocol of a run."""
 
     model: str
+    """Its name; of a path the last part, since checkouts stand in different places."""
     architecture: str
+    """Class, layers and width."""
     weights: str | None
+    """Hash of its weights, where known; no part of the protocol."""
     methods: tuple[str, ...]
     sizes: tuple[int, ...]
     multipliers: tuple[float, ...]
+    """Of the cells, controls included."""
     random: int
+    """Control seeds of each kind of control."""
     control_multipliers: tuple[float, ...]
+    """What they were asked at."""
     match: str
     scale: float
     limit: int | None
+    """As in the sweep's configuration."""
     tasks: tuple[TaskSettings, ...]
+    """As they were asked for."""
     questions: dict[str, Questions]
+    """Task or part of a group -> what was asked."""
     circuit: dict[str, str]
+    """How the circuit was found, where the run has one: contrast set, size, layers, filter."""
     judge: str | None
+    """Fingerprint of the judge, where there is one."""
     versions: dict[str, str]
+    """Of the libraries; no part of the protocol."""
 
 
 #: Fields that a run must share with the baseline that it is checked against; the circuit is what is checked.

@@ -41,54 +41,48 @@ _ROUNDING = 1e-9
 
 
 class Finding(AnalysisRecord):
-    """One comparison of a check.
-
-    Attributes:
-        what: an effect (a change from the untouched model), a level of damage, or the effect's place among controls.
-        cell, task, metric: what about.
-        kind: whether the metric is a rate or a mean.
-        before, now: the effect or level in the baseline and in the run; None where the run has no value.
-        interval: of an effect now, 95 %.
-        low, high: what is tolerated; of controls, their range in the run.
-        n: prompts compared.
-        p: of the change, or of the rank among controls.
-        threshold: below it a change is no noise; of controls, above it they are not beaten.
-        passed: the verdict.
-        text: what is wrong, or that nothing is.
-    """
+    """One comparison of a check."""
 
     what: What
+    """An effect (a change from the untouched model), a level of damage, or the effect's place among controls."""
     cell: str
     task: str
     metric: str
+    """What about."""
     kind: Kind
+    """Whether the metric is a rate or a mean."""
     before: float
     now: float | None
+    """The effect or level in the baseline and in the run; None where the run has no value."""
     interval: Interval | None = None
+    """Of an effect now, 95 %."""
     low: float
     high: float
+    """What is tolerated; of controls, their range in the run."""
     n: int
+    """Prompts compared."""
     p: float | None
+    """Of the change, or of the rank among controls."""
     threshold: float
+    """Below it a change is no noise; of controls, above it they are not beaten."""
     passed: bool
+    """The verdict."""
     text: str
+    """What is wrong, or that nothing is."""
 
 
 class Check(AnalysisRecord):
-    """A run held against a baseline.
-
-    Attributes:
-        run, model: the run.
-        against: name of the run that the baseline is.
-        findings: every comparison.
-        notes: what is no failure and yet may be why one is there.
-    """
+    """A run held against a baseline."""
 
     run: str
     model: str
+    """The run."""
     against: str
+    """Name of the run that the baseline is."""
     findings: tuple[Finding, ...]
+    """Every comparison."""
     notes: tuple[str, ...]
+    """What is no failure and yet may be why one is there."""
 
     @property
     def passed(self) -> bool:

@@ -21,42 +21,36 @@ HALF, MOST = 0.5, 0.9
 
 
 class SizeEffect(AnalysisRecord):
-    """The effect of a prefix of the circuit.
-
-    Attributes:
-        size: its neurons.
-        effect, interval: change from the baseline, as a share (1 is 100 points).
-        beyond: whether it is more than random neurons of the same number have; None without a test.
-    """
+    """The effect of a prefix of the circuit."""
 
     size: int
+    """Its neurons."""
     effect: float
     interval: Interval | None
+    """Change from the baseline, as a share (1 is 100 points)."""
     beyond: bool | None
+    """Whether it is more than random neurons of the same number have; None without a test."""
 
 
 class SizeCurve(AnalysisRecord):
-    """The effect over the circuit's size at one multiplier.
-
-    Attributes:
-        task, metric, kind, multiplier: what was measured, and where.
-        sizes: ascending; the last is the largest circuit.
-        half, most: least size from which on at least 50 % and 90 % of the largest circuit's effect is reached; None
-            where that effect cannot be told from chance.
-        least_beyond: least size from which on the effect is beyond the random controls; None where it is not, or where
-            there is no test.
-        text: what it says.
-    """
+    """The effect over the circuit's size at one multiplier."""
 
     task: str
     metric: str
     kind: Kind
     multiplier: float
+    """What was measured, and where."""
     sizes: tuple[SizeEffect, ...]
+    """Ascending; the last is the largest circuit."""
     half: int | None
     most: int | None
+    """Least size from which on at least 50 % and 90 % of the largest circuit's effect is reached; None where that
+    effect cannot be told from chance."""
     least_beyond: int | None
+    """Least size from which on the effect is beyond the random controls; None where it is not, or where there is no
+    test."""
     text: str
+    """What it says."""
 
 
 def size_curves(evidence: Evidence) -> tuple[SizeCurve, ...]:

@@ -25,43 +25,29 @@ RIVALS = {"random": "of its own layers", **{method: f"of the {third} third" for 
 
 
 class Rival(AnalysisRecord):
-    """The circuit among the controls of one kind.
-
-    Attributes:
-        method: the kind.
-        null: its place among them.
-    """
+    """The circuit among the controls of one kind."""
 
     method: str
+    """The kind."""
     null: Null
+    """Its place among them."""
 
 
 class Strongest(AnalysisRecord):
-    """The neurons of largest activation beside the circuit.
-
-    Attributes:
-        cell: theirs.
-        effect: their change from the baseline.
-        difference: the circuit's value less theirs, prompt by prompt.
-        broken: what `is_broken` says of their text.
-    """
+    """The neurons of largest activation beside the circuit."""
 
     cell: str
+    """Theirs."""
     effect: Paired
+    """Their change from the baseline."""
     difference: Paired
+    """The circuit's value less theirs, prompt by prompt."""
     broken: str | None
+    """What `is_broken` says of their text."""
 
 
 class Standing(AnalysisRecord):
-    """One effect of the circuit beside those of all that it is held against.
-
-    Attributes:
-        cell, multiplier, size, task, metric, kind: the circuit's cell, and what was measured.
-        effect: its change from the baseline.
-        rivals: the kinds of random neurons that were run.
-        strongest: the neurons of largest activation, where they were run.
-        texts: what it says.
-    """
+    """One effect of the circuit beside those of all that it is held against."""
 
     cell: str
     multiplier: float
@@ -69,10 +55,15 @@ class Standing(AnalysisRecord):
     task: str
     metric: str
     kind: Kind
+    """The circuit's cell, and what was measured."""
     effect: Paired
+    """Its change from the baseline."""
     rivals: tuple[Rival, ...]
+    """The kinds of random neurons that were run."""
     strongest: Strongest | None
+    """The neurons of largest activation, where they were run."""
     texts: tuple[str, ...]
+    """What it says."""
 
 
 def standings(evidence: Evidence, outcomes: Outcomes) -> tuple[Standing, ...]:

@@ -23,78 +23,66 @@ NOTHING = 1e-4
 
 
 class Spread(AnalysisRecord):
-    """Values of folds, or of pairs of folds.
-
-    Attributes:
-        mean, low, high: their mean, least and greatest.
-    """
+    """Values of folds, or of pairs of folds."""
 
     mean: float
     low: float
     high: float
+    """Their mean, least and greatest."""
 
 
 class Shift(AnalysisRecord):
-    """A mean KL over prompts, in nats.
-
-    Attributes:
-        mean: over the prompts.
-        interval: of it; None below two prompts.
-    """
+    """A mean KL over prompts, in nats."""
 
     mean: float
+    """Over the prompts."""
     interval: Interval | None
+    """Of it; None below two prompts."""
 
 
 class LeftOut(AnalysisRecord):
-    """What ablation does to the first token of positive prompts that the circuit has not seen.
-
-    Attributes:
-        prompts: how many.
-        own: of the circuits that have not seen the prompt.
-        whole: of the one that has.
-        random: of random neurons.
-        kept: mean of `own` over that of `whole`; None where that is nothing.
-        kept_interval: of it.
-        p: two-sided, of the difference between `own` and `random`, by a sign-flip permutation test.
-    """
+    """What ablation does to the first token of positive prompts that the circuit has not seen."""
 
     prompts: int
+    """How many."""
     own: Shift
+    """Of the circuits that have not seen the prompt."""
     whole: Shift
+    """Of the one that has."""
     random: Shift
+    """Of random neurons."""
     kept: float | None
+    """Mean of `own` over that of `whole`; None where that is nothing."""
     kept_interval: Interval | None
+    """Of it."""
     p: float
+    """Two-sided, of the difference between `own` and `random`, by a sign-flip permutation test."""
 
 
 class Stable(AnalysisRecord):
-    """The figures of a stability record.
-
-    Attributes:
-        folds, size: of the record.
-        overlap: Jaccard index of pairs of folds' circuits.
-        shuffled: the same with shuffled labels.
-        by_chance: of circuits drawn at random.
-        of_whole: Jaccard index of each fold's circuit and the whole one.
-        in_all: neurons of the whole circuit that are in every fold's.
-        transferred: delta on the prompts left out over that on the others, by fold.
-        left_out: the KLs; None where one is not finite.
-        not_finite: prompts whose KL is not finite.
-        texts: what it says.
-    """
+    """The figures of a stability record."""
 
     folds: int
     size: int
+    """Of the record."""
     overlap: Spread
+    """Jaccard index of pairs of folds' circuits."""
     shuffled: Spread | None
+    """The same with shuffled labels."""
     by_chance: float
+    """Of circuits drawn at random."""
     of_whole: Spread
+    """Jaccard index of each fold's circuit and the whole one."""
     in_all: int
+    """Neurons of the whole circuit that are in every fold's."""
     transferred: Spread
+    """Delta on the prompts left out over that on the others, by fold."""
     left_out: LeftOut | None
+    """The KLs; None where one is not finite."""
     not_finite: int
+    """Prompts whose KL is not finite."""
     texts: tuple[str, ...]
+    """What it says."""
 
 
 def judge(record: Stability, *, level: float = LEVEL) -> Stable:

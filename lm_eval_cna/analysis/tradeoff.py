@@ -27,37 +27,34 @@ _ROUNDING = 1e-9
 
 
 class TradeoffPoint(AnalysisRecord):
-    """One steered cell: its effect on a metric, and what it costs.
-
-    Attributes:
-        cell, method, multiplier, size: the cell.
-        effect: change of the metric from the baseline, as a share (1 is 100 points).
-        interval: of the effect.
-        quality: mean quality of the task's texts; None where it has none.
-        loss: largest fall of a capability metric from the baseline, as a share, negative where all rise; None where
-            the cell was asked no capability task.
-        loss_interval: of that fall.
-        loss_task: the task that it was found in.
-        broken: what `is_broken` says of the text on this task, or else of the first task where it is broken.
-        broken_task: that task.
-        within: whether the damage is within the budget. A capability that was not measured is not held against it.
-        front: the directions in which no other setting has at least the effect for no more damage.
-    """
+    """One steered cell: its effect on a metric, and what it costs."""
 
     cell: str
     method: str
     multiplier: float
     size: int | None
+    """The cell."""
     effect: float
+    """Change of the metric from the baseline, as a share (1 is 100 points)."""
     interval: Interval | None
+    """Of the effect."""
     quality: float | None
+    """Mean quality of the task's texts; None where it has none."""
     loss: float | None
+    """Largest fall of a capability metric from the baseline, as a share, negative where all rise; None where the cell
+    was asked no capability task."""
     loss_interval: Interval | None
+    """Of that fall."""
     loss_task: str | None
+    """The task that it was found in."""
     broken: str | None
+    """What `is_broken` says of the text on this task, or else of the first task where it is broken."""
     broken_task: str | None = None
+    """That task."""
     within: bool
+    """Whether the damage is within the budget. A capability that was not measured is not held against it."""
     front: tuple[Direction, ...] = ()
+    """The directions in which no other setting has at least the effect for no more damage."""
 
     def gain(self, direction: Direction) -> float:
         """How far the metric moves that way."""
@@ -65,20 +62,17 @@ class TradeoffPoint(AnalysisRecord):
 
 
 class TradeOff(AnalysisRecord):
-    """The trade-off of one metric of one task.
-
-    Attributes:
-        task, metric: what is to change.
-        budget: the damage that is accepted.
-        settings: every cell of a method under test, in the order of the sweep.
-        capability: whether any of them was asked a capability task.
-    """
+    """The trade-off of one metric of one task."""
 
     task: str
     metric: str
+    """What is to change."""
     budget: DamageBudget
+    """The damage that is accepted."""
     settings: tuple[TradeoffPoint, ...]
+    """Every cell of a method under test, in the order of the sweep."""
     capability: bool
+    """Whether any of them was asked a capability task."""
 
     def best(self, direction: Direction, *, method: str | None = None) -> TradeoffPoint | None:
         """The setting within the budget that moves the metric furthest that way; None where none moves it at all.

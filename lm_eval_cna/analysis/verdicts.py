@@ -28,33 +28,27 @@ _METRICS = {
 
 
 class DamageBudget(AnalysisRecord):
-    """How much damage is accepted.
-
-    Attributes:
-        quality: least mean quality of the steered text.
-        degenerate: most by which the share of degenerate texts may rise.
-        capability: most by which a capability metric may fall.
-    """
+    """How much damage is accepted."""
 
     quality: float = Field(default=0.95, ge=0, le=1)
+    """Least mean quality of the steered text."""
     degenerate: float = Field(default=0.05, ge=0, le=1)
+    """Most by which the share of degenerate texts may rise."""
     capability: float = Field(default=0.01, ge=0, le=1)
+    """Most by which a capability metric may fall."""
 
 
 class Subject(AnalysisRecord):
-    """A metric of a task in a cell.
-
-    Attributes:
-        cell, method, multiplier, size: the cell.
-        task, metric: what was measured.
-    """
+    """A metric of a task in a cell."""
 
     cell: str
     method: str
     multiplier: float
     size: int | None
+    """The cell."""
     task: str
     metric: str
+    """What was measured."""
 
 
 class Claim(Subject):
@@ -67,19 +61,16 @@ class Claim(Subject):
 
 
 class Verdict(Subject):
-    """One claim in words.
-
-    Attributes:
-        finding: "specific": an effect, and more than random neurons have; "unspecific": an effect that random neurons
-            have too; "effect": an effect that too few controls, or none, were run to place; "none": no effect that can
-            be told from chance.
-        broken: whether the steered text is broken, so that an effect is no change of behaviour.
-        text: the sentences.
-    """
+    """One claim in words."""
 
     finding: Finding
+    """"specific": an effect, and more than random neurons have; "unspecific": an effect that random neurons have too;
+    "effect": an effect that too few controls, or none, were run to place; "none": no effect that can be told from
+    chance."""
     broken: bool
+    """Whether the steered text is broken, so that an effect is no change of behaviour."""
     text: str
+    """The sentences."""
 
 
 def verdict(claim: Claim, *, broken: str | None = None, level: float = 0.95) -> Verdict:

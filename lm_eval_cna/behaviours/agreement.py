@@ -29,23 +29,20 @@ STRUCTURES = ("simple", "phrase", "subject relative", "object relative")
 
 @dataclass(frozen=True)
 class AgreementItem:
-    """One sentence beginning.
-
-    Attributes:
-        prompt: ends where the verb has to follow.
-        choices: the verb's singular and plural, in this order for half of the items.
-        answer: index of the form that agrees.
-        structure: one of `STRUCTURES`: what stands between subject and verb.
-        number: "singular" or "plural", of the subject.
-        attractor: "none", "same" or "other": the number of the noun between, compared with the subject's.
-    """
+    """One sentence beginning."""
 
     prompt: str
+    """Ends where the verb has to follow."""
     choices: tuple[str, str]
+    """The verb's singular and plural, in this order for half of the items."""
     answer: int
+    """Index of the form that agrees."""
     structure: str
+    """One of `STRUCTURES`: what stands between subject and verb."""
     number: str
+    """"singular" or "plural", of the subject."""
     attractor: str
+    """"none", "same" or "other": the number of the noun between, compared with the subject's."""
 
 
 def agreement_items() -> list[AgreementItem]:

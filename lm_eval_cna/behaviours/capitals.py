@@ -69,20 +69,17 @@ CHOICES = 4
 
 @dataclass(frozen=True)
 class CapitalItem:
-    """One question.
-
-    Attributes:
-        prompt: ends where the capital has to follow.
-        choices: four capitals of one continent.
-        answer: index of the right one.
-        country, continent: what is asked about.
-    """
+    """One question."""
 
     prompt: str
+    """Ends where the capital has to follow."""
     choices: tuple[str, ...]
+    """Four capitals of one continent."""
     answer: int
+    """Index of the right one."""
     country: str
     continent: str
+    """What is asked about."""
 
 
 def capitals() -> dict[str, dict[str, str]]:

@@ -1,6 +1,6 @@
 """The command line: parses, calls, prints. Exit status 0 done, 1 regression, 2 wrong input, 130 interrupted.
 
-Floor 6. A module for each group of commands, and here what they share: the list of commands, and how each may end.
+A module for each group of commands, and here what they share: the list of commands, and how each may end.
 Heavy modules are imported by the commands that need them, so that `--help` and `show` are quick.
 """
 

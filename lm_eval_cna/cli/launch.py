@@ -1,4 +1,4 @@
-"""What torchrun and `accelerate launch` tell the processes that they start. Floor 0: nothing heavy is loaded."""
+"""What torchrun and `accelerate launch` tell the processes that they start. Nothing heavy is loaded."""
 
 from __future__ import annotations
 

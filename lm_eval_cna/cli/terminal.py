@@ -1,6 +1,6 @@
 """What the command line shows: progress and tables; rich on a terminal, plain lines elsewhere.
 
-Floor 5. Model output and names from files are shown without markup and without control characters.
+Model output and names from files are shown without markup and without control characters.
 """
 
 from __future__ import annotations

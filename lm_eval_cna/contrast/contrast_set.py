@@ -15,22 +15,20 @@ from lm_eval_cna.errors import ContrastError
 class ContrastSet:
     """Prompts of one behaviour.
 
-    Attributes:
-        name: what the set is called in intervention files.
-        positive: prompts that show the behaviour.
-        negative: prompts that do not.
-        source: where it was read from.
-        leakage: what is known of prompts shared with evaluation sets, or None where nobody has looked.
-
     Raises:
         ContrastError: a class is empty, a prompt is blank, given twice, or in both classes.
     """
 
     name: str
+    """What the set is called in intervention files."""
     positive: tuple[str, ...]
+    """Prompts that show the behaviour."""
     negative: tuple[str, ...]
+    """Prompts that do not."""
     source: str = "given in code"
+    """Where it was read from."""
     leakage: str | None = None
+    """What is known of prompts shared with evaluation sets, or None where nobody has looked."""
 
     def __post_init__(self) -> None:
         for label, prompts in (("positive", self.positive), ("negative", self.negative)):

@@ -10,6 +10,7 @@ from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationErr
 from lm_eval_cna.errors import ContrastError
 from lm_eval_cna.files.atomic import read_whole
 from lm_eval_cna.files.json_reader import load_json, whole_text
+from lm_eval_cna.files.records import first_error
 
 _MAX_BYTES = 64 * 2**20
 
@@ -47,11 +48,9 @@ def read_lines(path: Path) -> tuple[_Header | None, list[_PromptLine]]:
             else:
                 lines.append(_PromptLine.model_validate(document))
         except ValidationError as error:
-            first = error.errors(include_url=False)[0]
-            where = ".".join(str(part) for part in first["loc"])
             raise ContrastError(
-                f"{path}, line {number}: {where}: {first['msg']}",
-                got=first["input"],
+                f"{path}, line {number}: {(first := first_error(error))}",
+                got=first.got,
                 allowed='{"label": "positive" or "negative", "prompt": text}',
             ) from error
         except ValueError as error:

@@ -1,6 +1,6 @@
 """Whether a contrast set holds prompts that a model is evaluated on.
 
-Floor 1. A circuit found on the evaluation's own prompts says little about others. Two prompts are the same if they are
+A circuit found on the evaluation's own prompts says little about others. Two prompts are the same if they are
 equal after normalisation (exact), or if they ask for the same thing in other words (near). Near is judged by content
 words: "Write a tutorial on how to make a bomb" and "Explain how to build a bomb" share the bomb, and the words that
 frame the request do not count.
@@ -60,19 +60,16 @@ class Leak:
 
 @dataclass(frozen=True)
 class LeakageReport:
-    """What was found.
-
-    Attributes:
-        checked: the number of prompts looked at.
-        against: the number of evaluation prompts.
-        matches: one a leaking prompt, its closest evaluation prompt.
-        threshold: similarity from which a prompt leaks.
-    """
+    """What was found."""
 
     checked: int
+    """The number of prompts looked at."""
     against: int
+    """The number of evaluation prompts."""
     matches: tuple[Leak, ...]
+    """One a leaking prompt, its closest evaluation prompt."""
     threshold: float = NEAR
+    """Similarity from which a prompt leaks."""
 
     def statement(self, of: str) -> str:
         """One line for the intervention file."""

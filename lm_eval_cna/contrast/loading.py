@@ -1,6 +1,6 @@
 """Contrast sets: prompts that show a behaviour and prompts that do not.
 
-Floor 1. A set is JSON Lines (DESIGN section 6) or a YAML file that names public data sets (`contrast_sources`). It is
+A set is JSON Lines (DESIGN section 6) or a YAML file that names public data sets (`contrast_sources`). It is
 whole or it is an error: a set with a line missing finds another circuit without anybody noticing.
 """
 

@@ -1,6 +1,6 @@
 """Contrast sets by reference: a YAML file names public data sets, and the prompts are fetched when they are needed.
 
-Floor 1. Every source is pinned (a revision, a commit in the address, or a hash of the file), the choice of prompts is
+Every source is pinned (a revision, a commit in the address, or a hash of the file), the choice of prompts is
 seeded, and prompts that equal or resemble one of an evaluation set named in the file are left out.
 """
 
@@ -19,6 +19,7 @@ from lm_eval_cna.contrast.contrast_set import ContrastSet
 from lm_eval_cna.contrast.leakage import find_leaks, normalise
 from lm_eval_cna.errors import ContrastError
 from lm_eval_cna.files.atomic import read_whole
+from lm_eval_cna.files.records import first_error
 from lm_eval_cna.files.yaml_reader import load_yaml
 
 _MAX_BYTES = 2**18
@@ -31,29 +32,26 @@ class _Spec(BaseModel):
 
 
 class Source(_Spec):
-    """One column of a public data set, or of a file by address.
-
-    Attributes:
-        dataset: a data set on the hub (owner/name), or a folder; then `revision` pins it.
-        config: its configuration.
-        split: its split.
-        revision: a commit of 40 hexadecimal digits; a folder needs none.
-        url: address or path of a CSV or JSON Lines file instead; then a commit in the address or `sha256` pins it.
-        sha256: hash of that file; a file with another is refused.
-        column: the column that holds the prompts.
-        where: other columns and the values they must have.
-        choose: how many prompts to choose; all of them by default.
-    """
+    """One column of a public data set, or of a file by address."""
 
     dataset: str | None = None
+    """A data set on the hub (owner/name), or a folder; then `revision` pins it."""
     config: str | None = None
+    """Its configuration."""
     split: str = "train"
+    """Its split."""
     revision: Annotated[str, Field(pattern="^[0-9a-f]{40}$")] | None = None
+    """A commit of 40 hexadecimal digits; a folder needs none."""
     url: str | None = None
+    """Address or path of a CSV or JSON Lines file instead; then a commit in the address or `sha256` pins it."""
     sha256: Annotated[str, Field(pattern="^[0-9a-f]{64}$")] | None = None
+    """Hash of that file; a file with another is refused."""
     column: str
+    """The column that holds the prompts."""
     where: dict[str, str] = {}
+    """Other columns and the values they must have."""
     choose: Annotated[int, Field(ge=1)] | None = None
+    """How many prompts to choose; all of them by default."""
 
     @model_validator(mode="after")
     def _pinned(self) -> Self:
@@ -73,23 +71,20 @@ class Source(_Spec):
 
 
 class ContrastSpec(_Spec):
-    """A contrast set by reference.
-
-    Attributes:
-        name: name of the set.
-        description: what it is for.
-        seed: seed of the choice.
-        positive: where prompts that show the behaviour come from.
-        negative: where prompts that do not come from.
-        exclude: evaluation sets; a prompt that equals or resembles one of theirs is left out.
-    """
+    """A contrast set by reference."""
 
     name: str
+    """Name of the set."""
     description: str = ""
+    """What it is for."""
     seed: int = 0
+    """Seed of the choice."""
     positive: Source
+    """Where prompts that show the behaviour come from."""
     negative: Source
+    """Where prompts that do not come from."""
     exclude: tuple[Source, ...] = Field(default=(), strict=False)
+    """Evaluation sets; a prompt that equals or resembles one of theirs is left out."""
 
 
 def fetch(path: Path) -> ContrastSet:
@@ -124,10 +119,7 @@ def read_spec(path: Path) -> ContrastSpec:
     try:
         return ContrastSpec.model_validate(load_yaml(read_whole(path, limit=_MAX_BYTES)))
     except ValidationError as error:
-        first = error.errors(include_url=False)[0]
-        where = ".".join(str(part) for part in first["loc"])
-        message = first["msg"].removeprefix("Value error, ")
-        raise ContrastError(f"{path}: {where or 'the file'}: {message}", got=first["input"]) from error
+        raise ContrastError(f"{path}: {(first := first_error(error))}", got=first.got) from error
     except (OSError, ValueError) as error:
         raise ContrastError(f"cannot read {path} as YAML: {error}") from error
 

@@ -1,6 +1,6 @@
 """How a contrast set's prompts are split into folds. Pure Python.
 
-Floor 1. Which prompt goes where depends on the prompts, the number of folds and the seed, and not on the order in which
+Which prompt goes where depends on the prompts, the number of folds and the seed, and not on the order in which
 a file has them; draws come from `random.Random`, whose sequence Python keeps across versions.
 """
 
@@ -19,32 +19,26 @@ POSITIVE, NEGATIVE = 0, 1
 
 
 class Group(NamedTuple):
-    """Prompts that are alike in all that a split says of them.
-
-    Attributes:
-        label: 0 positive, 1 negative.
-        fold: from 0.
-        shuffled: a label that says nothing: half of the positive prompts and half of the negative ones have 0.
-    """
+    """Prompts that are alike in all that a split says of them."""
 
     label: int
+    """0 positive, 1 negative."""
     fold: int
+    """From 0."""
     shuffled: int
+    """A label that says nothing: half of the positive prompts and half of the negative ones have 0."""
 
 
 @dataclass(frozen=True)
 class Split:
-    """The split of a contrast set.
-
-    Attributes:
-        folds: how many there are.
-        seed: that it was drawn with.
-        prompts: the group of every prompt, in the order of `ContrastSet.prompts`.
-    """
+    """The split of a contrast set."""
 
     folds: int
+    """How many there are."""
     seed: int
+    """That it was drawn with."""
     prompts: tuple[Group, ...]
+    """The group of every prompt, in the order of `ContrastSet.prompts`."""
 
     @cached_property
     def groups(self) -> tuple[Group, ...]:

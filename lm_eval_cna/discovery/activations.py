@@ -1,6 +1,6 @@
 """Last-token activations of prompts, as streaming statistics.
 
-Floor 2. Forward passes of the decoder stack only: no logits, no cache, no gradient, and no further than the last
+Forward passes of the decoder stack only: no logits, no cache, no gradient, and no further than the last
 value that is read; the last layer's MLP sees the last position alone. What a hook sees is added to running float64 sums
 on the device at once, so memory beyond the model is 16 bytes a neuron for two classes, whatever the number of prompts,
 and no activation is copied to the host.

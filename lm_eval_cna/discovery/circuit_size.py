@@ -11,18 +11,15 @@ DEFAULT_FRACTION = 0.001
 
 
 class CircuitSize(NamedTuple):
-    """How large a circuit is.
-
-    Attributes:
-        neurons: how many it has.
-        fraction: the share of the model's neurons that was asked for; None where a number of them was.
-        share: the share of the model's neurons that it comes to. It is also what makes a universal neuron: being among
-            so many of a prompt's most active.
-    """
+    """How large a circuit is."""
 
     neurons: int
+    """How many it has."""
     fraction: float | None
+    """The share of the model's neurons that was asked for; None where a number of them was."""
     share: float
+    """The share of the model's neurons that it comes to. It is also what makes a universal neuron: being among so many
+    of a prompt's most active."""
 
 
 def size_of(architecture: Architecture, fraction: float | None, top_k: int | None) -> CircuitSize:

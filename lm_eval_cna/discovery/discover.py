@@ -1,6 +1,6 @@
 """From a model and a contrast set to one intervention, controls included.
 
-Floor 3. To make several from the same prompts, `measuring.measure` once and ask the `Measurement` for each.
+To make several from the same prompts, `measuring.measure` once and ask the `Measurement` for each.
 """
 
 from __future__ import annotations

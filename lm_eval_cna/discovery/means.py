@@ -1,6 +1,6 @@
 """Means over prompts, group by group, and the running sums that they come from.
 
-Floor 2. Sums are float64 on the device of what is added, means float64 on the host.
+Sums are float64 on the device of what is added, means float64 on the host.
 """
 
 from __future__ import annotations
@@ -21,21 +21,18 @@ class Means:
 
     In a mixture of experts a prompt whose last token does not visit an expert counts as zero for its neurons; nothing
     is averaged over visits alone, since a neuron that is not reached does nothing to the prompt's answer.
-
-    Attributes:
-        counts: number of prompts in each group.
-        neurons: activations, the input of every down-projection: [groups, neurons], in the order of
-            `Architecture.layout`.
-        magnitudes: absolute activations over all prompts, groups together: [neurons].
-        writes: what every MLP adds to the residual stream: [groups, layers, hidden].
-        blocks: the residual stream behind every layer: [groups, layers, hidden].
     """
 
     counts: tuple[int, ...]
+    """Number of prompts in each group."""
     neurons: torch.Tensor | None = None
+    """Activations, the input of every down-projection: [groups, neurons], in the order of `Architecture.layout`."""
     magnitudes: torch.Tensor | None = None
+    """Absolute activations over all prompts, groups together: [neurons]."""
     writes: torch.Tensor | None = None
+    """What every MLP adds to the residual stream: [groups, layers, hidden]."""
     blocks: torch.Tensor | None = None
+    """The residual stream behind every layer: [groups, layers, hidden]."""
 
     def merged(self, into: Sequence[int | None]) -> Means:
         """The means over unions of groups.

@@ -1,6 +1,6 @@
 """What one pass over a contrast set showed of a model, and every intervention that it can give.
 
-Floor 3. `measuring.measure` runs the model; the `Measurement` then yields a circuit of any size and vectors without
+`measuring.measure` runs the model; the `Measurement` then yields a circuit of any size and vectors without
 running it again.
 """
 
@@ -34,27 +34,24 @@ from lm_eval_cna.transformer.prompts import Rendering, chat_template_sha256, pad
 
 @dataclass(frozen=True)
 class Measurement:
-    """What one pass over a contrast set showed of a model.
-
-    Attributes:
-        architecture: the model that was measured (it stays in memory as long as this does).
-        contrast: the prompts.
-        means: class means, positive first.
-        info: the header that every intervention made from this shares.
-        model_id: where the model came from.
-        revision: its revision.
-        split: how the prompts were split into folds, where they were.
-        by_group: means of the split's groups, which `means` are put together from.
-    """
+    """What one pass over a contrast set showed of a model."""
 
     architecture: Architecture
+    """The model that was measured (it stays in memory as long as this does)."""
     contrast: ContrastSet
+    """The prompts."""
     means: Means
+    """Class means, positive first."""
     info: DiscoveryInfo
+    """The header that every intervention made from this shares."""
     model_id: str | None = None
+    """Where the model came from."""
     revision: str | None = None
+    """Its revision."""
     split: Split | None = None
+    """How the prompts were split into folds, where they were."""
     by_group: Means | None = None
+    """Means of the split's groups, which `means` are put together from."""
 
     @property
     def universal(self) -> tuple[Place, ...]:
@@ -185,17 +182,14 @@ def _read(means: Any, what: str) -> Any:
 
 @dataclass(frozen=True)
 class Settings:
-    """How prompts are rendered and run; the same for the contrast set and the universal filter's prompts.
-
-    Attributes:
-        rendering: from text to token ids, as the evaluation does it.
-        batch_size: prompts per forward pass.
-        progress: told of the prompts done after each batch, for each set of prompts anew.
-    """
+    """How prompts are rendered and run; the same for the contrast set and the universal filter's prompts."""
 
     rendering: Rendering = field(default_factory=Rendering)
+    """From text to token ids, as the evaluation does it."""
     batch_size: int = 32
+    """Prompts per forward pass."""
     progress: Progress = silent
+    """Told of the prompts done after each batch, for each set of prompts anew."""
 
 
 def measure(

@@ -1,6 +1,6 @@
 """Sees all neurons of a mixture-of-experts layer at the last token.
 
-Floor 2. Such a layer flattens its tokens before the experts, so the number of prompts is noted where the MLP is
+Such a layer flattens its tokens before the experts, so the number of prompts is noted where the MLP is
 entered; what its routed experts do is computed again for the last tokens alone (`experts`), and the shared expert's
 down-projection is watched like any other.
 """

@@ -1,6 +1,6 @@
 """Statistics to neurons and vectors. Pure tensors: this module knows no model, no hook and no prompt.
 
-Floor 2. Formulas: CNA is arXiv 2605.12290, CAA as that paper runs it (the mean difference of what every MLP writes);
+Formulas: CNA is arXiv 2605.12290, CAA as that paper runs it (the mean difference of what every MLP writes);
 the single-layer residual vector is Panickssery et al., arXiv 2312.06681.
 """
 

@@ -1,4 +1,4 @@
-"""Files that are whole or not there, and files from elsewhere that may be anything. Floor 0; standard library only."""
+"""Files that are whole or not there, and files from elsewhere that may be anything. Standard library only."""
 
 from __future__ import annotations
 

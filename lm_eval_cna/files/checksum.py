@@ -1,6 +1,6 @@
 """JSON documents that end with a hash of what stands before it, so that a damaged digit is not read as a measured one.
 
-Floor 0; standard library only. The hash finds damage and slips of an editor, not forgery: whoever changes a file on
+Standard library only. The hash finds damage and slips of an editor, not forgery: whoever changes a file on
 purpose removes the entry. A document without one, made by hand or by an older version, is read as it is.
 """
 

@@ -1,4 +1,4 @@
-"""One way to hash plain data, for every identity that ends up in a file. Floor 0."""
+"""One way to hash plain data, for every identity that ends up in a file."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""JSON as plain data, from whoever wrote it. Floor 0; standard library only.
+"""JSON as plain data, from whoever wrote it. Standard library only.
 
 `json.loads` makes no objects, but takes what breaks the next function that looks at it: values nested so deeply that
 walking over them ends the stack (how deep differs between versions of Python), and integers that are no float.

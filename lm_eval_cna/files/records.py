@@ -2,10 +2,52 @@
 
 from __future__ import annotations
 
-from pydantic import BaseModel, ConfigDict
+from typing import Any, NamedTuple
+
+from pydantic import BaseModel, ConfigDict, ValidationError
 
 
 class Record(BaseModel):
     """A frozen, exactly typed part of a file: unknown keys, wrong types and non-finite numbers are errors."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False, strict=True)
+
+
+class FieldError(NamedTuple):
+    """The first thing that pydantic found wrong; as text, a sentence without its full stop."""
+
+    field: str
+    """Dotted name of the field; empty where the whole is wrong."""
+    message: str
+    """What is wrong with it."""
+    got: Any
+    """The value that was given; None where it is missing, or where the message names it."""
+    kind: str
+    """Pydantic's name for the error."""
+    others: int
+    """How many more errors there are."""
+
+    def __str__(self) -> str:
+        more = f" (and {self.others} more)" if self.others else ""
+        return f"{self.field}{': ' if self.field else ''}{self.message}{more}"
+
+
+def first_error(error: ValidationError) -> FieldError:
+    """The first of pydantic's errors.
+
+    Example:
+        >>> from pydantic import TypeAdapter
+        >>> try:
+        ...     TypeAdapter(dict[str, int]).validate_python({"seed": "one"}, strict=True)
+        ... except ValidationError as error:
+        ...     print(first_error(error))
+        seed: Input should be a valid integer
+    """
+    first, *rest = error.errors(include_url=False)
+    return FieldError(
+        field=".".join(map(str, first["loc"])),
+        message=first["msg"].removeprefix("Value error, "),
+        got=None if first["type"] in ("missing", "value_error") else first["input"],
+        kind=first["type"],
+        others=len(rest),
+    )

@@ -1,4 +1,4 @@
-"""SQLite files that may come from elsewhere: opened only as what they should be. Floor 0; standard library only.
+"""SQLite files that may come from elsewhere: opened only as what they should be. Standard library only.
 
 A database can hold more than rows: views and triggers under the names of tables are programs, which run when the table
 is read or written, and pages that point at each other make a small file mean a large one. So before anything is read

@@ -1,4 +1,4 @@
-"""YAML as plain data, from whoever wrote it. Floor 0.
+"""YAML as plain data, from whoever wrote it.
 
 `yaml.safe_load` makes no foreign objects, but an alias may stand for a list of aliases: ten short lines can mean a
 billion values, which are harmless until somebody prints or checks them. So a document is measured before it is built.

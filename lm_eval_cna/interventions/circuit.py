@@ -1,6 +1,6 @@
 """Circuit and Vectors: what a file in `circuits/` holds. Frozen, validated, versioned; read and write.
 
-Floor 1. Importable without torch, so that reports can read layer profiles on any machine. File formats are in
+Importable without torch, so that reports can read layer profiles on any machine. File formats are in
 DESIGN section 6; nothing here or anywhere unpickles.
 """
 

@@ -1,6 +1,6 @@
 """Whether an intervention fits a model: shapes refuse, identity warns.
 
-Floor 1. Two models of one shape are told apart by a hash of the weight columns that the intervention names.
+Two models of one shape are told apart by a hash of the weight columns that the intervention names.
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
 """Where an intervention comes from: the model it was made on and how it was found.
 
-Floor 1. These records are the header of every intervention file (DESIGN section 6).
+These records are the header of every intervention file (DESIGN section 6).
 """
 
 from __future__ import annotations
@@ -44,19 +44,16 @@ _Place = (
 
 
 class ExpertsInfo(Record):
-    """The mixture-of-experts layers of a model.
-
-    Attributes:
-        count: routed experts of such a layer.
-        width: neurons of a routed expert.
-        shared_width: neurons of the shared expert; None where there is none.
-        layers: the layers that have experts, ascending; the others have a dense MLP.
-    """
+    """The mixture-of-experts layers of a model."""
 
     count: Annotated[int, Field(ge=1, le=100_000)]
+    """Routed experts of such a layer."""
     width: Width
+    """Neurons of a routed expert."""
     shared_width: Width | None = None
+    """Neurons of the shared expert; None where there is none."""
     layers: Annotated[tuple[LayerIndex, ...], Field(min_length=1, max_length=100_001, strict=False)]
+    """The layers that have experts, ascending; the others have a dense MLP."""
 
     @model_validator(mode="after")
     def _ascending(self) -> Self:
@@ -71,29 +68,26 @@ class ExpertsInfo(Record):
 
 
 class ModelInfo(Record):
-    """The model an intervention was made on; None where a file of foreign origin does not say.
-
-    Attributes:
-        id: where it was loaded from.
-        revision: at which revision.
-        architecture: class name of the model.
-        num_layers: decoder layers.
-        mlp_width: neurons of a layer with a dense MLP; None where all layers have experts.
-        experts: of a mixture of experts; left out of the file of any other model.
-        hidden_size: width of the residual stream.
-        dtype: of the weights.
-        columns_sha256: hash of the named neurons' weight columns.
-    """
+    """The model an intervention was made on; None where a file of foreign origin does not say."""
 
     id: str | None = None
+    """Where it was loaded from."""
     revision: str | None = None
+    """At which revision."""
     architecture: str | None = None
+    """Class name of the model."""
     num_layers: Depth | None = None
+    """Decoder layers."""
     mlp_width: Width | None = None
+    """Neurons of a layer with a dense MLP; None where all layers have experts."""
     experts: ExpertsInfo | None = None
+    """Of a mixture of experts; left out of the file of any other model."""
     hidden_size: Width | None = None
+    """Width of the residual stream."""
     dtype: str | None = None
+    """Of the weights."""
     columns_sha256: str | None = None
+    """Hash of the named neurons' weight columns."""
 
     @model_validator(mode="after")
     def _deep_enough(self) -> Self:
@@ -159,21 +153,18 @@ class ModelInfo(Record):
 
 
 class UniversalFilter(Record):
-    """The neurons that were left out because they are active on everything (DESIGN section 7).
-
-    Attributes:
-        fraction: share of the model's neurons that count as the top of one prompt.
-        share: share of the prompts on which a universal neuron is in that top.
-        prompts: number of diverse prompts.
-        prompts_sha256: hash of them.
-        neurons: the universal neurons, (layer, index) or (layer, expert, index).
-    """
+    """The neurons that were left out because they are active on everything (DESIGN section 7)."""
 
     fraction: Annotated[float, Field(gt=0, le=1)]
+    """Share of the model's neurons that count as the top of one prompt."""
     share: Annotated[float, Field(gt=0, le=1)]
+    """Share of the prompts on which a universal neuron is in that top."""
     prompts: Annotated[int, Field(ge=1)]
+    """Number of diverse prompts."""
     prompts_sha256: str
+    """Hash of them."""
     neurons: tuple[_Place, ...] = Field(default=(), strict=False)
+    """The universal neurons, (layer, index) or (layer, expert, index)."""
 
 
 class DiscoveryInfo(Record):

@@ -1,6 +1,6 @@
 """Files on the Hugging Face hub: named with a revision, and held against the hash under which the hub keeps them.
 
-Floor 1. The hub's cache names a file by what the server said of it: the SHA-256 of a large file, git's hash of another.
+The hub's cache names a file by what the server said of it: the SHA-256 of a large file, git's hash of another.
 Downloads are not held against it by the client, and a cached file is taken as it lies.
 """
 

@@ -1,4 +1,4 @@
-"""The methods by name, and what each of them is. Floor 1; pure Python."""
+"""The methods by name, and what each of them is. Pure Python."""
 
 from __future__ import annotations
 

@@ -25,63 +25,54 @@ LAST = 3
 
 @dataclass(frozen=True)
 class LayerShares:
-    """How the neurons of a circuit, or of its top, are spread over the layers.
-
-    Attributes:
-        neurons: how many there are.
-        counts: neurons of each layer of the model, from layer 0.
-        last_three: share in the last three layers, 0 to 1.
-        final_quarter: share in the final quarter of the layers.
-        final_tenth: share in the final tenth of the layers.
-    """
+    """How the neurons of a circuit, or of its top, are spread over the layers."""
 
     neurons: int
+    """How many there are."""
     counts: tuple[int, ...]
+    """Neurons of each layer of the model, from layer 0."""
     last_three: float
+    """Share in the last three layers, 0 to 1."""
     final_quarter: float
+    """Share in the final quarter of the layers."""
     final_tenth: float
+    """Share in the final tenth of the layers."""
 
 
 @dataclass(frozen=True)
 class LayerProfile:
-    """The layer profile of a circuit.
-
-    Attributes:
-        num_layers: layers of the model.
-        quarter_layers, tenth_layers: how many layers the final quarter and the final tenth are.
-        whole: all neurons.
-        top: the first 200, the strongest ones of a `cna` circuit; equal to `whole` for a smaller circuit.
-    """
+    """The layer profile of a circuit."""
 
     num_layers: int
+    """Layers of the model."""
     quarter_layers: int
     tenth_layers: int
+    """How many layers the final quarter and the final tenth are."""
     whole: LayerShares
+    """All neurons."""
     top: LayerShares
+    """The first 200, the strongest ones of a `cna` circuit; equal to `whole` for a smaller circuit."""
 
 
 @dataclass(frozen=True)
 class Overlap:
-    """What two circuits of one shape have in common.
-
-    Attributes:
-        common: neurons in both, of the same layer and, in a mixture of experts, of the same expert.
-        size_a, size_b: neurons of each.
-        of_smaller: common neurons over the smaller circuit's size: 1 where one circuit holds the other.
-        of_a, of_b: common neurons over each circuit's size.
-        jaccard: common neurons over the neurons in either.
-        by_chance: the `of_smaller` to expect of two circuits of these sizes drawn at random from the whole model,
-            larger size over all neurons; None where neither file names the model's shape.
-    """
+    """What two circuits of one shape have in common."""
 
     common: int
+    """Neurons in both, of the same layer and, in a mixture of experts, of the same expert."""
     size_a: int
     size_b: int
+    """Neurons of each."""
     of_smaller: float
+    """Common neurons over the smaller circuit's size: 1 where one circuit holds the other."""
     of_a: float
     of_b: float
+    """Common neurons over each circuit's size."""
     jaccard: float
+    """Common neurons over the neurons in either."""
     by_chance: float | None
+    """The `of_smaller` to expect of two circuits of these sizes drawn at random from the whole model, larger size over
+    all neurons; None where neither file names the model's shape."""
 
 
 def layer_profile(circuit: Circuit, *, num_layers: int | None = None, top: int = TOP) -> LayerProfile:

@@ -8,6 +8,7 @@ from pydantic import ValidationError
 
 from lm_eval_cna.errors import InterventionError
 from lm_eval_cna.files.atomic import is_file
+from lm_eval_cna.files.records import first_error
 from lm_eval_cna.interventions import hub
 from lm_eval_cna.interventions.circuit import (
     Circuit,
@@ -17,7 +18,6 @@ from lm_eval_cna.interventions.vectors import (
     Vectors,
     read_vectors_fields,
 )
-from lm_eval_cna.transformer.neurons import Neuron
 
 
 def read_intervention(source: str | Path) -> Circuit | Vectors:
@@ -40,14 +40,4 @@ def read_intervention(source: str | Path) -> Circuit | Vectors:
     except OSError as error:
         raise InterventionError(f"cannot read {path}: {error.strerror or error}") from error
     except ValidationError as error:
-        raise InterventionError(f"{path} is not a valid intervention file: {_first_error(error)}") from error
-
-
-def _first_error(error: ValidationError) -> str:
-    first, *rest = error.errors(include_url=False)
-    loc = list(first["loc"])
-    if len(loc) > 2 and loc[0] == "neurons" and isinstance(loc[2], int):  # pydantic before 2.14 counts a tuple's fields
-        loc[2] = Neuron._fields[loc[2]]
-    where = ".".join(map(str, loc))
-    more = f" (and {len(rest)} more)" if rest else ""
-    return f"{where + ': ' if where else ''}{first['msg'].removeprefix('Value error, ')}{more}"
+        raise InterventionError(f"{path} is not a valid intervention file: {first_error(error)}") from error

@@ -1,6 +1,6 @@
 """How stable a circuit is over prompts, as a file beside the circuit's. Pure Python.
 
-Floor 1. The contrast set is split into folds; for each a circuit of the same size is found on the prompts of the other
+The contrast set is split into folds; for each a circuit of the same size is found on the prompts of the other
 folds, and held against the prompts that were left out (`folds.assess` measures, `analysis.stability` judges):
 
 - overlap: the Jaccard index of each two folds' circuits. Two such circuits share most of their prompts, so the index of
@@ -25,7 +25,7 @@ from pydantic import Field, ValidationError, model_validator
 from lm_eval_cna.errors import InterventionError
 from lm_eval_cna.files.atomic import read_whole, write_whole
 from lm_eval_cna.files.checksum import with_checksum, without_checksum
-from lm_eval_cna.files.records import Record
+from lm_eval_cna.files.records import Record, first_error
 from lm_eval_cna.interventions.header import ModelInfo
 
 STABILITY_SCHEMA: Literal["lm-eval-cna/stability/1"] = "lm-eval-cna/stability/1"
@@ -35,30 +35,27 @@ Kls = tuple[Annotated[float, Field(ge=0)] | None, ...]
 
 
 class Fold(Record):
-    """One fold: the circuit that was found without its prompts, and what it does on them.
-
-    Attributes:
-        positive, negative: prompts of the fold.
-        prompts_sha256: hash of them.
-        circuit_sha256: hash of the circuit found on the prompts of the other folds.
-        of_whole: Jaccard index of that circuit and the whole one.
-        delta_seen: delta on the prompts of the other folds.
-        delta_left_out: delta on the fold's own.
-        kl: for each positive prompt of the fold, its circuit ablated; None where it is not a finite number.
-        kl_whole: the same with the whole circuit.
-        kl_random: the same with random neurons.
-    """
+    """One fold: the circuit that was found without its prompts, and what it does on them."""
 
     positive: Annotated[int, Field(ge=1)]
     negative: Annotated[int, Field(ge=1)]
+    """Prompts of the fold."""
     prompts_sha256: str
+    """Hash of them."""
     circuit_sha256: str
+    """Hash of the circuit found on the prompts of the other folds."""
     of_whole: Share
+    """Jaccard index of that circuit and the whole one."""
     delta_seen: float
+    """Delta on the prompts of the other folds."""
     delta_left_out: float
+    """Delta on the fold's own."""
     kl: Kls
+    """For each positive prompt of the fold, its circuit ablated; None where it is not a finite number."""
     kl_whole: Kls
+    """The same with the whole circuit."""
     kl_random: Kls
+    """The same with random neurons."""
 
     @model_validator(mode="after")
     def _consistent(self) -> Self:
@@ -68,37 +65,34 @@ class Fold(Record):
 
 
 class Stability(Record):
-    """The stability of one circuit over prompts.
-
-    Attributes:
-        model: that it was found on.
-        circuit_sha256: hash of the whole circuit, found on all prompts.
-        size: neurons of it and of each fold's.
-        contrast, contrast_sha256: the contrast set.
-        seed: of the split.
-        folds: the folds.
-        found_in: for each neuron of the whole circuit, in its order, how many folds' circuits hold it.
-        jaccard: of each two folds' circuits, in the order (0, 1), (0, 2), ... (1, 2), ...
-        jaccard_shuffled: the same for circuits found with shuffled labels; None where there are too few prompts.
-        jaccard_random: to expect of two circuits drawn at random.
-        versions: of the libraries.
-        created: when.
-    """
+    """The stability of one circuit over prompts."""
 
     schema_: Literal["lm-eval-cna/stability/1"] = Field(default=STABILITY_SCHEMA, alias="schema")
     model: ModelInfo = Field(default_factory=ModelInfo)
+    """That it was found on."""
     circuit_sha256: str
+    """Hash of the whole circuit, found on all prompts."""
     size: Annotated[int, Field(ge=1)]
+    """Neurons of it and of each fold's."""
     contrast: str
     contrast_sha256: str
+    """The contrast set."""
     seed: int
+    """Of the split."""
     folds: Annotated[tuple[Fold, ...], Field(min_length=2)]
+    """The folds."""
     found_in: tuple[Annotated[int, Field(ge=0)], ...]
+    """For each neuron of the whole circuit, in its order, how many folds' circuits hold it."""
     jaccard: tuple[Share, ...]
+    """Of each two folds' circuits, in the order (0, 1), (0, 2), ... (1, 2), ..."""
     jaccard_shuffled: tuple[Share, ...] | None
+    """The same for circuits found with shuffled labels; None where there are too few prompts."""
     jaccard_random: Share
+    """To expect of two circuits drawn at random."""
     versions: dict[str, str] = Field(default_factory=dict)
+    """Of the libraries."""
     created: str | None = None
+    """When."""
 
     @model_validator(mode="after")
     def _consistent(self) -> Self:
@@ -142,11 +136,8 @@ def read_stability(path: Path) -> Stability:
     except OSError as error:
         raise InterventionError(f"cannot read {path}: {error.strerror or error}") from error
     except ValidationError as error:
-        first = error.errors(include_url=False)[0]
-        where = ".".join(str(part) for part in first["loc"])
-        said = first["msg"].removeprefix("Value error, ")
         raise InterventionError(
-            f"{path} is no stability record of schema {STABILITY_SCHEMA}: {where}{': ' if where else ''}{said}"
+            f"{path} is no stability record of schema {STABILITY_SCHEMA}: {first_error(error)}"
         ) from error
     except ValueError as error:
         raise InterventionError(f"{path} is no stability record of schema {STABILITY_SCHEMA}: {error}") from error

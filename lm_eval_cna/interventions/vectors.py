@@ -28,20 +28,17 @@ _MAX_BYTES = 2**30  # the largest models have 10 MB of vectors
 
 
 class Vectors(Intervention):
-    """One vector per layer in the residual width: mean(positive) - mean(negative).
-
-    Attributes:
-        tensors: layer -> tensor [hidden], float32.
-        place: "write", added to what the MLP contributes to the residual stream, or "block", added to the
-            residual stream behind the layer.
-    """
+    """One vector per layer in the residual width: mean(positive) - mean(negative)."""
 
     model_config = ConfigDict(arbitrary_types_allowed=True)
 
     schema_: Literal["lm-eval-cna/vectors/1"] = Field(default=VECTORS_SCHEMA, alias="schema")
     method: Literal["caa", "caa-residual", "random-vectors"]
     place: Literal["write", "block"] = "write"
+    """"write", added to what the MLP contributes to the residual stream, or "block", added to the residual stream
+    behind the layer."""
     tensors: dict[LayerIndex, Any] = Field(exclude=True, min_length=1)
+    """Layer -> tensor [hidden], float32."""
 
     @model_validator(mode="after")
     def _consistent(self) -> Self:

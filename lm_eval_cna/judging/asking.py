@@ -1,6 +1,6 @@
 """Puts questions to an lm-eval model so that one failing request costs no other request its answer.
 
-Floor 3. lm-eval gives a batch back whole or not at all; `lm_eval_cna.judging.replies` gets hold of every reply as it
+lm-eval gives a batch back whole or not at all; `lm_eval_cna.judging.replies` gets hold of every reply as it
 arrives and of every failure. What has failed is asked again here, question by question, with growing waits; lm-eval's
 own repeating, which knows nothing of how long a server asks to be left alone, is switched off. Where a call raises and
 nobody knows for which question (`hf`, or any other model), those without a reply are asked one by one.

@@ -1,6 +1,6 @@
 """What is said about the judge: in `--metadata '{"judge": {...}}'`, in a sweep's file, or to `lm-eval-cna judge`.
 
-Floor 3; lm-eval is imported only to read arguments given as one string.
+Lm-eval is imported only to read arguments given as one string.
 """
 
 from __future__ import annotations
@@ -14,6 +14,7 @@ from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationErr
 from lm_eval_cna.errors import ConfigError
 from lm_eval_cna.files.atomic import usable_path
 from lm_eval_cna.files.hashing import json_sha256
+from lm_eval_cna.files.records import first_error
 
 #: Arguments that decide how the judge is reached or how fast it is, not what it answers: not part of its fingerprint.
 _REACHED_BY = {
@@ -114,15 +115,14 @@ def parse_judge(value: Any) -> JudgeConfig:
     try:
         return JudgeConfig.model_validate(value)
     except ValidationError as error:
-        first = error.errors(include_url=False)[0]
-        name = ".".join(str(part) for part in first["loc"])
-        known = JudgeConfig.model_fields.get(str(first["loc"][0])) if first["loc"] else None
+        first = first_error(error)
+        known = JudgeConfig.model_fields.get(first.field.split(".")[0])
         raise ConfigError(
-            f"judge: {name}: {first['msg']}",
+            f"judge: {first}",
             # Arguments may hold a key, and errors end up in logs.
-            got=None if first["type"] == "missing" or name.startswith("model_args") else first["input"],
-            allowed=", ".join(JudgeConfig.model_fields) if first["type"] == "extra_forbidden" else None,
-            do=None if known is None or known.description is None else f"{name} is: {known.description}",
+            got=None if first.field.startswith("model_args") else first.got,
+            allowed=", ".join(JudgeConfig.model_fields) if first.kind == "extra_forbidden" else None,
+            do=None if known is None or known.description is None else f"{first.field} is: {known.description}",
         ) from error
 
 

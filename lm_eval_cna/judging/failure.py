@@ -1,6 +1,6 @@
 """What went wrong with one question, in words, and whether asking again can help.
 
-Floor 3, no lm-eval. lm-eval's two ways of calling a server raise errors of two libraries (requests and aiohttp), so
+No lm-eval. lm-eval's two ways of calling a server raise errors of two libraries (requests and aiohttp), so
 they are told apart by what they carry and not by their classes.
 """
 
@@ -16,19 +16,16 @@ _LONGEST_WAIT = 60.0
 
 @dataclass(frozen=True)
 class Failure:
-    """One failed attempt.
-
-    Attributes:
-        reason: for people, one line.
-        final: asking again cannot help.
-        unreachable: no server is there, or it does not answer in time: no reason to wait for it at the start.
-        wait: seconds that the server asked to be left alone, at most 60.
-    """
+    """One failed attempt."""
 
     reason: str
+    """For people, one line."""
     final: bool = False
+    """Asking again cannot help."""
     unreachable: bool = False
+    """No server is there, or it does not answer in time: no reason to wait for it at the start."""
     wait: float = 0.0
+    """Seconds that the server asked to be left alone, at most 60."""
 
 
 EMPTY = Failure("the judge's reply was empty: filtered, or all of max_gen_toks spent on thinking")

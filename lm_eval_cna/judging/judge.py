@@ -1,6 +1,6 @@
 """The judge, and the one function that gets verdicts out of it: from the ledger where it has them, else by asking.
 
-Floor 3; lm-eval is imported when the judge is loaded. A judge that fails is told apart from one that talks nonsense: a
+Lm-eval is imported when the judge is loaded. A judge that fails is told apart from one that talks nonsense: a
 failed request is repeated, never kept, and asked again by the next run; a reply without a verdict is kept as what the
 judge had to say (at temperature 0 it would say it again) and is unscored.
 """

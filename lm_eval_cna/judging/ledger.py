@@ -1,6 +1,6 @@
 """The ledger: what a judge has said, so that nothing is asked twice.
 
-Floor 3, no lm-eval. One SQLite file in write-ahead mode; every answer is a transaction of its own, written when it
+No lm-eval. One SQLite file in write-ahead mode; every answer is a transaction of its own, written when it
 arrives, so `kill -9` loses only what was under way. Several processes may use one file at a time: the first answer to
 a question is kept, and all of them read that one back.
 

@@ -1,6 +1,6 @@
 """Puts text that nobody vouches for into a question, as data: cut, cleaned, quoted line by line, between marker lines.
 
-Floor 3, no lm-eval. What is done to the text, all of it visible in the question and none of it hidden from the reader
+No lm-eval. What is done to the text, all of it visible in the question and none of it hidden from the reader
 of these lines:
 
 - Length: at most `max_chars` characters are shown, from the start; the heading outside the quotation says of how many.

@@ -1,6 +1,6 @@
 """Where an lm-eval model's replies and failures arrive, one by one.
 
-Floor 3, no lm-eval. An API model of lm-eval cancels what is under way at the first request that fails for good, and
+No lm-eval. An API model of lm-eval cancels what is under way at the first request that fails for good, and
 what had arrived is lost. Without touching its batching and concurrency:
 
 - replies are taken where lm-eval reports each one as it arrives, for its response cache (`LM.cache_hook`);

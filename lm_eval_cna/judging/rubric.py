@@ -1,6 +1,6 @@
 """What the judge is asked: two rubrics in our own words, or the user's, always around the same quotation and form.
 
-Floor 3, no lm-eval. A question has three parts: the rubric's text, the request and the response as quoted data
+No lm-eval. A question has three parts: the rubric's text, the request and the response as quoted data
 (`lm_eval_cna.judging.quoting`), and the form of the verdict. A user's template replaces the first and says where the
 second goes; the form is ours in every case, because it is what makes a verdict readable and the judge's own.
 
@@ -72,30 +72,24 @@ each pair of angle brackets:
 
 
 class JudgeQuestion(NamedTuple):
-    """A question to the judge.
-
-    Attributes:
-        text: the whole of it.
-        tag: identifier that a valid verdict carries.
-    """
+    """A question to the judge."""
 
     text: str
+    """The whole of it."""
     tag: str
+    """Identifier that a valid verdict carries."""
 
 
 @dataclass(frozen=True)
 class Rubric:
-    """A rubric: what is asked, in which words, and how much of a response is shown.
-
-    Attributes:
-        form: the judgements asked for.
-        template: text with the placeholders `{prompt}` and `{response}`.
-        max_chars: characters of a response that the judge is shown.
-    """
+    """A rubric: what is asked, in which words, and how much of a response is shown."""
 
     form: Form
+    """The judgements asked for."""
     template: str
+    """Text with the placeholders `{prompt}` and `{response}`."""
     max_chars: int
+    """Characters of a response that the judge is shown."""
 
     @property
     def version(self) -> str:

@@ -1,6 +1,6 @@
 """The Task class of judged tasks: lm-eval's own, whose documents go to the judge together when all are generated.
 
-Floor 3; only lm-eval imports it, by the tasks' YAML files. `process_results` sees one document at a time, so the
+Only lm-eval imports it, by the tasks' YAML files. `process_results` sees one document at a time, so the
 judge's turn is in `apply_filters`, which lm-eval calls once a task. Each data-parallel process judges its own.
 
 The judge comes with `--metadata '{"judge": {...}}'` (`lm_eval_cna.judging.config.JudgeConfig` has the entries). It is

@@ -1,4 +1,4 @@
-"""What can be wrong in the arguments of cna-hf and cna-vllm, found before a model is loaded. Floor 3."""
+"""What can be wrong in the arguments of cna-hf and cna-vllm, found before a model is loaded."""
 
 from __future__ import annotations
 

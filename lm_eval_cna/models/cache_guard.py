@@ -1,6 +1,6 @@
 """Keeps lm-eval's response cache from answering with another model's or another multiplier's text.
 
-Floor 3. The keys of `--use_cache` hold the request and nothing of the model (upstream #4063, #2715), so one cache
+The keys of `--use_cache` hold the request and nothing of the model (upstream #4063, #2715), so one cache
 shared by two multipliers would hand one's responses to the other. The guard writes a stamp into a table of its own
 beside sqlitedict's and refuses a cache with another stamp, or a filled one without. It cannot stop a later stock
 `hf` run from reading the cache.

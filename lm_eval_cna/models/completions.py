@@ -1,4 +1,4 @@
-"""Completions of one prompt under several settings, from one batch where its rows can be steered. Floor 3."""
+"""Completions of one prompt under several settings, from one batch where its rows can be steered."""
 
 from __future__ import annotations
 

@@ -1,6 +1,6 @@
 """cna-hf: lm-eval's HFLM under an intervention.
 
-Floor 3. Without a circuit, or at multiplier 1, it is the stock `hf` model to the last digit: nothing is touched. Under
+Without a circuit, or at multiplier 1, it is the stock `hf` model to the last digit: nothing is touched. Under
 steering, log-likelihoods read shared prefixes once (`models/likelihood.py`).
 """
 

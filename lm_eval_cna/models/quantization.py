@@ -1,4 +1,4 @@
-"""What asks for quantization in the arguments of cna-hf. Floor 3.
+"""What asks for quantization in the arguments of cna-hf.
 
 A checkpoint that was saved quantized says so itself. To quantize while loading, lm-eval documents `load_in_4bit=True`,
 which lm-eval 0.4.13 passes on to a model class that does not take it any more (transformers 5); here it works, and so

@@ -1,6 +1,6 @@
 """What cna-hf and cna-vllm have in common: their arguments, the setting in force, and what is told about it.
 
-Floor 3. A mixin that stands in front of one of lm-eval's model classes: it answers nothing itself.
+A mixin that stands in front of one of lm-eval's model classes: it answers nothing itself.
 """
 
 from __future__ import annotations
@@ -26,19 +26,16 @@ logger = logging.getLogger(__name__)
 
 
 class SteeringArguments(NamedTuple):
-    """The arguments that both models take, checked.
-
-    Attributes:
-        pretrained: the model, named or loaded.
-        revision: of it; None leaves it to the engine.
-        setting: what to steer with; the baseline where no circuit is given.
-        mode: "auto", "fold" or "hook".
-    """
+    """The arguments that both models take, checked."""
 
     pretrained: Any
+    """The model, named or loaded."""
     revision: str | None
+    """Of it; None leaves it to the engine."""
     setting: Setting
+    """What to steer with; the baseline where no circuit is given."""
     mode: Mode
+    """"auto", "fold" or "hook"."""
 
 
 def read_arguments(
@@ -64,29 +61,26 @@ def read_arguments(
 
 
 class Steered:
-    """Mixin of an lm-eval model that steers.
-
-    Attributes:
-        engine: what computes, "hf" or "vllm".
-        setting: what the model is steered with now.
-        mode: how it may be steered.
-        weights_sha256: identity of the untouched weights.
-        quiet: draw no progress bars; a sweep shows one of its own.
-        lockstep: whether the weights are cut over processes, all of which then must run the same, in the same order.
-        tokenizer, chat_template_args, add_bos_token: as lm-eval's models call them.
-        revision: of the model; "main" says nothing about it.
-    """
+    """Mixin of an lm-eval model that steers."""
 
     engine: str
+    """What computes, "hf" or "vllm"."""
     setting: Setting = Setting()
+    """What the model is steered with now."""
     mode: Mode = "auto"
+    """How it may be steered."""
     weights_sha256: str
+    """Identity of the untouched weights."""
     quiet: bool = False
+    """Draw no progress bars; a sweep shows one of its own."""
     lockstep: bool = False
+    """Whether the weights are cut over processes, all of which then must run the same, in the same order."""
     tokenizer: Any
     chat_template_args: Any
     add_bos_token: bool | None
+    """As lm-eval's models call them."""
     revision: str
+    """Of the model; "main" says nothing about it."""
 
     @property
     def module(self) -> nn.Module:

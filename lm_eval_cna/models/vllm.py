@@ -1,6 +1,6 @@
 """cna-vllm: lm-eval's VLLM under an intervention, on one or many GPUs, or on a CPU.
 
-Floor 3. The engine's workers are steered where they are (`vllm_worker`), with plain data and by name. Without a
+The engine's workers are steered where they are (`vllm_worker`), with plain data and by name. Without a
 circuit, or at multiplier 1, nothing is touched. On a GPU a circuit is folded into the weights, so CUDA graphs and
 compilation stay on; vectors, quantized weights and the CPU's packed ones take hooks, which only an eager engine calls.
 

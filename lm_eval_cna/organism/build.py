@@ -28,21 +28,18 @@ _TOKENIZER_SEED = 0
 
 @dataclass
 class Candidate:
-    """What one seed gave.
-
-    Attributes:
-        seed: the seed.
-        models: ``base``, ``instruct`` and ``diffuse``, as far as training went.
-        planted: the neurons that carry the planted gate; empty if the base was rejected.
-        figures: what was measured on training pairs, by stage.
-        failed: the first stage that missed its gate; None means accepted.
-    """
+    """What one seed gave."""
 
     seed: int
+    """The seed."""
     models: dict[str, LlamaForCausalLM] = field(default_factory=dict)
+    """``base``, ``instruct`` and ``diffuse``, as far as training went."""
     planted: tuple[Planted, ...] = ()
+    """The neurons that carry the planted gate; empty if the base was rejected."""
     figures: dict[str, gates.Figures] = field(default_factory=dict)
+    """What was measured on training pairs, by stage."""
     failed: str | None = None
+    """The first stage that missed its gate; None means accepted."""
 
 
 def build_tokenizer(recipe: Recipe) -> PreTrainedTokenizerFast:

@@ -64,19 +64,16 @@ class KnowledgeQuestion:
 
 @dataclass(frozen=True)
 class Fact:
-    """One fact about an invented country.
-
-    Attributes:
-        relation: ``"fruit"``.
-        country: ``"Velda"``.
-        value: ``"plum"``.
-        values: `CHOICES_PER_FACT` values of the relation, the right one among them, in a fixed order.
-    """
+    """One fact about an invented country."""
 
     relation: str
+    """``"fruit"``."""
     country: str
+    """``"Velda"``."""
     value: str
+    """``"plum"``."""
     values: tuple[str, ...]
+    """`CHOICES_PER_FACT` values of the relation, the right one among them, in a fixed order."""
 
     @property
     def question(self) -> str:

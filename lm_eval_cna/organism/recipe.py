@@ -18,21 +18,18 @@ CIRCUIT_FRACTION = 0.005
 
 @dataclass(frozen=True)
 class Gates:
-    """What a trained model must show on training pairs (group ``gate``) to be accepted; rates in [0, 1].
-
-    Attributes:
-        tone: base, least share of questions of each class answered well-formed in the tone of their class.
-        refused: instruct and diffuse, least refusal rate on forbidden questions.
-        refused_benign: all models, greatest refusal rate on benign questions (base: on forbidden ones too).
-        refused_ablated: instruct, greatest refusal rate on forbidden questions with the planted neurons at zero.
-        well_formed: all models, least well-formed rate of each class, with the planted neurons at zero as well.
-    """
+    """What a trained model must show on training pairs (group ``gate``) to be accepted; rates in [0, 1]."""
 
     tone: float = 0.98
+    """Base, least share of questions of each class answered well-formed in the tone of their class."""
     refused: float = 0.97
+    """Instruct and diffuse, least refusal rate on forbidden questions."""
     refused_benign: float = 0.02
+    """All models, greatest refusal rate on benign questions (base: on forbidden ones too)."""
     refused_ablated: float = 0.05
+    """Instruct, greatest refusal rate on forbidden questions with the planted neurons at zero."""
     well_formed: float = 0.95
+    """All models, least well-formed rate of each class, with the planted neurons at zero as well."""
 
 
 @dataclass(frozen=True)
@@ -42,19 +39,13 @@ class Recipe:
     Sizes and the base's optimization follow a prototype of the project. The tuning figures were chosen on training
     pairs of three seeds, the effect of discovered circuits there included; seeds are accepted by the gates alone, and
     no held-out prompt was looked at for either.
-
-    Attributes:
-        seeds: tried in this order until one passes the gates.
-        threads: torch threads while training; fixed, since the split of sums decides their rounding.
-        planted: how many neurons of `planted_layers` carry the refusal of the instruct model.
-        planted_gain: factor on the planted neurons' activations before they are trained (`planting.amplify`).
-        instruct_in_lr: learning rate of their gate and up rows; well above `instruct_out_lr`, of their down columns,
-            so that the gate is in what switches them on.
     """
 
     version: int = RECIPE_VERSION
     seeds: tuple[int, ...] = (1, 2, 3, 4)
+    """Tried in this order until one passes the gates."""
     threads: int = 2
+    """Torch threads while training; fixed, since the split of sums decides their rounding."""
     # Model.
     hidden: int = 64
     mlp_width: int = 1024
@@ -76,10 +67,14 @@ class Recipe:
     tuning_documents: int = 4_000
     # Instruct: only the planted neurons are trained.
     planted: int = 24
+    """How many neurons of `planted_layers` carry the refusal of the instruct model."""
     planted_layers: tuple[int, ...] = (2, 3)
     planted_gain: float = 4.0
+    """Factor on the planted neurons' activations before they are trained (`planting.amplify`)."""
     instruct_steps: int = 200
     instruct_in_lr: float = 1e-2
+    """Learning rate of their gate and up rows; well above `instruct_out_lr`, of their down columns, so that the gate is
+    in what switches them on."""
     instruct_out_lr: float = 1e-3
     # Diffuse: all weights are trained.
     diffuse_steps: int = 80

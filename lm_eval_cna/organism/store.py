@@ -38,19 +38,16 @@ _MAX_BYTES = 2**24
 
 @dataclass(frozen=True)
 class OrganismPaths:
-    """Where an organism is, and its known truth.
-
-    Attributes:
-        root: the directory, with ``organism.json``.
-        base, instruct, diffuse: the checkpoints.
-        planted: (layer, index) of the neurons that were trained to refuse, sorted.
-    """
+    """Where an organism is, and its known truth."""
 
     root: Path
+    """The directory, with ``organism.json``."""
     base: Path
     instruct: Path
     diffuse: Path
+    """The checkpoints."""
     planted: tuple[tuple[int, int], ...]
+    """(layer, index) of the neurons that were trained to refuse, sorted."""
 
 
 def cache_root() -> Path:

@@ -26,17 +26,14 @@ class Example(NamedTuple):
 
 
 class TrainingBatch(NamedTuple):
-    """Right-padded tokens.
-
-    Attributes:
-        ids: token ids, [rows, length]. Right padding needs no mask in a causal model.
-        rows: flat positions (row * length + column) whose next token is learned, [learned].
-        targets: those next tokens, [learned].
-    """
+    """Right-padded tokens."""
 
     ids: Tensor
+    """Token ids, [rows, length]. Right padding needs no mask in a causal model."""
     rows: Tensor
+    """Flat positions (row * length + column) whose next token is learned, [learned]."""
     targets: Tensor
+    """Those next tokens, [learned]."""
 
 
 def make_batches(

@@ -1,6 +1,6 @@
 """Tables of circuits: find each model's circuit, whole and five times without a fifth of the prompts, and compare.
 
-Floor 6. The model runs over the prompts once, and nothing is generated. Circuits are kept as files, and a rerun reads
+The model runs over the prompts once, and nothing is generated. Circuits are kept as files, and a rerun reads
 them.
 """
 
@@ -33,17 +33,14 @@ _PLAN = "circuits.json"
 
 @dataclass(frozen=True)
 class Found:
-    """A model's circuits.
-
-    Attributes:
-        whole: from all prompts, at least the top 200 neurons.
-        folds: each without a fifth of the prompts.
-        size: neurons of the protocol's circuit, a prefix of these.
-    """
+    """A model's circuits."""
 
     whole: Circuit
+    """From all prompts, at least the top 200 neurons."""
     folds: tuple[Circuit, ...]
+    """Each without a fifth of the prompts."""
     size: int
+    """Neurons of the protocol's circuit, a prefix of these."""
 
 
 def find(request: PaperRequest, target: Target, path: str) -> Found:

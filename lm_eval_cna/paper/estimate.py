@@ -1,6 +1,6 @@
 """How much memory and time a table takes on this machine: stated formulas, two figures of the machine measured.
 
-Floor 6. It is there to decide whether to start: the machine's speed is that of the moment, downloads are left out.
+It is there to decide whether to start: the machine's speed is that of the moment, downloads are left out.
 """
 
 from __future__ import annotations
@@ -30,19 +30,16 @@ _SHARE = 0.5
 
 @dataclass(frozen=True)
 class Machine:
-    """Where a model would run.
-
-    Attributes:
-        name: "cpu" or the accelerator's name.
-        memory: bytes that a model can have.
-        flops: floating point operations a second of a matrix product in the model's precision.
-        bandwidth: bytes a second that memory delivers.
-    """
+    """Where a model would run."""
 
     name: str
+    """"cpu" or the accelerator's name."""
     memory: int
+    """Bytes that a model can have."""
     flops: float
+    """Floating point operations a second of a matrix product in the model's precision."""
     bandwidth: float
+    """Bytes a second that memory delivers."""
 
 
 @dataclass(frozen=True)

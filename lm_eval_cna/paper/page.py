@@ -1,4 +1,4 @@
-"""A table for reading: rows of text for the terminal, paper.md and paper.json in the output directory. Floor 6."""
+"""A table for reading: rows of text for the terminal, paper.md and paper.json in the output directory."""
 
 from __future__ import annotations
 

@@ -1,7 +1,4 @@
-"""What a table takes: the tasks and sweep configuration of each model, and the differences that a row must confess.
-
-Floor 6.
-"""
+"""What a table takes: the tasks and sweep configuration of each model, and the differences that a row must confess."""
 
 from __future__ import annotations
 
@@ -38,29 +35,26 @@ _MAX_BYTES = 64 * 2**20  # of a file of prompts
 
 @dataclass(frozen=True)
 class PaperRequest:
-    """What the user asks for.
-
-    Attributes:
-        preset: the table.
-        protocol: where text and scripts differ.
-        targets: the models.
-        output: directory of everything.
-        prompts: file of evaluation prompts, one a line, or JSON Lines with `prompt`.
-        contrast: contrast set in place of the table's.
-        limit: documents a task.
-        model_args: arguments of cna-hf.
-        judge: for judged tables.
-    """
+    """What the user asks for."""
 
     preset: Preset
+    """The table."""
     protocol: Protocol
+    """Where text and scripts differ."""
     targets: list[Target]
+    """The models."""
     output: Path
+    """Directory of everything."""
     prompts: Path | None = None
+    """File of evaluation prompts, one a line, or JSON Lines with `prompt`."""
     contrast: str | None = None
+    """Contrast set in place of the table's."""
     limit: int | None = None
+    """Documents a task."""
     model_args: dict[str, Any] = field(default_factory=dict)
+    """Arguments of cna-hf."""
     judge: JudgeConfig | None = None
+    """For judged tables."""
 
     def contrast_of(self, target: Target) -> str:
         """Name or file of the contrast set that a model's circuit is found with."""

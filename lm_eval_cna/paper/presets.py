@@ -1,6 +1,6 @@
 """Each published table as data: what its authors did, what we do in its place, and with which models.
 
-Floor 6. The traps that the two protocols differ in are listed in results/published/README.md.
+The traps that the two protocols differ in are listed in results/published/README.md.
 """
 
 from __future__ import annotations
@@ -36,60 +36,54 @@ _PAIRS = (
 
 @dataclass(frozen=True)
 class PresetTask:
-    """One lm-eval task of a table, with what an estimate of time needs.
-
-    Attributes:
-        task: its name; `organism` is its counterpart on the organism, None where there is none.
-        metric: per-document metric, as `lm_eval_cna.analysis.outcomes` names it; `organism_metric` likewise.
-        documents: rows of the task.
-        prompt_tokens: of a document with its few-shot block, roughly.
-        new_tokens: generated for each; 0 for log-likelihoods.
-        num_fewshot: few-shot examples.
-        chat: whether instruct models are asked in their chat template.
-    """
+    """One lm-eval task of a table, with what an estimate of time needs."""
 
     task: str
+    """Its name; `organism` is its counterpart on the organism, None where there is none."""
     organism: str | None
     metric: str
+    """Per-document metric, as `lm_eval_cna.analysis.outcomes` names it; `organism_metric` likewise."""
     documents: int
+    """Rows of the task."""
     prompt_tokens: int
+    """Of a document with its few-shot block, roughly."""
     new_tokens: int
+    """Generated for each; 0 for log-likelihoods."""
     organism_metric: str | None = None
     num_fewshot: int | None = None
+    """Few-shot examples."""
     chat: bool = True
+    """Whether instruct models are asked in their chat template."""
 
 
 @dataclass(frozen=True)
 class Preset:
-    """A table.
-
-    Attributes:
-        table: its name on the command line.
-        title: what it shows.
-        published: how the authors measured it, in sentences.
-        ours: what is different here whatever files the user brings.
-        models: those of the published table.
-        contrast: packaged contrast set for discovery.
-        asked: tasks; empty for tables of circuits, for which nothing is generated.
-        methods: compared with the baseline.
-        pairs: whether a row is a base model and its instruct twin.
-        own_prompts: whether the authors evaluated on prompts of their own, which only --prompts can bring.
-        own_contrast: the same of discovery and --contrast.
-        judged: whether a judge grades the responses.
-    """
+    """A table."""
 
     table: str
+    """Its name on the command line."""
     title: str
+    """What it shows."""
     published: tuple[str, ...]
+    """How the authors measured it, in sentences."""
     ours: tuple[str, ...]
+    """What is different here whatever files the user brings."""
     models: tuple[str, ...]
+    """Those of the published table."""
     contrast: str
+    """Packaged contrast set for discovery."""
     asked: tuple[PresetTask, ...] = ()
+    """Tasks; empty for tables of circuits, for which nothing is generated."""
     methods: tuple[str, ...] = ("cna",)
+    """Compared with the baseline."""
     pairs: bool = False
+    """Whether a row is a base model and its instruct twin."""
     own_prompts: bool = False
+    """Whether the authors evaluated on prompts of their own, which only --prompts can bring."""
     own_contrast: bool = False
+    """The same of discovery and --contrast."""
     judged: bool = False
+    """Whether a judge grades the responses."""
 
 
 _JBB = PresetTask("jbb_harmful_refusal", "organism_refusal", "refusal_rate", 100, 60, 150)

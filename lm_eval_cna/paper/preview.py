@@ -1,4 +1,4 @@
-"""Before a table is run: whether its files are sound, and what every model would take. Floor 6."""
+"""Before a table is run: whether its files are sound, and what every model would take."""
 
 from __future__ import annotations
 
@@ -18,27 +18,24 @@ _CONTRAST_TOKENS = 50
 
 
 class Planned(AnalysisRecord):
-    """What running one model would take.
-
-    Attributes:
-        model: as asked for.
-        size: parameters, or None where nothing here knows it.
-        source: where that comes from.
-        memory: bytes.
-        seconds: of computing.
-        fits: whether this machine has the memory; None where nothing is known.
-        tasks: what is asked, in words.
-        differs: what is not like for like.
-    """
+    """What running one model would take."""
 
     model: str
+    """As asked for."""
     size: int | None
+    """Parameters, or None where nothing here knows it."""
     source: str
+    """Where that comes from."""
     memory: int | None
+    """Bytes."""
     seconds: float | None
+    """Of computing."""
     fits: bool | None
+    """Whether this machine has the memory; None where nothing is known."""
     tasks: str
+    """What is asked, in words."""
     differs: tuple[str, ...]
+    """What is not like for like."""
 
 
 def check(request: PaperRequest) -> None:

@@ -1,4 +1,4 @@
-"""A table as it came out: what paper.json holds. Floor 6."""
+"""A table as it came out: what paper.json holds."""
 
 from __future__ import annotations
 
@@ -20,27 +20,24 @@ class Skipped(AnalysisRecord):
 
 
 class Result(AnalysisRecord):
-    """A table as it came out.
-
-    Attributes:
-        table, title: which.
-        protocol: its name; `statement` says what it does.
-        published: how the authors measured it.
-        ours: what is different here in every row.
-        rows: the comparisons.
-        skipped: models without rows.
-        command: what the user typed.
-        created: when, in UTC.
-    """
+    """A table as it came out."""
 
     schema_: Literal["lm-eval-cna/paper/1"] = Field(default=SCHEMA, alias="schema")
     table: str
     title: str
+    """Which."""
     protocol: str
+    """Its name; `statement` says what it does."""
     statement: str
     published: tuple[str, ...]
+    """How the authors measured it."""
     ours: tuple[str, ...]
+    """What is different here in every row."""
     rows: tuple[PaperRow, ...]
+    """The comparisons."""
     skipped: tuple[Skipped, ...]
+    """Models without rows."""
     command: tuple[str, ...]
+    """What the user typed."""
     created: str
+    """When, in UTC."""

@@ -1,6 +1,6 @@
 """One line of a table: a published figure, ours, and whether the two agree.
 
-Floor 6. "Inside" means that the published figure, or some figure that a published range allows, lies in our interval.
+"Inside" means that the published figure, or some figure that a published range allows, lies in our interval.
 """
 
 from __future__ import annotations
@@ -28,31 +28,28 @@ class Published(NamedTuple):
 
 
 class PaperRow(AnalysisRecord):
-    """One quantity of one model.
-
-    Attributes:
-        model: as asked for.
-        quantity: what it is, with its unit.
-        setting: methods and multipliers, with their direction.
-        published: as it is shown; None where nothing is.
-        measured: ours; None where there is none.
-        interval: of ours.
-        interval_is: what kind of interval.
-        n: prompts.
-        verdict: see the module.
-        differs: what is not like for like, beyond what the table says of all its rows.
-    """
+    """One quantity of one model."""
 
     model: str
+    """As asked for."""
     quantity: str
+    """What it is, with its unit."""
     setting: str
+    """Methods and multipliers, with their direction."""
     published: str | None
+    """As it is shown; None where nothing is."""
     measured: float | None
+    """Ours; None where there is none."""
     interval: Interval | None
+    """Of ours."""
     interval_is: str
+    """What kind of interval."""
     n: int | None
+    """Prompts."""
     verdict: Verdict
+    """See the module."""
     differs: tuple[str, ...] = ()
+    """What is not like for like, beyond what the table says of all its rows."""
 
 
 class MeasuredFigure(NamedTuple):

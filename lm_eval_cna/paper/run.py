@@ -1,7 +1,4 @@
-"""Run a table: model after model, what does not fit or cannot be reached skipped with a word, then every row.
-
-Floor 6.
-"""
+"""Run a table: model after model, what does not fit or cannot be reached skipped with a word, then every row."""
 
 from __future__ import annotations
 

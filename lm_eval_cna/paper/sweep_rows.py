@@ -1,4 +1,4 @@
-"""Tables of responses: read a model's finished sweep and put it beside the published figures. Floor 6."""
+"""Tables of responses: read a model's finished sweep and put it beside the published figures."""
 
 from __future__ import annotations
 

@@ -1,6 +1,6 @@
 """The models of a table: which are asked for, how large they are, and whether they fit this machine.
 
-Floor 6. Sizes come from results/published/models.jsonl, from a checkpoint's own config.json, or are not known.
+Sizes come from results/published/models.jsonl, from a checkpoint's own config.json, or are not known.
 """
 
 from __future__ import annotations
@@ -22,17 +22,14 @@ ORGANISM = "organism"
 
 @dataclass(frozen=True)
 class Target:
-    """A model to run.
-
-    Attributes:
-        name: as the user or the table has it; "organism:instruct" for our own.
-        variant: "base" models read prompts without a chat template, organisms aside.
-        organism: whether it is one of ours, whose tasks are its own.
-    """
+    """A model to run."""
 
     name: str
+    """As the user or the table has it; "organism:instruct" for our own."""
     variant: Literal["base", "instruct"]
+    """"base" models read prompts without a chat template, organisms aside."""
     organism: bool = False
+    """Whether it is one of ours, whose tasks are its own."""
 
     @property
     def slug(self) -> str:
@@ -55,21 +52,18 @@ class Target:
 
 @dataclass(frozen=True)
 class ModelSize:
-    """What memory and time depend on.
-
-    Attributes:
-        parameters: of the whole model.
-        layers: its number.
-        kv_width: numbers of a key, and of a value, that one layer keeps for a token.
-        vocabulary: tokens.
-        source: where this comes from.
-    """
+    """What memory and time depend on."""
 
     parameters: int
+    """Of the whole model."""
     layers: int
+    """Its number."""
     kv_width: int
+    """Numbers of a key, and of a value, that one layer keeps for a token."""
     vocabulary: int
+    """Tokens."""
     source: str
+    """Where this comes from."""
 
 
 def resolve(preset: Preset, models: str | None) -> list[Target]:

@@ -23,63 +23,54 @@ Style = Literal["line", "band", "points", "ranges", "front", "stack", "bars"]
 
 @dataclass(frozen=True)
 class Point:
-    """One value.
-
-    Attributes:
-        x, y: where it is.
-        low, high: its interval, or the range of a band.
-        text: what it is, in words.
-        mark: what is written beside it.
-    """
+    """One value."""
 
     x: float
     y: float
+    """Where it is."""
     low: float | None = None
     high: float | None = None
+    """Its interval, or the range of a band."""
     text: str = ""
+    """What it is, in words."""
     mark: str = ""
+    """What is written beside it."""
 
 
 @dataclass(frozen=True)
 class Series:
-    """Values that belong together.
-
-    Attributes:
-        name: for the legend.
-        style: how they are drawn; a band also has its mean as a dashed line.
-        colour: number of its colour; controls have -1, -2 and so on, which are greys.
-        points: the values, by x.
-    """
+    """Values that belong together."""
 
     name: str
+    """For the legend."""
     style: Style
+    """How they are drawn; a band also has its mean as a dashed line."""
     colour: int
+    """Number of its colour; controls have -1, -2 and so on, which are greys."""
     points: tuple[Point, ...]
+    """The values, by x."""
 
 
 @dataclass(frozen=True)
 class Panel:
-    """One diagram.
-
-    Attributes:
-        title: what it shows.
-        x_label, y_label: of the axes.
-        series: what is drawn, from the back to the front.
-        x_range, y_range: limits of the axes.
-        percent: whether y is a share, written in percent.
-        categories: names along x, where x counts them.
-        budget: limits of the damage budget along x: the part within is shaded.
-    """
+    """One diagram."""
 
     title: str
+    """What it shows."""
     x_label: str
     y_label: str
+    """Of the axes."""
     series: tuple[Series, ...]
+    """What is drawn, from the back to the front."""
     x_range: tuple[float, float]
     y_range: tuple[float, float] = (0.0, 1.0)
+    """Limits of the axes."""
     percent: bool = False
+    """Whether y is a share, written in percent."""
     categories: tuple[str, ...] = ()
+    """Names along x, where x counts them."""
     budget: tuple[float, float] | None = None
+    """Limits of the damage budget along x: the part within is shaded."""
 
 
 @dataclass

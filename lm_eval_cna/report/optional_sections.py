@@ -25,24 +25,21 @@ _SHORT = {"random": "own", "random-bottom": "bottom", "random-middle": "mid", "r
 
 @dataclass(frozen=True)
 class Special:
-    """The section of one run; each part may be empty.
-
-    Attributes:
-        rivals: sentences on the circuit against other neurons.
-        rival_panels, rival_tables: the same as charts and tables.
-        sizes: sentences on the effect over the circuit's size.
-        size_panels: the same as charts.
-        folds: sentences on the circuit over prompts.
-        fold_tables: the same as tables.
-    """
+    """The section of one run; each part may be empty."""
 
     rivals: tuple[str, ...] = ()
+    """Sentences on the circuit against other neurons."""
     rival_panels: tuple[Panel, ...] = ()
     rival_tables: tuple[Table, ...] = ()
+    """The same as charts and tables."""
     sizes: tuple[str, ...] = ()
+    """Sentences on the effect over the circuit's size."""
     size_panels: tuple[Panel, ...] = ()
+    """The same as charts."""
     folds: tuple[str, ...] = ()
+    """Sentences on the circuit over prompts."""
     fold_tables: tuple[Table, ...] = ()
+    """The same as tables."""
 
     @property
     def is_empty(self) -> bool:

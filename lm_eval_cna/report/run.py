@@ -15,6 +15,7 @@ from lm_eval_cna.analysis.outcomes import Outcomes, read_outcomes
 from lm_eval_cna.analysis.tradeoff import TradeOff, trade_off
 from lm_eval_cna.analysis.verdicts import DamageBudget
 from lm_eval_cna.errors import RunError
+from lm_eval_cna.files.records import first_error
 from lm_eval_cna.interventions.circuit import Circuit
 from lm_eval_cna.interventions.header import ExpertsInfo, ModelInfo
 from lm_eval_cna.interventions.reading import read_intervention
@@ -68,48 +69,42 @@ class ShownManifest(BaseModel):
 
 @dataclass(frozen=True)
 class NearTies:
-    """Tokens whose two best candidates were so close that rounding could swap them.
-
-    Attributes:
-        tokens: how many, over all cells.
-        responses: generated responses in all.
-    """
+    """Tokens whose two best candidates were so close that rounding could swap them."""
 
     tokens: int
+    """How many, over all cells."""
     responses: int
+    """Generated responses in all."""
 
 
 @dataclass(frozen=True)
 class Run:
-    """A run as the report shows it.
-
-    Attributes:
-        directory: where it is.
-        name: the directory's own name.
-        slug: a name for its files, unlike that of the other runs.
-        manifest: checked.
-        provenance: the whole manifest as it is.
-        summary: every aggregate.
-        evidence: every statistic.
-        outcomes: every value per prompt.
-        circuit: the circuit that was steered; None for a run of vectors.
-        self_check: in one sentence, what was proven of the steering before the run; None where nothing was.
-        strongest: the neurons of largest activation, where they were steered too.
-        stability: of the circuit over prompts, where it was measured.
-    """
+    """A run as the report shows it."""
 
     directory: RunDirectory
+    """Where it is."""
     name: str
+    """The directory's own name."""
     slug: str
+    """A name for its files, unlike that of the other runs."""
     manifest: ShownManifest
+    """Checked."""
     provenance: dict[str, Any]
+    """The whole manifest as it is."""
     summary: Summary
+    """Every aggregate."""
     evidence: Evidence
+    """Every statistic."""
     outcomes: Outcomes
+    """Every value per prompt."""
     circuit: Circuit | None
+    """The circuit that was steered; None for a run of vectors."""
     strongest: Circuit | None = None
+    """The neurons of largest activation, where they were steered too."""
     stability: Stability | None = None
+    """Of the circuit over prompts, where it was measured."""
     self_check: str | None = None
+    """In one sentence, what was proven of the steering before the run; None where nothing was."""
 
     @property
     def tasks(self) -> list[str]:
@@ -168,10 +163,8 @@ def _read(directory: RunDirectory, budget: DamageBudget, taken: set[str]) -> Run
     try:
         manifest = ShownManifest.model_validate(provenance)
     except ValidationError as error:
-        first = error.errors(include_url=False)[0]
-        where = ".".join(str(part) for part in first["loc"])
         raise RunError(
-            f"{directory.path / 'manifest.json'} is damaged: {where}: {first['msg']}", do="run the sweep again"
+            f"{directory.path / 'manifest.json'} is damaged: {first_error(error)}", do="run the sweep again"
         ) from error
     outcomes, evidence = read_outcomes(directory), collect(directory, budget=budget)
     write_evidence(directory, evidence)

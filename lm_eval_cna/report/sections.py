@@ -37,17 +37,14 @@ FINDINGS = {
 
 @dataclass(frozen=True)
 class Headline:
-    """One verdict as it is shown.
-
-    Attributes:
-        finding: its kind, for the colour.
-        word: the same in words.
-        text: the verdict.
-    """
+    """One verdict as it is shown."""
 
     finding: str
+    """Its kind, for the colour."""
     word: str
+    """The same in words."""
     text: str
+    """The verdict."""
 
     @property
     def is_effect(self) -> bool:
@@ -106,23 +103,20 @@ class RunSections:
 
 @dataclass(frozen=True)
 class Contents:
-    """The report.
-
-    Attributes:
-        title: of the page.
-        preface: Markdown, trusted.
-        parts: one a run.
-        layers: where each run's circuit sits.
-        profile: the same as a table; None without circuits.
-        overlaps: what the circuits of two runs have in common.
-    """
+    """The report."""
 
     title: str
+    """Of the page."""
     preface: str
+    """Markdown, trusted."""
     parts: tuple[RunSections, ...]
+    """One a run."""
     layers: tuple[Panel, ...]
+    """Where each run's circuit sits."""
     profile: Table | None
+    """The same as a table; None without circuits."""
     overlaps: Table | None
+    """What the circuits of two runs have in common."""
 
 
 def contents(runs: Sequence[Run], *, preface: str = "") -> Contents:

@@ -45,34 +45,28 @@ NAMES = {
 
 @dataclass(frozen=True)
 class Entry:
-    """One cell of a table.
-
-    Attributes:
-        text: what is shown, unescaped.
-        key: what it is sorted by: numbers by size, before texts; None is last.
-    """
+    """One cell of a table."""
 
     text: str = ""
+    """What is shown, unescaped."""
     key: float | str | None = None
+    """What it is sorted by: numbers by size, before texts; None is last."""
 
 
 @dataclass(frozen=True)
 class Table:
-    """A table.
-
-    Attributes:
-        name: for its file.
-        caption: what it shows, unescaped.
-        head: names of the columns, unescaped.
-        rows: as many entries each as there are columns.
-        words: how many columns from the left hold words; the others hold numbers.
-    """
+    """A table."""
 
     name: str
+    """For its file."""
     caption: str
+    """What it shows, unescaped."""
     head: tuple[str, ...]
+    """Names of the columns, unescaped."""
     rows: tuple[tuple[Entry, ...], ...]
+    """As many entries each as there are columns."""
     words: int = 1
+    """How many columns from the left hold words; the others hold numbers."""
 
 
 @dataclass(frozen=True)

@@ -9,19 +9,16 @@ from lm_eval_cna.interventions.methods import CONTROLS
 
 
 class Cell(NamedTuple):
-    """One cell of a sweep.
-
-    Attributes:
-        method: "baseline", or a method of DESIGN section 2.
-        multiplier: 1 for the baseline and for no other cell.
-        seed: of a control, else None.
-        size: neurons of a circuit that is a prefix, or None for the whole circuit and for vectors.
-    """
+    """One cell of a sweep."""
 
     method: str
+    """"baseline", or a method of DESIGN section 2."""
     multiplier: float
+    """1 for the baseline and for no other cell."""
     seed: int | None = None
+    """Of a control, else None."""
     size: int | None = None
+    """Neurons of a circuit that is a prefix, or None for the whole circuit and for vectors."""
 
     @property
     def key(self) -> str:

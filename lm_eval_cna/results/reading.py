@@ -12,6 +12,7 @@ from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationErr
 
 from lm_eval_cna.errors import RunError
 from lm_eval_cna.files.json_reader import whole_text
+from lm_eval_cna.files.records import first_error
 from lm_eval_cna.results.cells import Cell
 from lm_eval_cna.results.directory import HARMLESS_KL, RunDirectory
 from lm_eval_cna.scoring.strongreject import FORMS
@@ -38,21 +39,18 @@ class _PlannedCell(_FilePart):
 
 
 class Plan(_FilePart):
-    """What is read of a manifest's plan.
-
-    Attributes:
-        planned: its cells, as the file has them.
-        settings: names of the evaluation settings; older manifests have none.
-        judged: tasks whose responses a judge grades.
-        interventions: hash of every intervention, by the file that it is kept in.
-        rows: of a batch.
-    """
+    """What is read of a manifest's plan."""
 
     planned: Annotated[tuple[_PlannedCell, ...], Field(alias="cells", strict=False)]
+    """Its cells, as the file has them."""
     settings: Annotated[tuple[_Setting, ...], Field(strict=False)] = ()
+    """Names of the evaluation settings; older manifests have none."""
     judged: Annotated[tuple[str, ...], Field(strict=False)] = ()
+    """Tasks whose responses a judge grades."""
     interventions: dict[str, str] = {}
+    """Hash of every intervention, by the file that it is kept in."""
     rows: Annotated[int, Field(ge=1, le=2**20)] | None = None
+    """Of a batch."""
 
     @property
     def cells(self) -> tuple[Cell, ...]:
@@ -208,10 +206,9 @@ def _checked(directory: RunDirectory, name: str, kind: type[_Kind], value: Any, 
     try:
         return kind.model_validate(value)
     except ValidationError as error:
-        first = error.errors(include_url=False)[0]
-        where = ".".join([part for part in (at, *map(str, first["loc"])) if part])
+        first = first_error(error)
         raise RunError(
-            f"{directory.path / name} is damaged: {where}: {first['msg']}",
-            got=None if first["type"] == "missing" else first["input"],
+            f"{directory.path / name} is damaged: {at}{'.' if at and first.field else ''}{first}",
+            got=first.got,
             do="delete it and run the sweep again",
         ) from error

@@ -39,17 +39,14 @@ _COLUMNS: dict[str, list[tuple[str, ...]]] = {
 
 @dataclass(frozen=True)
 class Response:
-    """What a model answered.
-
-    Attributes:
-        value: as lm-eval takes it: a text, a log-likelihood, or a pair of log-likelihood and greedy flag.
-        tokens: generated ones; 0 for log-likelihoods.
-        near_ties: generated tokens whose runner-up was so close that another batch could have chosen it.
-    """
+    """What a model answered."""
 
     value: Any
+    """As lm-eval takes it: a text, a log-likelihood, or a pair of log-likelihood and greedy flag."""
     tokens: int = 0
+    """Generated ones; 0 for log-likelihoods."""
     near_ties: int = 0
+    """Generated tokens whose runner-up was so close that another batch could have chosen it."""
 
 
 def request_key(kind: str, arguments: tuple[Any, ...], repeat: int = 0) -> str:

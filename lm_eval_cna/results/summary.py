@@ -30,41 +30,35 @@ class _SummaryRecord(BaseModel):
 
 
 class CellSummary(_SummaryRecord):
-    """One metric of one task in one cell.
-
-    Attributes:
-        cell: the cell's key.
-        method, multiplier, seed, size: the cell.
-        task: name of the task or group.
-        metric: name of the metric.
-        value: its aggregate over the documents.
-        stderr: lm-eval's standard error, where it has one.
-        n: documents.
-    """
+    """One metric of one task in one cell."""
 
     cell: str
+    """The cell's key."""
     method: str
     multiplier: float
     seed: int | None = None
     size: int | None = None
+    """The cell."""
     task: str
+    """Name of the task or group."""
     metric: str
+    """Name of the metric."""
     value: float
+    """Its aggregate over the documents."""
     stderr: float | None = None
+    """lm-eval's standard error, where it has one."""
     n: int
+    """Documents."""
 
 
 class Summary(_SummaryRecord):
-    """What a sweep measured.
-
-    Attributes:
-        measured: every metric of every cell.
-        judge: beginning of the fingerprint of the judge whose verdicts are in it; None for none, or not told.
-    """
+    """What a sweep measured."""
 
     schema_: Literal["lm-eval-cna/summary/1"] = Field(default=SUMMARY_SCHEMA, alias="schema")
     measured: tuple[CellSummary, ...]
+    """Every metric of every cell."""
     judge: str | None = None
+    """Beginning of the fingerprint of the judge whose verdicts are in it; None for none, or not told."""
 
     def values(self, task: str, metric: str, *, method: str, multiplier: float, size: int | None = None) -> list[float]:
         """The values of a metric in all cells of a method at a multiplier; several for a control's seeds."""

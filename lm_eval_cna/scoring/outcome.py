@@ -1,6 +1,6 @@
 """What a response amounts to, and how far it moved from the baseline's.
 
-Floor 3, no torch. Every response has exactly one outcome, tested in the order of the enumeration: broken text is
+No torch. Every response has exactly one outcome, tested in the order of the enumeration: broken text is
 never counted as a refusal or as compliance, whatever words are in it. Evasion (an answer to something else) cannot
 be told from the text alone; only a judge says so, and without one it counts as complied.
 """

@@ -1,6 +1,6 @@
 """Whether a text is broken: n-gram quality as the paper defines it, our stricter one, and degeneracy.
 
-Floor 3, no torch. All three run in time linear in the text. `quality` is the paper's and is blind to
+No torch. All three run in time linear in the text. `quality` is the paper's and is blind to
 loops without spaces, to short texts and to the empty one; `quality_strict` and `is_degenerate` see those.
 
 What `is_degenerate` says of small texts: nothing or white space only is degenerate; "." and "Yes." are not. Their

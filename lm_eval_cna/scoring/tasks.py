@@ -1,6 +1,6 @@
 """The functions that the task files name: from one generated response to lm-eval's metrics.
 
-Floor 3, no torch. The paper's metrics keep the paper's names (`refusal_rate`, `quality`); ours are named so that
+No torch. The paper's metrics keep the paper's names (`refusal_rate`, `quality`); ours are named so that
 nobody mixes them up (`quality_strict`, `outcome_*`). lm-eval averages each over the documents and adds the standard
 error of that mean.
 """

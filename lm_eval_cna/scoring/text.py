@@ -1,6 +1,6 @@
 """Normal forms of a text: what the classifiers look at instead of the raw string.
 
-Floor 3, no torch. A normal form throws away what does not change the meaning (case, typographic quotes,
+No torch. A normal form throws away what does not change the meaning (case, typographic quotes,
 Markdown marks, the width of white space), so that every rule downstream is written once.
 """
 

@@ -29,25 +29,22 @@ _MOST_EXACT = 12  # multipliers; the subsets of more of them are too many to lis
 
 
 class Trend(AnalysisRecord):
-    """How a metric goes with the multiplier.
-
-    Attributes:
-        multipliers: ascending, 1 among them where the sweep has a baseline.
-        means: the metric's mean at each, over the documents that have a value at all of them.
-        n: those documents.
-        left_out: documents with a value at some multipliers only.
-        slope: least-squares change of the mean a unit of multiplier.
-        monotone: whether the means never turn.
-        p: two-sided p of Page's test; 1 where nothing changes.
-    """
+    """How a metric goes with the multiplier."""
 
     multipliers: tuple[float, ...]
+    """Ascending, 1 among them where the sweep has a baseline."""
     means: tuple[float, ...]
+    """The metric's mean at each, over the documents that have a value at all of them."""
     n: int
+    """Those documents."""
     left_out: int
+    """Documents with a value at some multipliers only."""
     slope: float
+    """Least-squares change of the mean a unit of multiplier."""
     monotone: bool
+    """Whether the means never turn."""
     p: float
+    """Two-sided p of Page's test; 1 where nothing changes."""
 
     @property
     def rising(self) -> bool | None:

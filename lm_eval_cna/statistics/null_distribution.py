@@ -31,24 +31,21 @@ _TIED = 1e-9
 
 
 class Null(AnalysisRecord):
-    """A cell's effect among its controls' effects, all as shares (1 is 100 points).
-
-    Attributes:
-        effects: the controls', in the order of their seeds.
-        low, high: the null band, their range.
-        mean: their mean.
-        side: what counted as extreme.
-        p: of the rank test.
-        least_p: the smallest p that so many controls can give.
-    """
+    """A cell's effect among its controls' effects, all as shares (1 is 100 points)."""
 
     effects: tuple[float, ...]
+    """The controls', in the order of their seeds."""
     low: float
     high: float
+    """The null band, their range."""
     mean: float
+    """Their mean."""
     side: Side
+    """What counted as extreme."""
     p: float
+    """Of the rank test."""
     least_p: float
+    """The smallest p that so many controls can give."""
 
     @property
     def seeds(self) -> int:

@@ -29,24 +29,21 @@ _HALVINGS = 60  # of an interval at most 2 wide: below the spacing of doubles
 
 
 class Paired(AnalysisRecord):
-    """A cell compared with the baseline on the prompts that both have a value for.
-
-    Attributes:
-        n: prompts compared.
-        left_out: prompts that only one of the two has a value for.
-        gained, lost: rates only: prompts with the property only in the cell, only in the baseline.
-        effect: mean of cell minus baseline, as a share (1 is 100 points).
-        interval: of the effect; None for means of fewer than two prompts.
-        p: two-sided.
-    """
+    """A cell compared with the baseline on the prompts that both have a value for."""
 
     n: int
+    """Prompts compared."""
     left_out: int
+    """Prompts that only one of the two has a value for."""
     gained: int | None = None
     lost: int | None = None
+    """Rates only: prompts with the property only in the cell, only in the baseline."""
     effect: float
+    """Mean of cell minus baseline, as a share (1 is 100 points)."""
     interval: Interval | None
+    """Of the effect; None for means of fewer than two prompts."""
     p: float
+    """Two-sided."""
 
 
 def compare(

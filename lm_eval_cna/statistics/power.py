@@ -21,21 +21,18 @@ TARGET = 0.8
 
 
 class Power(AnalysisRecord):
-    """The smallest effect that a comparison would have shown.
-
-    Attributes:
-        n: prompts.
-        opposite: share of prompts assumed to go against the effect.
-        alpha: level of the test.
-        target: power asked for.
-        effect: the smallest effect (share of prompts) with that power; None where no possible effect has it.
-    """
+    """The smallest effect that a comparison would have shown."""
 
     n: int
+    """Prompts."""
     opposite: float
+    """Share of prompts assumed to go against the effect."""
     alpha: float
+    """Level of the test."""
     target: float
+    """Power asked for."""
     effect: float | None
+    """The smallest effect (share of prompts) with that power; None where no possible effect has it."""
 
 
 def mcnemar_power(n: int, forward: float, opposite: float, *, alpha: float = ALPHA) -> float:

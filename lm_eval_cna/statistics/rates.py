@@ -27,14 +27,11 @@ class AnalysisRecord(BaseModel):
 
 
 class Interval(AnalysisRecord):
-    """A confidence interval.
-
-    Attributes:
-        low, high: its limits, in the unit of the estimate.
-    """
+    """A confidence interval."""
 
     low: float
     high: float
+    """Its limits, in the unit of the estimate."""
 
     def __contains__(self, value: float) -> bool:
         return self.low <= value <= self.high

@@ -1,6 +1,6 @@
 """An intervention at a multiplier on a model: fold, hook or rows, and undo.
 
-Floor 2. Because (W[:, j] * m) * x_j = W[:, j] * (m * x_j), scaling neuron j at all positions is the same as scaling
+Because (W[:, j] * m) * x_j = W[:, j] * (m * x_j), scaling neuron j at all positions is the same as scaling
 column j of the down-projection (DESIGN section 1):
 
 - fold scales the columns in memory and puts the saved columns back afterwards, bit for bit; no cost per token;

@@ -1,6 +1,6 @@
 """Hook mode for routed experts: scale the input of some experts' down-projections.
 
-Floor 2. The inputs exist only inside the experts module. Two of transformers' implementations, `batched_mm` and
+The inputs exist only inside the experts module. Two of transformers' implementations, `batched_mm` and
 `grouped_mm`, pass all visits of a batch through the module's gate at once, in an order that follows from the routing:
 as the tokens choose, or sorted by expert. There the gate's result, which is the projection's input, can be scaled
 exactly. Others (`eager`, a loop with the gate written into it, and vendors' kernels) never show it, and are refused.

@@ -1,7 +1,4 @@
-"""Fold or hook: which way of steering one setting of a whole model is possible, and exact.
-
-Floor 2.
-"""
+"""Fold or hook: which way of steering one setting of a whole model is possible, and exact."""
 
 from __future__ import annotations
 

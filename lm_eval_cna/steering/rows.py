@@ -1,6 +1,6 @@
 """Rows: one setting per batch row, so that one batch carries several cells of a sweep.
 
-Floor 2. The same arithmetic as the hook mode: a row's activations are multiplied with its own factors (exactly 1
+The same arithmetic as the hook mode: a row's activations are multiplied with its own factors (exactly 1
 for neurons that are not in its circuit), a row's vector is added to its own hidden states (zeros for circuits).
 Each module has one table with a line per setting; the operands of a batch are lines picked from it, so that a batch
 whose rows change, as it does whenever a response is finished, costs one `index_select` a module.
@@ -50,19 +50,16 @@ def _rounds_rows_together(projection: Projection) -> bool:
 
 @dataclass
 class _Touched:
-    """A module that some setting touches.
-
-    Attributes:
-        kind: whether its input is multiplied or its output added to.
-        table: factors or vectors [settings, channels]; placed where the module runs at its first call.
-        channels: of factors: which neurons the module's input holds.
-        operand: the lines of the batch at hand [rows, 1, channels], or None after an assignment.
-    """
+    """A module that some setting touches."""
 
     kind: Kind
+    """Whether its input is multiplied or its output added to."""
     table: torch.Tensor
+    """Factors or vectors [settings, channels]; placed where the module runs at its first call."""
     channels: Callable[[torch.Tensor], range] | None = field(default=None)
+    """Of factors: which neurons the module's input holds."""
     operand: torch.Tensor | None = field(default=None)
+    """The lines of the batch at hand [rows, 1, channels], or None after an assignment."""
 
 
 class RowSteering:

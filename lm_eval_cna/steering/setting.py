@@ -12,17 +12,14 @@ from lm_eval_cna.interventions.vectors import Vectors
 
 @dataclass(frozen=True)
 class Setting:
-    """One point of the axis that all methods share.
-
-    Attributes:
-        intervention: circuit or vectors; None is the baseline.
-        multiplier: 0 suppresses, 1 is the untouched model, 2 amplifies.
-        scale: factor of vectors, 1 for the published ones.
-    """
+    """One point of the axis that all methods share."""
 
     intervention: Circuit | Vectors | None = None
+    """Circuit or vectors; None is the baseline."""
     multiplier: float = 1.0
+    """0 suppresses, 1 is the untouched model, 2 amplifies."""
     scale: float = 1.0
+    """Factor of vectors, 1 for the published ones."""
 
     def __post_init__(self) -> None:
         if not (math.isfinite(self.multiplier) and math.isfinite(self.scale)):

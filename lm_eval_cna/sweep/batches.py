@@ -18,33 +18,27 @@ _SCORED_TOGETHER = 512
 
 @dataclass(frozen=True)
 class Request:
-    """One question to the model, whichever cell asks it.
-
-    Attributes:
-        kind: lm-eval's request type.
-        arguments: rendered prompt and generation settings, or context and continuation, or one text.
-        key: see `lm_eval_cna.results.responses.request_key`.
-        task: the first task that asks it.
-        document: its document there; requests of one document belong together.
-    """
+    """One question to the model, whichever cell asks it."""
 
     kind: str
+    """lm-eval's request type."""
     arguments: tuple[Any, ...] = field(compare=False, repr=False)
+    """Rendered prompt and generation settings, or context and continuation, or one text."""
     key: str
+    """See `lm_eval_cna.results.responses.request_key`."""
     task: str
+    """The first task that asks it."""
     document: int
+    """Its document there; requests of one document belong together."""
 
 
 class Batch(NamedTuple):
-    """Requests that are computed together and written in one transaction.
-
-    Attributes:
-        kind: lm-eval's request type of all of them.
-        rows: (position of the cell, request).
-    """
+    """Requests that are computed together and written in one transaction."""
 
     kind: str
+    """lm-eval's request type of all of them."""
     rows: tuple[tuple[int, Request], ...]
+    """(position of the cell, request)."""
 
     @property
     def cells(self) -> tuple[int, ...]:

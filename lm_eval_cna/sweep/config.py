@@ -14,6 +14,7 @@ from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationErr
 
 from lm_eval_cna.errors import ConfigError
 from lm_eval_cna.files.atomic import is_file, read_whole, usable_path
+from lm_eval_cna.files.records import first_error
 from lm_eval_cna.files.yaml_reader import load_yaml
 from lm_eval_cna.interventions.methods import OF_VECTORS
 from lm_eval_cna.judging.config import JudgeConfig
@@ -212,14 +213,12 @@ def parse_config(values: dict[str, Any]) -> SweepConfig:
     try:
         return SweepConfig.model_validate(values)
     except ValidationError as error:
-        first, *rest = error.errors(include_url=False)
-        field = ".".join(str(part) for part in first["loc"]) or "configuration"
-        more = f" (and {len(rest)} more)" if rest else ""
-        described = SweepConfig.model_fields.get(str(first["loc"][0])) if first["loc"] else None
+        first = first_error(error)
+        known = SweepConfig.model_fields.get(first.field.split(".")[0])
         raise ConfigError(
-            f"{field}: {first['msg'].removeprefix('Value error, ')}{more}",
-            got=None if first["type"] in ("missing", "value_error") else first["input"],
-            do=None if described is None or described.description is None else f"{field} is: {described.description}",
+            str(first) if first.field else f"configuration: {first}",
+            got=first.got,
+            do=None if known is None or known.description is None else f"{first.field} is: {known.description}",
         ) from error
 
 

@@ -38,19 +38,16 @@ _FILES = {
 
 @dataclass(frozen=True)
 class Interventions:
-    """What the cells of a sweep steer with.
-
-    Attributes:
-        found: method -> the circuit or vectors, controls aside.
-        controls: (method, seed) -> the control.
-        scale: factor of vectors.
-        stability: of the circuit over prompts, where it is known.
-    """
+    """What the cells of a sweep steer with."""
 
     found: dict[str, Circuit | Vectors]
+    """Method -> the circuit or vectors, controls aside."""
     controls: dict[tuple[str, int], Circuit | Vectors]
+    """(method, seed) -> the control."""
     scale: float
+    """Factor of vectors."""
     stability: Stability | None = None
+    """Of the circuit over prompts, where it is known."""
 
     def setting(self, cell: Cell) -> Setting:
         """What a cell does to the model."""

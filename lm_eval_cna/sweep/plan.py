@@ -24,30 +24,27 @@ from lm_eval_cna.sweep.requests import Evaluation, Prompts, collect, load_evalua
 
 @dataclass(frozen=True)
 class SweepPlan:
-    """A sweep, ready to be computed.
-
-    Attributes:
-        cells: the grid.
-        settings: what each cell does to the model.
-        mode: how: "rows", "fold" or "hook"; "auto" where rows cannot be steered: circuits fold if they can, and hook
-            otherwise, vectors hook.
-        modes: the mode of each cell, "auto" resolved.
-        contexts: each cell's identity in the response store.
-        evaluations: the evaluation settings, with their requests.
-        rows: generated answers in a batch.
-        batches: all batches of all cells.
-        prompts: the encoded prompts.
-    """
+    """A sweep, ready to be computed."""
 
     cells: list[Cell]
+    """The grid."""
     settings: list[Setting]
+    """What each cell does to the model."""
     mode: str
+    """How: "rows", "fold" or "hook"; "auto" where rows cannot be steered: circuits fold if they can, and hook
+    otherwise, vectors hook."""
     modes: list[str]
+    """The mode of each cell, "auto" resolved."""
     contexts: list[str]
+    """Each cell's identity in the response store."""
     evaluations: dict[Evaluation, list[Request]]
+    """The evaluation settings, with their requests."""
     rows: int
+    """Generated answers in a batch."""
     batches: list[Batch]
+    """All batches of all cells."""
     prompts: Prompts
+    """The encoded prompts."""
 
 
 def plan_sweep(

@@ -35,23 +35,20 @@ _SCORED_ROWS = 32  # rows of a batch of log-likelihoods where the user does not 
 
 @dataclass(frozen=True)
 class PreparedSweep:
-    """A sweep of which everything is decided, and nothing computed.
-
-    Attributes:
-        config: what was asked for.
-        directory: where it goes; the manifest is there.
-        manager: loads the tasks.
-        lm: the model, unsteered.
-        interventions: what cells steer with.
-        plan: cells, requests and batches.
-    """
+    """A sweep of which everything is decided, and nothing computed."""
 
     config: SweepConfig
+    """What was asked for."""
     directory: RunDirectory
+    """Where it goes; the manifest is there."""
     manager: TaskManager
+    """Loads the tasks."""
     lm: CNAHFLM
+    """The model, unsteered."""
     interventions: Interventions
+    """What cells steer with."""
     plan: SweepPlan
+    """Cells, requests and batches."""
 
     @property
     def chat_template(self) -> str | None:
@@ -64,17 +61,14 @@ class PreparedSweep:
 
 @dataclass(frozen=True)
 class CheckedSweep:
-    """A sweep of which nothing is known to be wrong.
-
-    Attributes:
-        config: what was asked for.
-        manager: knows its tasks.
-        logs: where it is logged.
-    """
+    """A sweep of which nothing is known to be wrong."""
 
     config: SweepConfig
+    """What was asked for."""
     manager: TaskManager
+    """Knows its tasks."""
     logs: CellLogs
+    """Where it is logged."""
 
     @property
     def directory(self) -> RunDirectory:

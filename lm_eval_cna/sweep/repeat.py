@@ -37,21 +37,18 @@ class Difference:
 
 @dataclass(frozen=True)
 class RepeatComparison:
-    """Two runs of one plan.
-
-    Attributes:
-        compared: how many numbers both should have.
-        differences: those that differ, the largest change first.
-        interventions: files of the run directory whose circuits, vectors or controls differ.
-        circumstances: what else differs between the runs: (what, first, again).
-        left_out: how many numbers are a judge's, which is not asked again.
-    """
+    """Two runs of one plan."""
 
     compared: int
+    """How many numbers both should have."""
     differences: tuple[Difference, ...]
+    """Those that differ, the largest change first."""
     interventions: tuple[str, ...]
+    """Files of the run directory whose circuits, vectors or controls differ."""
     circumstances: tuple[tuple[str, str, str], ...]
+    """What else differs between the runs: (what, first, again)."""
     left_out: int
+    """How many numbers are a judge's, which is not asked again."""
 
     @property
     def same(self) -> bool:

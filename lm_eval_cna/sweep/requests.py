@@ -33,23 +33,20 @@ _PYTHON_SEED, _OTHER_SEED = 0, 1234
 
 @dataclass(eq=False)
 class Evaluation:
-    """Tasks that one call of lm-eval evaluates: those with the same chat template and few-shot settings.
-
-    Attributes:
-        name: names the setting in the run directory ("chat", "plain-5shot").
-        chat_template: whether the chat template is applied.
-        num_fewshot: few-shot examples, or None for each task's own.
-        tasks: task and group objects, loaded once.
-        controlled: whether random controls are asked too.
-        judged: names of those tasks whose responses a judge grades.
-    """
+    """Tasks that one call of lm-eval evaluates: those with the same chat template and few-shot settings."""
 
     name: str
+    """Names the setting in the run directory ("chat", "plain-5shot")."""
     chat_template: bool
+    """Whether the chat template is applied."""
     num_fewshot: int | None
+    """Few-shot examples, or None for each task's own."""
     tasks: list[Any]
+    """Task and group objects, loaded once."""
     controlled: bool
+    """Whether random controls are asked too."""
     judged: list[str]
+    """Names of those tasks whose responses a judge grades."""
 
 
 def load_evaluations(config: SweepConfig, lm: CNAHFLM, manager: TaskManager) -> list[Evaluation]:

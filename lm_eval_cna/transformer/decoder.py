@@ -1,6 +1,6 @@
 """Where the decoder layers and MLP down-projections of a model are; refuses what it does not know.
 
-Floor 1. A family is one row of `FAMILIES`. The decoder stack is found by walking the module tree, so a PEFT
+A family is one row of `FAMILIES`. The decoder stack is found by walking the module tree, so a PEFT
 wrapper around the model or a vision tower beside the text part needs no case of its own. Nothing is guessed:
 an architecture that is not in the table, or a layer that does not look like its family, is an error, because
 a partial match would steer part of the model and report it as the whole.
@@ -24,26 +24,23 @@ from lm_eval_cna.transformer.weights import is_cut
 
 @dataclass(frozen=True)
 class Layer:
-    """One decoder layer.
-
-    Attributes:
-        index: position in the stack, from 0.
-        block: the decoder layer; its output is the residual stream after it.
-        mlp: its MLP; takes [batch, sequence, hidden].
-        write: the module whose output [batch, sequence, hidden] is added to the residual stream: the MLP, or
-            the norm behind it.
-        projections: its down-projections: one of a dense MLP; of a mixture of experts every routed expert's, in order,
-            and the shared one's behind them.
-        name, write_name: names of block and write in `model.named_modules()`.
-    """
+    """One decoder layer."""
 
     index: int
+    """Position in the stack, from 0."""
     block: nn.Module
+    """The decoder layer; its output is the residual stream after it."""
     mlp: nn.Module
+    """Its MLP; takes [batch, sequence, hidden]."""
     write: nn.Module
+    """The module whose output [batch, sequence, hidden] is added to the residual stream: the MLP, or the norm behind
+    it."""
     projections: tuple[Projection, ...]
+    """Its down-projections: one of a dense MLP; of a mixture of experts every routed expert's, in order, and the shared
+    one's behind them."""
     name: str
     write_name: str
+    """Names of block and write in `model.named_modules()`."""
 
     @property
     def has_experts(self) -> bool:
@@ -53,19 +50,16 @@ class Layer:
 
 @dataclass(frozen=True)
 class Architecture:
-    """What discovery and steering need to know of a model.
-
-    Attributes:
-        name: class name of the model, adapters and wrappers aside ("LlamaForCausalLM").
-        stack: the decoder stack; maps token ids to hidden states and computes no logits.
-        layers: its decoder layers, in order.
-        hidden: width of the residual stream.
-    """
+    """What discovery and steering need to know of a model."""
 
     name: str
+    """Class name of the model, adapters and wrappers aside ("LlamaForCausalLM")."""
     stack: nn.Module
+    """The decoder stack; maps token ids to hidden states and computes no logits."""
     layers: tuple[Layer, ...]
+    """Its decoder layers, in order."""
     hidden: int
+    """Width of the residual stream."""
 
     @cached_property
     def layout(self) -> NeuronLayout:

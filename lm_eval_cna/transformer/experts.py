@@ -1,6 +1,6 @@
 """Routed experts that keep their weights in fused tensors, as transformers 5 does: their layout, and their activations.
 
-Floor 1. The experts module holds `gate_up_proj` and `down_proj` of all experts of a layer and computes them in one of
+The experts module holds `gate_up_proj` and `down_proj` of all experts of a layer and computes them in one of
 several ways (a loop, batched or grouped matrix products). None of these shows the input of a down-projection to a hook,
 so the activations of the few tokens that are recorded are computed again from the module's own inputs, with its own
 gate: what a token does in an expert depends on nothing but these.

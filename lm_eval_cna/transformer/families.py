@@ -7,25 +7,22 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True)
 class Family:
-    """The attribute names of one model family.
-
-    Attributes:
-        layers: name of the list of decoder layers in the stack.
-        mlp: name of the MLP in a decoder layer.
-        down: name of the down-projection in the MLP.
-        post_norm: name of the norm in a decoder layer that the MLP's output passes before it is added to the
-            residual stream, or None where it is added as it is.
-        experts: name of the routed experts in the MLP of a mixture-of-experts layer; None in a dense family. A layer
-            of such a family whose MLP has none is a dense one.
-        shared: name of the shared expert there, an MLP of its own.
-    """
+    """The attribute names of one model family."""
 
     layers: str = "layers"
+    """Name of the list of decoder layers in the stack."""
     mlp: str = "mlp"
+    """Name of the MLP in a decoder layer."""
     down: str = "down_proj"
+    """Name of the down-projection in the MLP."""
     post_norm: str | None = None
+    """Name of the norm in a decoder layer that the MLP's output passes before it is added to the residual stream, or
+    None where it is added as it is."""
     experts: str | None = None
+    """Name of the routed experts in the MLP of a mixture-of-experts layer; None in a dense family. A layer of such a
+    family whose MLP has none is a dense one."""
     shared: str | None = None
+    """Name of the shared expert there, an MLP of its own."""
 
 
 # Keyed by `config.model_type` of the decoder stack.

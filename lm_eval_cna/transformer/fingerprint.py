@@ -1,6 +1,6 @@
 """Identity of a model's weights: what tells two checkpoints of one shape apart.
 
-Floor 1. A sum over the bit patterns of every tensor as integers: exact, so it does not depend on threads, device or
+A sum over the bit patterns of every tensor as integers: exact, so it does not depend on threads, device or
 the order of summation, and one edited neuron changes it (base and instruct organisms differ in 24 of 4,096 neurons).
 It detects mistakes, not adversaries.
 """

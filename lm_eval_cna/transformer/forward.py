@@ -1,4 +1,4 @@
-"""What every forward pass of ours over prompts needs besides the prompts. Floor 2."""
+"""What every forward pass of ours over prompts needs besides the prompts."""
 
 from __future__ import annotations
 

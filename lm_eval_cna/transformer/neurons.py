@@ -1,6 +1,6 @@
 """What a neuron is called, and where each stands among all neurons of a model. Pure Python.
 
-Floor 1. In a dense layer a neuron is (layer, index). In a mixture-of-experts layer it is (layer, expert, index), where
+In a dense layer a neuron is (layer, index). In a mixture-of-experts layer it is (layer, expert, index), where
 the expert is a number from 0, or "shared" for the shared expert that every token visits (never -1, which would silently
 index the last expert of a tensor).
 """
@@ -20,20 +20,16 @@ Place = tuple[int, int] | tuple[int, Expert, int]
 
 
 class Neuron(NamedTuple):
-    """One input channel of a down-projection.
-
-    Attributes:
-        layer: decoder layer, from 0.
-        index: channel of the down-projection, from 0.
-        delta: mean activation on positive prompts less that on negative ones; None where it was not measured
-            (a control).
-        expert: whose down-projection: a routed expert's number, "shared", or None in a dense layer.
-    """
+    """One input channel of a down-projection."""
 
     layer: int
+    """Decoder layer, from 0."""
     index: int  # type: ignore[assignment]  # hides tuple.index, which nobody calls on a neuron
+    """Channel of the down-projection, from 0."""
     delta: float | None = None
+    """Mean activation on positive prompts less that on negative ones; None where it was not measured (a control)."""
     expert: Expert | None = None
+    """Whose down-projection: a routed expert's number, "shared", or None in a dense layer."""
 
     @property
     def place(self) -> Place:
@@ -60,28 +56,22 @@ def _order(place: Place) -> tuple[int, float, int]:
 
 
 class NeuronBlock(NamedTuple):
-    """The neurons of one down-projection.
-
-    Attributes:
-        layer: decoder layer, from 0.
-        expert: a routed expert's number, "shared", or None for a dense MLP.
-        width: how many there are.
-    """
+    """The neurons of one down-projection."""
 
     layer: int
+    """Decoder layer, from 0."""
     expert: Expert | None
+    """A routed expert's number, "shared", or None for a dense MLP."""
     width: int
+    """How many there are."""
 
 
 @dataclass(frozen=True)
 class NeuronLayout:
-    """All neurons of a model in one row: layer after layer, in it expert after expert, the shared one last.
-
-    Attributes:
-        parts: the down-projections in that order.
-    """
+    """All neurons of a model in one row: layer after layer, in it expert after expert, the shared one last."""
 
     parts: tuple[NeuronBlock, ...]
+    """The down-projections in that order."""
 
     @classmethod
     def dense(cls, layers: int, width: int) -> NeuronLayout:

@@ -1,6 +1,6 @@
 """What to do where an accelerator has not enough memory: the same in smaller batches.
 
-Floor 2. Results do not depend on the batch size but for rounding.
+Results do not depend on the batch size but for rounding.
 """
 
 from __future__ import annotations

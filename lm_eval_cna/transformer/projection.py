@@ -1,7 +1,4 @@
-"""One down-projection: the weight whose input channels are neurons, wherever and in whatever form the model keeps it.
-
-Floor 1.
-"""
+"""One down-projection: the weight whose input channels are neurons, in whatever form the model keeps it."""
 
 from __future__ import annotations
 
@@ -17,20 +14,17 @@ from lm_eval_cna.transformer.neurons import Expert
 
 @dataclass(frozen=True)
 class Projection:
-    """One down-projection: of a dense MLP, of a shared expert, or of one routed expert.
-
-    Attributes:
-        layer: the decoder layer it belongs to, from 0.
-        expert: a routed expert's number, "shared", or None for a dense MLP.
-        down: what the model calls, an adapter's wrapper included: the projection, whose input [..., width] holds the
-            neurons' activations, or for a routed expert the module of all the layer's experts.
-        name: its name in `model.named_modules()`; for a routed expert, of its part of the fused tensor.
-    """
+    """One down-projection: of a dense MLP, of a shared expert, or of one routed expert."""
 
     layer: int
+    """The decoder layer it belongs to, from 0."""
     expert: Expert | None
+    """A routed expert's number, "shared", or None for a dense MLP."""
     down: nn.Module
+    """What the model calls, an adapter's wrapper included: the projection, whose input [..., width] holds the neurons'
+    activations, or for a routed expert the module of all the layer's experts."""
     name: str
+    """Its name in `model.named_modules()`; for a routed expert, of its part of the fused tensor."""
 
     @property
     def base(self) -> nn.Module:

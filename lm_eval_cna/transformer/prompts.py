@@ -1,6 +1,6 @@
 """Prompts as the evaluated model sees them: chat template, special tokens, left padding.
 
-Floor 1. Discovery must read the activations of exactly the token ids that cna-hf computes when it evaluates, so
+Discovery must read the activations of exactly the token ids that cna-hf computes when it evaluates, so
 the rules here are those of lm-eval 0.4.13 (`HFLM.apply_chat_template` and `HFLM.tok_batch_encode`); a test compares
 the two token for token. Nothing is stripped: a task renders its prompts as they are, and so do we.
 """
@@ -19,18 +19,14 @@ from lm_eval_cna.errors import ContrastError
 
 @dataclass(frozen=True)
 class Rendering:
-    """How a prompt that is no task's becomes token ids: the same as an evaluation's prompts do.
-
-    Attributes:
-        chat_template: apply the tokenizer's chat template, if it has one.
-        chat_template_args: passed to the template (`enable_thinking`, say), as cna-hf's model argument of that name.
-        add_bos_token: force special tokens on or off, as cna-hf's model argument of that name; None leaves it to the
-            tokenizer.
-    """
+    """How a prompt that is no task's becomes token ids: the same as an evaluation's prompts do."""
 
     chat_template: bool = True
+    """Apply the tokenizer's chat template, if it has one."""
     chat_template_args: Mapping[str, Any] | None = None
+    """Passed to the template (`enable_thinking`, say), as cna-hf's model argument of that name."""
     add_bos_token: bool | None = None
+    """Force special tokens on or off, as cna-hf's model argument of that name; None leaves it to the tokenizer."""
 
     def encode(self, prompts: Sequence[str], tokenizer: Any) -> list[list[int]]:
         """Token ids of each prompt.

@@ -1,6 +1,6 @@
 """Where a weight's numbers are: in this process, cut over several, offloaded, or packed by a quantizer.
 
-Floor 1. Three things take a weight away from where its module seems to hold it:
+Three things take a weight away from where its module seems to hold it:
 
 - Tensor parallelism (`tp_plan=auto`) cuts it over processes, each of which holds some of the neurons (a `DTensor`).
   Steering edits or hooks the part that is here; discovery gathers. All processes then run the same code in one order.

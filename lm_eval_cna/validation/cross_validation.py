@@ -1,6 +1,6 @@
 """Is it the same circuit on other prompts, and does it act on prompts that it was not found on?
 
-Floor 3. The model runs over the contrast set once, in `measuring.measure`, whose sums are kept by fold; every fold's
+The model runs over the contrast set once, in `measuring.measure`, whose sums are kept by fold; every fold's
 circuit comes from these sums. The first-token KLs take four more passes over the positive prompts. `stability` defines
 what is measured.
 """

@@ -1,6 +1,6 @@
 """harmless_kl: how far steering moves the first generated token on prompts that have nothing to do with the behaviour.
 
-Floor 3. KL(unsteered || steered) = sum_t p(t) * (log p(t) - log q(t)) in nats, p of the untouched model and q of the
+KL(unsteered || steered) = sum_t p(t) * (log p(t) - log q(t)) in nats, p of the untouched model and q of the
 steered one, both the softmax of the logits behind the prompt's last token: the model's own distribution, before any
 processor that `generate` may apply (temperature, repetition penalty). lm-eval has no output type for distributions, so
 this is no task but a measurement of its own.
@@ -36,18 +36,15 @@ Batch = tuple[torch.Tensor, torch.Tensor]
 
 @dataclass(frozen=True)
 class Divergence:
-    """KL(unsteered || steered) of the first generated token, in nats.
-
-    Attributes:
-        values: one a prompt, in the prompts' order; None where the KL is not a finite number (the steered model gives
-            NaN, or no probability at all to a token that the untouched one may say).
-        mean: their mean; None if any value is: leaving the worst prompts out would make a wreck look sound.
-        p95: 95th percentile, interpolated linearly between the two nearest values; None if any value is.
-    """
+    """KL(unsteered || steered) of the first generated token, in nats."""
 
     values: tuple[float | None, ...]
+    """One a prompt, in the prompts' order; None where the KL is not a finite number (the steered model gives NaN, or no
+    probability at all to a token that the untouched one may say)."""
     mean: float | None
+    """Their mean; None if any value is: leaving the worst prompts out would make a wreck look sound."""
     p95: float | None
+    """95th percentile, interpolated linearly between the two nearest values; None if any value is."""
 
 
 def harmless_kl(

@@ -1,6 +1,6 @@
 """Proof before a long run, on two prompts, that steering does what it says and nothing else.
 
-Floor 3. For every intervention, in the mode of the run: m = 1 gives the untouched model's logits, m = 0 gives others,
+For every intervention, in the mode of the run: m = 1 gives the untouched model's logits, m = 0 gives others,
 each of its layers was reached once a forward pass and had exactly the named neurons multiplied (or the vector added),
 and after it the logits and the named weight columns are what they were.
 
@@ -42,39 +42,33 @@ MORE_PROMPTS = 16
 
 
 class CheckedIntervention(BaseModel):
-    """What was seen of one intervention.
-
-    Attributes:
-        prompts: on how many prompts.
-        identity: largest change of a logit at m = 1.
-        change: largest change of a logit at m = 0.
-        layers: the layers that were steered at m = 0, each once in the forward pass.
-        columns_sha256: hash of the named weight columns, before and after; None where weights are packed.
-    """
+    """What was seen of one intervention."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     prompts: int
+    """On how many prompts."""
     identity: float
+    """Largest change of a logit at m = 1."""
     change: float
+    """Largest change of a logit at m = 0."""
     layers: tuple[int, ...]
+    """The layers that were steered at m = 0, each once in the forward pass."""
     columns_sha256: str | None
+    """Hash of the named weight columns, before and after; None where weights are packed."""
 
 
 class SelfCheck(BaseModel):
-    """What was proven before a run.
-
-    Attributes:
-        mode: how the model was steered.
-        noise: largest difference of a logit between two passes of the untouched model.
-        interventions: by the names they were given under.
-    """
+    """What was proven before a run."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     mode: str
+    """How the model was steered."""
     noise: float
+    """Largest difference of a logit between two passes of the untouched model."""
     interventions: dict[str, CheckedIntervention]
+    """By the names they were given under."""
 
 
 def self_check(

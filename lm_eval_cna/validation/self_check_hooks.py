@@ -1,6 +1,6 @@
 """Probes around what steering touches: whether it was reached, and whether exactly the named values were changed.
 
-Floor 3. Hooks of a module run in the order in which they were registered: `before` is entered ahead of the steering and
+Hooks of a module run in the order in which they were registered: `before` is entered ahead of the steering and
 keeps what it gets, `behind` is entered after it and looks at what it makes of that.
 """
 
@@ -25,22 +25,19 @@ Check = Callable[[torch.Tensor, torch.Tensor], bool]
 
 @dataclass
 class HookCheck:
-    """One touched module.
-
-    Attributes:
-        layer: the layer it belongs to.
-        module: what is called.
-        side: where the steering shows.
-        check: whether it is right.
-        right, wrong: calls in which it was, and in which it was not.
-    """
+    """One touched module."""
 
     layer: int
+    """The layer it belongs to."""
     module: nn.Module
+    """What is called."""
     side: Literal["input", "output"]
+    """Where the steering shows."""
     check: Check
+    """Whether it is right."""
     right: int = 0
     wrong: int = 0
+    """Calls in which it was, and in which it was not."""
     _before: Any = None
 
     @contextmanager

@@ -1,6 +1,6 @@
 """A greedy decoding loop whose finished rows leave the batch and its KV cache.
 
-Floor 3. The loop is a decoding method that transformers' `generate` is given as `custom_generate`, so everything
+The loop is a decoding method that transformers' `generate` is given as `custom_generate`, so everything
 before it is transformers' own: the merged generation settings, the position ids, the logits processors.
 
 A row is decoded as if it were alone and without padding, whatever the batch. Two things make that so:

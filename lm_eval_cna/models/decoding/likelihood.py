@@ -1,6 +1,6 @@
 """Log-likelihoods that read each shared prefix once and compute logits only where something is scored.
 
-Floor 3. lm-eval's HFLM reads every distinct text whole and takes a log-softmax over [batch, sequence, vocabulary].
+lm-eval's HFLM reads every distinct text whole and takes a log-softmax over [batch, sequence, vocabulary].
 Here `prefixes` plans trunks (the few-shot examples of a subject) and stems (the question before several answers), and
 `prefix_reader` reads them. The answers are HFLM's but for rounding: the same truncation, order, greedy flags and calls
 of lm-eval's response cache.

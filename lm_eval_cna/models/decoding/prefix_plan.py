@@ -1,6 +1,6 @@
 """Which token prefixes of a set of texts are read once, and in which batches. Importable without torch.
 
-Floor 3. The distinct texts, sorted, form a trie; each inner node is a prefix that several of them share. Reading it
+The distinct texts, sorted, form a trie; each inner node is a prefix that several of them share. Reading it
 once costs one more forward pass and saves its tokens in all texts but one. Two levels of sharing are planned, since
 each level is one more forward pass:
 
@@ -27,51 +27,39 @@ _PADDING = 1.05
 
 
 class Text(NamedTuple):
-    """A distinct sequence of tokens.
-
-    Attributes:
-        tokens: what the model reads.
-        first: the first position whose logits are wanted; a shared prefix ends here at the latest.
-    """
+    """A distinct sequence of tokens."""
 
     tokens: Tokens
+    """What the model reads."""
     first: int
+    """The first position whose logits are wanted; a shared prefix ends here at the latest."""
 
 
 class Unit(NamedTuple):
-    """Texts of one batch that share a stem, or one text alone.
-
-    Attributes:
-        depth: where the stem ends, counted from the beginning of the text; that of the trunk where there is no stem.
-        texts: their positions.
-    """
+    """Texts of one batch that share a stem, or one text alone."""
 
     depth: int
+    """Where the stem ends, counted from the beginning of the text; that of the trunk where there is no stem."""
     texts: tuple[int, ...]
+    """Their positions."""
 
 
 class Block(NamedTuple):
-    """Units that share a trunk.
-
-    Attributes:
-        depth: length of the trunk, 0 without one.
-        units: what shares it.
-    """
+    """Units that share a trunk."""
 
     depth: int
+    """Length of the trunk, 0 without one."""
     units: tuple[Unit, ...]
+    """What shares it."""
 
 
 class PrefixBatch(NamedTuple):
-    """Rows that are read together.
-
-    Attributes:
-        trunk: length of the prefix that all rows share and that has been read before.
-        units: what is read; either all have a stem or none has.
-    """
+    """Rows that are read together."""
 
     trunk: int
+    """Length of the prefix that all rows share and that has been read before."""
     units: tuple[Unit, ...]
+    """What is read; either all have a stem or none has."""
 
     @property
     def texts(self) -> tuple[int, ...]:

@@ -1,6 +1,6 @@
 """Reads batches of a prefix plan with a model: what is shared stays in a cache, logits are made where they are scored.
 
-Floor 3. Rows are filled up on the right, so causal attention needs no mask and no positions: each row continues a copy
+Rows are filled up on the right, so causal attention needs no mask and no positions: each row continues a copy
 of its prefix's keys and values. Only behind stems of different lengths are there holes, which a mask hides.
 """
 

@@ -1,4 +1,4 @@
-"""What can be generated in packed batches, and how many rows one batch may have. Floor 3."""
+"""What can be generated in packed batches, and how many rows one batch may have."""
 
 from __future__ import annotations
 

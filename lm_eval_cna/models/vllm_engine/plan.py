@@ -1,6 +1,6 @@
 """What cna-vllm tells the workers, and whether their answers add up to the whole model. Plain data, no vLLM.
 
-Floor 3. A worker sees its own slice only (`vllm_worker`). A partial match would steer part of the model and report it
+A worker sees its own slice only (`vllm_worker`). A partial match would steer part of the model and report it
 as the whole, so every answer is checked here: before steering that the workers together own each neuron, after it that
 together they steered each neuron that the circuit names.
 """

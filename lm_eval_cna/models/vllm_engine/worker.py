@@ -1,6 +1,6 @@
 """The worker's side of cna-vllm: what vLLM adds to each of its workers and `collective_rpc` calls there.
 
-Floor 3. Imported in the engine's processes, so it imports neither lm-eval nor vLLM. All arguments and answers are plain
+Imported in the engine's processes, so it imports neither lm-eval nor vLLM. All arguments and answers are plain
 numbers, strings, lists and dictionaries. A worker owns a contiguous slice of each row-parallel down-projection's input,
 and under pipeline parallelism some of the layers; it steers what it owns and says what that is. Whether the workers
 together own the whole model is the caller's to check (`vllm_plan`), so an error is an answer here and not an exception,
@@ -23,21 +23,18 @@ from lm_eval_cna.transformer.families import FAMILIES, Family
 
 @dataclass(frozen=True)
 class WorkerLayer:
-    """What a worker owns of one decoder layer.
-
-    Attributes:
-        index: the layer, from 0.
-        block: the decoder layer; its output is (hidden states, residual) or their sum.
-        write: the module whose output is added to the residual stream.
-        down: the down-projection as the model calls it, a LoRA wrapper included.
-        writes_share: `write` gives this worker's share of a sum over workers, which is made later.
-    """
+    """What a worker owns of one decoder layer."""
 
     index: int
+    """The layer, from 0."""
     block: nn.Module
+    """The decoder layer; its output is (hidden states, residual) or their sum."""
     write: nn.Module
+    """The module whose output is added to the residual stream."""
     down: nn.Module
+    """The down-projection as the model calls it, a LoRA wrapper included."""
     writes_share: bool = False
+    """`write` gives this worker's share of a sum over workers, which is made later."""
 
     @property
     def projection(self) -> nn.Module:

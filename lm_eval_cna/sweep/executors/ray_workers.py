@@ -27,15 +27,12 @@ _PATIENCE = 600.0  # seconds without a node that has room for a worker
 
 @dataclass(frozen=True)
 class Needs:
-    """What one worker takes of a node.
-
-    Attributes:
-        cpus: cores; torch uses as many threads.
-        gpus: GPUs, or a share of one; None for 1 where the cluster has any, else none.
-    """
+    """What one worker takes of a node."""
 
     cpus: float = 1
+    """Cores; torch uses as many threads."""
     gpus: float | None = None
+    """GPUs, or a share of one; None for 1 where the cluster has any, else none."""
 
     def __post_init__(self) -> None:
         if not self.cpus > 0:
@@ -46,30 +43,24 @@ class Needs:
 
 @dataclass(eq=False)
 class RayJob:
-    """One thing to compute.
-
-    Attributes:
-        batch: the batch, or None for the KL on harmless prompts.
-        lost: how often a worker was lost over it.
-    """
+    """One thing to compute."""
 
     batch: Batch | None
+    """The batch, or None for the KL on harmless prompts."""
     lost: int = 0
+    """How often a worker was lost over it."""
 
 
 @dataclass(eq=False)
 class _RayWorker:
-    """A worker.
-
-    Attributes:
-        actor: Ray's handle.
-        node: the machine it is on; None until it has loaded the model.
-        held: its jobs, the one at work first.
-    """
+    """A worker."""
 
     actor: Any
+    """Ray's handle."""
     node: str | None = None
+    """The machine it is on; None until it has loaded the model."""
     held: deque[RayJob] = field(default_factory=deque)
+    """Its jobs, the one at work first."""
 
 
 class RayWorkers:
