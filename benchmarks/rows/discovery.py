@@ -10,6 +10,7 @@ from lm_eval_cna.discovery.activations import mean_activations
 from lm_eval_cna.discovery.circuit_size import circuit_size
 from lm_eval_cna.discovery.means import RunningSums
 from lm_eval_cna.discovery.measurement import Settings, measure
+from lm_eval_cna.discovery.methods import cna
 from lm_eval_cna.organism.recipe import CIRCUIT_FRACTION
 from lm_eval_cna.transformer.decoder import find_architecture
 from lm_eval_cna.transformer.prompts import encode_prompts, render_prompts
@@ -30,7 +31,7 @@ def discovery(bench: Workbench) -> Outcome:
 
     def ours() -> list[tuple[int, int]]:
         found = measure(model, tokenizer, contrast, read=("neurons",), universal_filter=False, check_leakage=False)
-        return [(n.layer, n.index) for n in found.circuit(top_k=k).neurons]
+        return [(n.layer, n.index) for n in cna.find(found, top_k=k).neurons]
 
     def theirs() -> list[tuple[int, int]]:
         return plain_loop.discover(model, tokenizer, contrast.positive, contrast.negative, k)
@@ -38,7 +39,7 @@ def discovery(bench: Workbench) -> Outcome:
     assert ours() == theirs()
     lengths = [len(ids) for ids in encode_prompts(render_prompts(contrast.prompts, tokenizer), tokenizer)]
     return compare(
-        Side("measure().circuit()", ours),
+        Side("measure() and cna.find()", ours),
         Side("plain loop", theirs),
         bench.rounds,
         note=f"The same {k} neurons in the same order. Prompts of {min(lengths)} to {max(lengths)} tokens.",

@@ -15,6 +15,7 @@ from benchmarks.sides import Outcome, Side, compare, row
 from benchmarks.workbench import Workbench, random_llama, some_circuit
 from lm_eval_cna.contrast.loading import load_contrast
 from lm_eval_cna.discovery.measurement import Settings, measure
+from lm_eval_cna.discovery.methods import cna
 from lm_eval_cna.steering.apply import steer
 
 _MODEL = "1.1 B Llama, bfloat16, GPU"
@@ -42,12 +43,12 @@ def discovery(bench: Workbench) -> Outcome:
             check_leakage=False,
             settings=settings,
         )
-        return found.circuit(top_k=k)
+        return cna.find(found, top_k=k)
 
     def theirs() -> object:
         return plain_loop.discover(_OnDevice(model), tokenizer, contrast.positive, contrast.negative, k)
 
-    return compare(Side("measure().circuit()", ours), Side("plain loop", theirs), bench.rounds, batch_size=128)
+    return compare(Side("measure() and cna.find()", ours), Side("plain loop", theirs), bench.rounds, batch_size=128)
 
 
 class _OnDevice:

@@ -16,13 +16,13 @@ from typing import Annotated, Any, Literal, Self
 
 from pydantic import BeforeValidator, Field, PlainSerializer, ValidationError, model_validator
 
-from lm_eval_cna.analysis.evidence import CONTROLS
 from lm_eval_cna.analysis.outcomes import LARGEST, Outcomes, read_outcomes
 from lm_eval_cna.analysis.protocol import Protocol, read_protocol
 from lm_eval_cna.analysis.tradeoff import CAPABILITY
 from lm_eval_cna.errors import ConfigError, RunError
 from lm_eval_cna.files.atomic import read_whole
 from lm_eval_cna.files.records import first_error
+from lm_eval_cna.interventions.methods import NULLS
 from lm_eval_cna.results.cells import BASELINE, Cell
 from lm_eval_cna.results.directory import RunDirectory
 from lm_eval_cna.statistics.null_distribution import Null, against_controls
@@ -216,9 +216,9 @@ def null_of(outcomes: Outcomes, cell: str, task: str, metric: str) -> tuple[floa
     """A cell's effect and its place among its controls; None where it has none, or no value."""
     steered = outcomes.cells.get(cell)
     untouched = outcomes.of(BASELINE.key, task, metric)
-    if steered is None or steered.method not in CONTROLS:
+    if steered is None or steered.method not in NULLS:
         return None
-    like = (CONTROLS[steered.method], steered.multiplier, steered.size)
+    like = (NULLS[steered.method], steered.multiplier, steered.size)
     keys = [key for key, other in outcomes.cells.items() if (other.method, other.multiplier, other.size) == like]
     changes = []
     for key in (cell, *keys):
@@ -265,7 +265,7 @@ def write_baseline(path: Path, baseline: Baseline) -> None:
 def _claims(cell: Cell, protocol: Protocol) -> bool:
     steered = [multiplier for multiplier in protocol.multipliers if multiplier != 1]
     ends = protocol.control_multipliers or tuple(extreme(steered) for extreme in (min, max) if steered)
-    return cell.method in CONTROLS and cell.multiplier in ends
+    return cell.method in NULLS and cell.multiplier in ends
 
 
 def _is_kept(metric: str) -> bool:

@@ -18,6 +18,7 @@ from pydantic import Field
 from lm_eval_cna.analysis.outcomes import Outcomes, read_outcomes
 from lm_eval_cna.analysis.verdicts import Claim, DamageBudget, Verdict, is_broken, trend_sentence, verdict
 from lm_eval_cna.errors import RunError
+from lm_eval_cna.interventions.methods import NULLS
 from lm_eval_cna.results.cells import BASELINE, Cell
 from lm_eval_cna.results.directory import RunDirectory
 from lm_eval_cna.statistics.dose_response import Trend, trend
@@ -28,8 +29,6 @@ from lm_eval_cna.statistics.power import Power, smallest_effect
 from lm_eval_cna.statistics.rates import LEVEL, AnalysisRecord, Interval, mean_interval, wilson
 
 EVIDENCE_SCHEMA: Literal["lm-eval-cna/evidence/1"] = "lm-eval-cna/evidence/1"
-#: Method under test -> the controls that are its null.
-CONTROLS = {"cna": "random", "caa": "random-vectors", "caa-residual": "random-vectors"}
 #: Metrics that verdicts are about. A task with none of them is judged by the first that it has.
 CLAIMED = ("refusal_rate", "strongreject_score", "rating10_score", "acc", "exact_match")
 #: Shares of prompts assumed to go against the effect, for which the power is given.
@@ -198,12 +197,12 @@ def _compare_all(outcomes: Outcomes, task: str, metric: str, *, level: float) ->
                 value=fmean(values.values()),
                 interval=interval,
                 paired=paired,
-                null=null_among(outcomes, cell, CONTROLS[cell.method], task, metric, paired)
-                if cell.method in CONTROLS
+                null=null_among(outcomes, cell, NULLS[cell.method], task, metric, paired)
+                if cell.method in NULLS
                 else None,
             )
         )
-    adjusted = holm({row.cell: row.paired.p for row in rows if row.method in CONTROLS and row.paired})
+    adjusted = holm({row.cell: row.paired.p for row in rows if row.method in NULLS and row.paired})
     return [row.model_copy(update={"p_holm": adjusted.get(row.cell)}) for row in rows]
 
 
@@ -230,7 +229,7 @@ def _effect(values: Mapping[Document, float], untouched: Mapping[Document, float
 
 
 def _trends(outcomes: Outcomes, asked: list[tuple[str, str]]) -> list[MetricTrend]:
-    lines = dict.fromkeys((cell.method, cell.size) for cell in outcomes.cells.values() if cell.method in CONTROLS)
+    lines = dict.fromkeys((cell.method, cell.size) for cell in outcomes.cells.values() if cell.method in NULLS)
     found = []
     for task, metric in asked:
         for method, size in lines:

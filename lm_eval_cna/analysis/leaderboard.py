@@ -11,12 +11,13 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Literal
 
-from lm_eval_cna.analysis.evidence import CONTROLS, Comparison, Evidence, collect
+from lm_eval_cna.analysis.evidence import Comparison, Evidence, collect
 from lm_eval_cna.analysis.outcomes import read_outcomes
 from lm_eval_cna.analysis.protocol import OF_A_RANKING, Protocol, cautions, differences, read_protocol
 from lm_eval_cna.analysis.tradeoff import Direction, TradeoffPoint, trade_off
 from lm_eval_cna.analysis.verdicts import DamageBudget
 from lm_eval_cna.errors import RunError
+from lm_eval_cna.interventions.methods import NULLS
 from lm_eval_cna.results.directory import RunDirectory
 from lm_eval_cna.statistics.rates import AnalysisRecord, Interval
 
@@ -134,7 +135,7 @@ def _same(directories: Sequence[RunDirectory], protocols: Sequence[Protocol]) ->
 
 def _rows(evidence: Evidence, model: str, task: str, direction: Direction) -> list[LeaderboardRow]:
     balance = trade_off(evidence, task, metric=METRIC)
-    methods = dict.fromkeys(row.method for row in evidence.comparisons if row.method in CONTROLS)
+    methods = dict.fromkeys(row.method for row in evidence.comparisons if row.method in NULLS)
     return [_row(evidence, model, task, method, balance.best(direction, method=method)) for method in methods]
 
 

@@ -15,8 +15,9 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from typing import Literal
 
-from lm_eval_cna.analysis.evidence import CONTROLS, Comparison, Evidence
+from lm_eval_cna.analysis.evidence import Comparison, Evidence
 from lm_eval_cna.analysis.verdicts import DamageBudget, is_broken
+from lm_eval_cna.interventions.methods import NULLS
 from lm_eval_cna.results.cells import BASELINE
 from lm_eval_cna.statistics.rates import AnalysisRecord, Interval
 
@@ -109,7 +110,7 @@ def trade_off(evidence: Evidence, task: str, *, metric: str = "refusal_rate") ->
             capabilities.setdefault(row.cell, []).append(row)
     settings = []
     for row in evidence.comparisons:
-        if (row.task, row.metric) != (task, metric) or row.paired is None or row.method not in CONTROLS:
+        if (row.task, row.metric) != (task, metric) or row.paired is None or row.method not in NULLS:
             continue
         texts = {name: broken for name in asked if (broken := _broken(of, row.cell, name, budget)) is not None}
         broken_task = next(iter(texts), None)

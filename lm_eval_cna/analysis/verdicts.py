@@ -11,6 +11,7 @@ from typing import Literal
 
 from pydantic import Field
 
+from lm_eval_cna.interventions.methods import METHODS, NULLS, OF_VECTORS
 from lm_eval_cna.statistics.dose_response import Trend
 from lm_eval_cna.statistics.null_distribution import ALPHA, Null
 from lm_eval_cna.statistics.paired import Kind, Paired
@@ -162,7 +163,7 @@ def metric_name(metric: str) -> str:
 def action(method: str, multiplier: float) -> str:
     """What a method does at a multiplier, as a noun."""
     if multiplier == 0:
-        return "Suppression" if method.startswith("caa") else "Ablation"
+        return "Suppression" if method in OF_VECTORS else "Ablation"
     if multiplier < 0:
         return "Inversion"
     return "Damping" if multiplier < 1 else "Amplification"
@@ -190,8 +191,8 @@ def _null_clause(claim: Claim, found: bool) -> str:
         return "; no controls were run here, so whether other neurons do the same is open" if found else ""
     ends = " to ".join(change_text(end, claim.kind, unit=False) for end in (null.low, null.high))
     band = f"{ends} points" if claim.kind == "rate" else ends
-    controls = "random vectors" if claim.method.startswith("caa") else "random controls"
-    others = "random vectors" if claim.method.startswith("caa") else "random neurons"
+    others = METHODS[NULLS[claim.method]].label
+    controls = others if claim.method in OF_VECTORS else "random controls"
     outside = null.outside(claim.paired.effect)
     if not null.testable:
         many = controls if null.seeds > 1 else controls.removesuffix("s")

@@ -9,12 +9,13 @@ from typing import Annotated, Any
 import typer
 
 from lm_eval_cna.cli.options import (
+    PUBLISHED,
     BatchOption,
     DeviceOption,
     Dtype,
     DtypeOption,
     MatchChoice,
-    Method,
+    MethodOption,
     ModelOption,
     RevisionOption,
     numbers,
@@ -24,15 +25,14 @@ from lm_eval_cna.cli.output import output as console
 from lm_eval_cna.cli.output import print_intervention, print_stability, say
 from lm_eval_cna.cli.terminal import show_table
 from lm_eval_cna.errors import ConfigError
-
-_IN_TENSORS = (Method.caa, Method.caa_residual, Method.random_vectors)
+from lm_eval_cna.interventions.methods import METHODS
 
 
 def discover(
     model: ModelOption,
     output: Annotated[Path, typer.Option(help="File to write: .json for circuits, .safetensors for vectors.")],
     contrast: Annotated[str | None, typer.Option(help="Contrast set: a packaged name or a file.")] = None,
-    method: Annotated[Method, typer.Option(help="What to find.")] = Method.cna,
+    method: MethodOption = PUBLISHED,
     fraction: Annotated[float | None, typer.Option(help="Circuit size, share of all neurons [0.001].")] = None,
     top_k: Annotated[int | None, typer.Option(min=1, help="Circuit size in neurons.")] = None,
     exclude_layers: Annotated[str, typer.Option(help="Layers without circuit neurons, 0,1.")] = "",
@@ -54,9 +54,9 @@ def discover(
     revision: RevisionOption = None,
 ) -> None:
     """Find a circuit or vectors, or draw a control, and write the file."""
-    suffix = ".safetensors" if method in _IN_TENSORS else ".json"
-    if output.suffix != suffix:
-        raise ConfigError(f"--output of {method.value}", got=str(output), allowed=f"a file name ending in {suffix}")
+    row = METHODS[method]
+    if output.suffix != row.suffix:
+        raise ConfigError(f"--output of {method}", got=str(output), allowed=f"a file name ending in {row.suffix}")
     excluded = whole_numbers("--exclude-layers", exclude_layers) if exclude_layers else ()
     from lm_eval_cna.contrast.loading import load_contrast
     from lm_eval_cna.contrast.splits import split_prompts
@@ -71,14 +71,13 @@ def discover(
     # Everything that can be wrong in options and files is found before the model is loaded.
     matched = None if like is None else read_intervention(like)
     check_request(
-        method.value, fraction=fraction, top_k=top_k, excluded_layers=excluded, layer=layer, like=matched, match=match
+        method, fraction=fraction, top_k=top_k, excluded_layers=excluded, layer=layer, like=matched, match=match
     )
-    if folds is not None and method is not Method.cna:
-        raise ConfigError(f"folds has no meaning for method {method.value}", do="leave it out")
-    control = method in (Method.random, Method.random_vectors)
+    if folds is not None and method != "cna":
+        raise ConfigError(f"folds has no meaning for method {method}", do="leave it out")
     prompts = (
         None
-        if control and match is not MatchChoice.activation and contrast is None
+        if row.is_control and match is not MatchChoice.activation and contrast is None
         else load_contrast(contrast or "refusal")
     )
     if folds is not None and prompts is not None:
@@ -103,7 +102,7 @@ def discover(
         print_stability(stability)
         return
     matching: dict[str, Any] = {"layer": layer, "like": matched, "match": match.value}
-    found = find(lm.model, lm.tokenizer, prompts, method=method.value, **matching, **asked)
+    found = find(lm.model, lm.tokenizer, prompts, method=method, **matching, **asked)
     found.write(output)
     say(f"wrote {output}")
     print_intervention(found)

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from enum import StrEnum
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from lm_eval_cna.errors import ConfigError
+from lm_eval_cna.interventions.methods import IN_FILES
 
 
 class Dtype(StrEnum):
@@ -19,15 +20,12 @@ class Dtype(StrEnum):
     bfloat16 = "bfloat16"
 
 
-class Method(StrEnum):
-    """Methods of `discover`."""
+if TYPE_CHECKING:
+    MethodName = str
+else:
+    MethodName = StrEnum("MethodName", {name.replace("-", "_"): name for name in IN_FILES})
 
-    cna = "cna"
-    caa = "caa"
-    caa_residual = "caa-residual"
-    top_activation = "top-activation"
-    random = "random"
-    random_vectors = "random-vectors"
+PUBLISHED = MethodName("cna")
 
 
 class MatchChoice(StrEnum):
@@ -44,6 +42,7 @@ ModelOption = Annotated[str, typer.Option("--model", help="Model name on the hub
 RevisionOption = Annotated[str | None, typer.Option(help="Revision of the model.")]
 DtypeOption = Annotated[Dtype, typer.Option(help="Precision of the model; auto is the checkpoint's own.")]
 DeviceOption = Annotated[str | None, typer.Option(help="cpu, cuda, cuda:0, mps; by default the best there is.")]
+MethodOption = Annotated[MethodName, typer.Option(help="What to find.")]
 BatchOption = Annotated[int, typer.Option(min=1, help="Prompts per forward pass.")]
 SamplesOption = Annotated[bool, typer.Option("--samples/--no-samples", help="Prompts and completions in the page.")]
 JudgeModelOption = Annotated[str | None, typer.Option(help="Judge: an lm-eval model, local-chat-completions.")]

@@ -5,7 +5,7 @@ from __future__ import annotations
 import random
 from collections import Counter
 from collections.abc import Collection, Iterable, Mapping, Sequence
-from typing import Any, overload
+from typing import Any, NamedTuple
 
 import torch
 
@@ -22,99 +22,98 @@ from lm_eval_cna.transformer.neurons import SHARED, Neuron, NeuronLayout, Place,
 MATCH_POOL = 20  # neurons among which an activation-matched control draws
 
 
-@overload
-def control(
+def draw_neurons(
     model: Any,
     like: Circuit,
-    *,
-    seed: int,
-    match: Match = ...,
-    magnitudes: torch.Tensor | None = None,
-    model_id: str | None = None,
-    revision: str | None = None,
-) -> Circuit: ...
-
-
-@overload
-def control(
-    model: Any,
-    like: Vectors,
-    *,
-    seed: int,
-    match: Match = ...,
-    magnitudes: torch.Tensor | None = None,
-    model_id: str | None = None,
-    revision: str | None = None,
-) -> Vectors: ...
-
-
-def control(
-    model: Any,
-    like: Circuit | Vectors,
     *,
     seed: int,
     match: Match = "layer",
     magnitudes: torch.Tensor | None = None,
     model_id: str | None = None,
     revision: str | None = None,
-) -> Circuit | Vectors:
-    """Draw a random circuit or random vectors matched to `like`; the model is looked at and not run.
+) -> Circuit:
+    """Draw the control `random`: as many neurons as a circuit has. The model is looked at and not run.
 
     Args:
-        model: the model that `like` was found on.
-        like: a circuit, which gives a `random` one, or vectors, which give `random-vectors`. The universal neurons that
-            a circuit's header names are not drawn; a circuit found without the filter names none.
+        model: the model that the circuit was found on.
+        like: the circuit. The universal neurons that its header names are not drawn; a circuit that was found without
+            the filter names none.
         seed: one control a seed.
-        match: where the neurons of a `random` circuit are drawn: "layer", in the layer of the circuit's at the same
-            place, among neurons of its kind (`discovery.random_neurons`); "activation", there among those of similar
-            mean |activation|; "bottom", "middle" or "top", anywhere in that third of the layers, less those that the
-            circuit's discovery left out.
+        match: where neurons are drawn: "layer", in the layer of the circuit's neuron at the same place, among neurons
+            of its kind (`random_neurons`); "activation", there among those of similar mean |activation|; "bottom",
+            "middle" or "top", anywhere in that third of the layers, less the layers that discovery left out.
         magnitudes: for "activation": mean |activation| of every neuron [neurons], as
             `measure(..., read=("magnitudes",))` finds it.
         model_id: written into the file; by default what the model says of itself.
         revision: likewise.
 
     Raises:
-        InterventionError: `like` does not fit the model.
+        InterventionError: the circuit does not fit the model.
         ConfigError: too few neurons are left to draw from, or magnitudes are missing.
     """
-    architecture = find_architecture(model)
-    check_fit(like, architecture)
-    identity = dict(zip(("id", "revision"), identity_of(model, model_id, revision), strict=True))
-    origin: dict[str, Any] = {"seed": seed, "like_sha256": like.sha256, **stamp()}
-    name = f"{like.name}-random-{seed}"
-    if isinstance(like, Vectors):
-        return Vectors(
-            method="random-vectors",
-            place=like.place,
-            name=name,
-            model=describe_for_vectors(architecture, like.layers, **identity),
-            discovery=like.discovery.model_copy(update=origin),
-            tensors=random_vectors(like.tensors, seed=seed),
-        )
-    neurons = _draw(like, architecture, seed, match, magnitudes)
-    return Circuit(
-        method="random",
-        name=name if match == "layer" else f"{name}-{match}",
-        model=describe_model(architecture, (neuron.place for neuron in neurons), **identity),
-        discovery=like.discovery.model_copy(update={**origin, "match": match}),
-        neurons=neurons,
-    )
-
-
-def _draw(
-    like: Circuit, architecture: Architecture, seed: int, match: Match, magnitudes: torch.Tensor | None
-) -> tuple[Neuron, ...]:
+    architecture, made = _matched(model, like, seed, model_id, revision)
     layout, found = architecture.layout, like.discovery.universal_filter
     universal = () if found is None else found.neurons
     if match in THIRDS:
         third = third_of_layers(len(architecture.layers), match)
         layers = [layer for layer in third if layer not in like.discovery.excluded_layers]
-        return random_neurons_of(like.neurons, layout, layers, seed=seed, universal=universal)
-    if match == "activation" and magnitudes is None:
-        raise ConfigError("activation-matched controls need the neurons' mean |activation|")
-    near = magnitudes if match == "activation" else None
-    return random_neurons(like.neurons, layout, seed=seed, universal=universal, magnitudes=near)
+        neurons = random_neurons_of(like.neurons, layout, layers, seed=seed, universal=universal)
+    else:
+        if match == "activation" and magnitudes is None:
+            raise ConfigError("activation-matched controls need the neurons' mean |activation|")
+        near = magnitudes if match == "activation" else None
+        neurons = random_neurons(like.neurons, layout, seed=seed, universal=universal, magnitudes=near)
+    return Circuit(
+        method="random",
+        name=f"{like.name}-random-{seed}" + ("" if match == "layer" else f"-{match}"),
+        model=describe_model(architecture, (neuron.place for neuron in neurons), **made.identity),
+        discovery=like.discovery.model_copy(update={**made.found, "match": match}),
+        neurons=neurons,
+    )
+
+
+def draw_vectors(
+    model: Any, like: Vectors, *, seed: int, model_id: str | None = None, revision: str | None = None
+) -> Vectors:
+    """Draw the control `random-vectors`: in each layer a random direction of the same norm. The model is not run.
+
+    Args:
+        model: the model that the vectors were found on.
+        like: the vectors.
+        seed: one control a seed.
+        model_id: written into the file; by default what the model says of itself.
+        revision: likewise.
+
+    Raises:
+        InterventionError: the vectors do not fit the model.
+    """
+    architecture, made = _matched(model, like, seed, model_id, revision)
+    return Vectors(
+        method="random-vectors",
+        place=like.place,
+        name=f"{like.name}-random-{seed}",
+        model=describe_for_vectors(architecture, like.layers, **made.identity),
+        discovery=like.discovery.model_copy(update=made.found),
+        tensors=random_vectors(like.tensors, seed=seed),
+    )
+
+
+class _Origin(NamedTuple):
+    """Where a control comes from, as its file says it."""
+
+    identity: dict[str, str | None]
+    """Name and revision of the model."""
+    found: dict[str, Any]
+    """Seed, what it is matched to, versions and time."""
+
+
+def _matched(
+    model: Any, like: Circuit | Vectors, seed: int, model_id: str | None, revision: str | None
+) -> tuple[Architecture, _Origin]:
+    architecture = find_architecture(model)
+    check_fit(like, architecture)
+    identity = dict(zip(("id", "revision"), identity_of(model, model_id, revision), strict=True))
+    return architecture, _Origin(identity, {"seed": seed, "like_sha256": like.sha256, **stamp()})
 
 
 def random_neurons(

@@ -1,34 +1,38 @@
 """From a model and a contrast set to one intervention, controls included.
 
-To make several from the same prompts, `measuring.measure` once and ask the `Measurement` for each.
+To make several from the same prompts, `measure` once and give the `Measurement` to each method's finder.
 """
 
 from __future__ import annotations
 
-from collections.abc import Collection
+from collections.abc import Callable, Collection
+from importlib import import_module
+from inspect import Parameter, signature
 from typing import Any, cast
 
 from lm_eval_cna.contrast.contrast_set import ContrastSet
 from lm_eval_cna.discovery.circuit_size import DEFAULT_FRACTION, check_size, size_of
-from lm_eval_cna.discovery.controls import control
-from lm_eval_cna.discovery.measurement import Settings, measure
+from lm_eval_cna.discovery.measurement import Measurement, Settings, measure
 from lm_eval_cna.errors import ConfigError
 from lm_eval_cna.interventions.circuit import Circuit
 from lm_eval_cna.interventions.compatibility import check_fit
 from lm_eval_cna.interventions.header import MATCHES, Match
-from lm_eval_cna.interventions.methods import METHODS, READS, Method
+from lm_eval_cna.interventions.methods import IN_FILES, METHODS, Read
 from lm_eval_cna.interventions.vectors import Vectors
 from lm_eval_cna.transformer.decoder import find_architecture
 
-#: Arguments that a method would ignore are refused.
-_ARGUMENTS: dict[str, set[str]] = {
-    "cna": {"fraction", "top_k", "excluded_layers"},
-    "caa": set(),
-    "caa-residual": {"layer"},
-    "top-activation": {"fraction", "top_k", "excluded_layers", "like"},
-    "random": {"like"},
-    "random-vectors": {"like"},
-}
+
+def finder_of(method: str) -> Callable[..., Any]:
+    """The function that makes a method's intervention, from a `Measurement`, or for a control from model and `like`."""
+    module, _, function = METHODS[method].finder.partition(":")
+    finder: Callable[..., Any] = getattr(import_module(module), function)
+    return finder
+
+
+def arguments_of(method: str) -> dict[str, bool]:
+    """What a method takes beside the measurement or the model -> whether it must be given."""
+    _, *taken = signature(finder_of(method)).parameters.values()
+    return {parameter.name: parameter.default is Parameter.empty for parameter in taken}
 
 
 def check_request(
@@ -41,34 +45,35 @@ def check_request(
     like: Circuit | Vectors | None = None,
     match: str = "layer",
 ) -> None:
-    """Refuse what can be seen to be wrong in the arguments of `discover` before there is a model.
+    """Refuse arguments of `discover` that are wrong whatever the model is.
 
     Raises:
         ConfigError: an argument is missing, out of range, or has no meaning for the method.
     """
-    if method not in METHODS:
-        raise ConfigError("method", got=method, allowed=", ".join(METHODS))
-    given = {"fraction": fraction, "top_k": top_k, "excluded_layers": excluded_layers or None, "layer": layer}
-    for name, value in {**given, "like": like}.items():
-        if value is not None and name not in _ARGUMENTS[method]:
-            raise ConfigError(f"{name.replace('_', '-')} has no meaning for method {method}", do="leave it out")
-    check_size(fraction, top_k)
+    if method not in IN_FILES:
+        raise ConfigError("method", got=method, allowed=", ".join(IN_FILES))
     if match not in MATCHES:
         raise ConfigError("match", got=match, allowed=", ".join(MATCHES))
-    if match != "layer" and method != "random":
-        raise ConfigError(f"match has no meaning for method {method}", do="leave it out")
-    if "like" not in _ARGUMENTS[method] or (method == "top-activation" and like is None):
-        return
-    if method == "top-activation" and any(value is not None for value in given.values()):
+    sized = _given(fraction=fraction, top_k=top_k, excluded_layers=excluded_layers or None, layer=layer)
+    taken = arguments_of(method)
+    for name in (*sized, *_given(like=like, match=None if match == "layer" else match)):
+        if name not in taken:
+            raise ConfigError(f"{name.replace('_', '-')} has no meaning for method {method}", do="leave it out")
+    check_size(fraction, top_k)
+    if like is not None and sized:
         raise ConfigError("a circuit to match gives size and layers itself", do="give --like, or these, not both")
-    kind = Vectors if method == "random-vectors" else Circuit
-    if not isinstance(like, kind):
+    of_vectors = METHODS[method].acts != "neurons"
+    if (like is None and taken.get("like")) or (like is not None and isinstance(like, Vectors) is not of_vectors):
         raise ConfigError(
             f"{method} is matched to an intervention",
             got=None if like is None else like.method,
-            allowed="a circuit" if kind is Circuit else "vectors",
+            allowed="vectors" if of_vectors else "a circuit",
             do="give it with --like FILE",
         )
+
+
+def _given(**arguments: Any) -> dict[str, Any]:
+    return {name: value for name, value in arguments.items() if value is not None}
 
 
 def discover(
@@ -76,7 +81,7 @@ def discover(
     tokenizer: Any,
     contrast: ContrastSet | None,
     *,
-    method: Method = "cna",
+    method: str = "cna",
     fraction: float | None = None,
     top_k: int | None = None,
     excluded_layers: Collection[int] = (),
@@ -96,7 +101,7 @@ def discover(
         model: a transformers model of a known architecture.
         tokenizer: its tokenizer.
         contrast: the prompts; controls need none, except for `match="activation"`.
-        method: see DESIGN section 2.
+        method: one of `lm_eval_cna.interventions.methods.IN_FILES`.
         fraction: size of a circuit as a share of the model's neurons; 0.001 by default. It is also the share that
             makes a universal neuron.
         top_k: size of a circuit in neurons, instead of `fraction`.
@@ -106,7 +111,7 @@ def discover(
         like: what a control is matched to: a circuit for `random`, vectors for `random-vectors`, and a circuit for
             `top-activation`, instead of size and layers.
         seed: the control's seed.
-        match: where `random` draws; see `control`.
+        match: where `random` draws; see `draw_neurons`.
         check_leakage: as in `measure`.
         settings: how prompts are rendered and run.
         model_id: written into the files; by default what the model says of itself.
@@ -119,45 +124,32 @@ def discover(
     check_request(
         method, fraction=fraction, top_k=top_k, excluded_layers=excluded_layers, layer=layer, like=like, match=match
     )
-    if like is not None and method != "top-activation":
-        magnitudes = None
-        if match == "activation":
-            if contrast is None:
-                raise ConfigError("activation-matched controls need a contrast set", do="give it with --contrast")
-            check_fit(like, find_architecture(model))
-            magnitudes = measure(
-                model,
-                tokenizer,
-                contrast,
-                read=("magnitudes",),
-                universal_filter=False,
-                check_leakage=False,
-                settings=settings,
-            ).means.magnitudes
-        return control(model, like, seed=seed, match=match, magnitudes=magnitudes, model_id=model_id, revision=revision)
-    if contrast is None:
-        raise ConfigError(f"{method} needs a contrast set")
-    universal_fraction = DEFAULT_FRACTION
-    architecture = find_architecture(model)
+    row, taken, architecture = METHODS[method], arguments_of(method), find_architecture(model)
     if like is not None:
         check_fit(like, architecture)
-    elif method in ("cna", "top-activation"):
-        universal_fraction = size_of(architecture, fraction, top_k).share
-    measurement = measure(
-        model,
-        tokenizer,
-        contrast,
-        read=(READS[method],),
+    if contrast is None and (match == "activation" or not row.is_control):
+        why = f"{method} needs" if row.reads else "activation-matched controls need"
+        raise ConfigError(f"{why} a contrast set", do="give it with --contrast")
+
+    def measured(read: Read, **options: Any) -> Measurement:
+        return measure(model, tokenizer, cast(ContrastSet, contrast), read=(read,), settings=settings, **options)
+
+    identity = {"model_id": model_id, "revision": revision}
+    if row.reads is None:
+        matching: dict[str, Any] = {"match": match} if "match" in taken else {}
+        if match == "activation":
+            found = measured("magnitudes", universal_filter=False, check_leakage=False)
+            matching["magnitudes"] = found.means.magnitudes
+        drawn: Circuit | Vectors = finder_of(method)(model, like, seed=seed, **matching, **identity)
+        return drawn
+    sized = row.acts == "neurons" and like is None
+    measurement = measured(
+        row.reads,
         universal_filter=universal_filter and like is None,
-        universal_fraction=universal_fraction,
+        universal_fraction=size_of(architecture, fraction, top_k).share if sized else DEFAULT_FRACTION,
         check_leakage=check_leakage,
-        settings=settings,
-        model_id=model_id,
-        revision=revision,
+        **identity,
     )
-    if method == "cna":
-        return measurement.circuit(fraction=fraction, top_k=top_k, excluded_layers=excluded_layers)
-    if method == "top-activation":
-        matched = cast("Circuit | None", like)
-        return measurement.top_activation(fraction=fraction, top_k=top_k, excluded_layers=excluded_layers, like=matched)
-    return measurement.vectors() if method == "caa" else measurement.residual_vector(layer)
+    asked = _given(fraction=fraction, top_k=top_k, excluded_layers=excluded_layers or None, layer=layer, like=like)
+    made: Circuit | Vectors = finder_of(method)(measurement, **asked)
+    return made

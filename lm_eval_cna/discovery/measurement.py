@@ -1,13 +1,13 @@
-"""What one pass over a contrast set showed of a model, and every intervention that it can give.
+"""One pass over a contrast set, and what it showed of the model.
 
-`measuring.measure` runs the model; the `Measurement` then yields a circuit of any size and vectors without
-running it again.
+`measure` runs the model once. The `Measurement` that it returns holds class means, from which every method finds its
+circuit or vectors without running the model again.
 """
 
 from __future__ import annotations
 
 from collections.abc import Collection, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
@@ -16,19 +16,19 @@ from lm_eval_cna.contrast.contrast_set import ContrastSet, prompts_sha256
 from lm_eval_cna.contrast.jailbreakbench import leakage_statement
 from lm_eval_cna.contrast.loading import load_universal_prompts
 from lm_eval_cna.contrast.splits import Split
-from lm_eval_cna.discovery import ranking
 from lm_eval_cna.discovery.activations import count_in_top, mean_activations
-from lm_eval_cna.discovery.circuit_size import DEFAULT_FRACTION, CircuitSize, circuit_size, size_of
+from lm_eval_cna.discovery.circuit_size import DEFAULT_FRACTION, circuit_size, size_of
 from lm_eval_cna.discovery.means import Means
+from lm_eval_cna.discovery.ranking import UNIVERSAL_SHARE, rank_neurons, universal_neurons
 from lm_eval_cna.errors import ConfigError, ContrastError
 from lm_eval_cna.files.progress import Progress, silent
 from lm_eval_cna.interventions.circuit import Circuit
 from lm_eval_cna.interventions.compatibility import describe_for_vectors, describe_model, identity_of
-from lm_eval_cna.interventions.header import DiscoveryInfo, ModelInfo, UniversalFilter, stamp
-from lm_eval_cna.interventions.methods import Read
+from lm_eval_cna.interventions.header import DiscoveryInfo, UniversalFilter, stamp
+from lm_eval_cna.interventions.methods import METHODS, Read
 from lm_eval_cna.interventions.vectors import Vectors
 from lm_eval_cna.transformer.decoder import Architecture, find_architecture
-from lm_eval_cna.transformer.neurons import Neuron, Place
+from lm_eval_cna.transformer.neurons import Place
 from lm_eval_cna.transformer.prompts import Rendering, chat_template_sha256, pad_token_id
 
 
@@ -58,126 +58,81 @@ class Measurement:
         """The universal neurons that circuits leave out."""
         return () if self.info.universal_filter is None else self.info.universal_filter.neurons
 
-    def circuit(
-        self,
-        *,
-        fraction: float | None = None,
-        top_k: int | None = None,
-        excluded_layers: Collection[int] = (),
-        name: str | None = None,
-    ) -> Circuit:
-        """The neurons of largest |mean(positive) - mean(negative)|; `fraction` defaults to 0.001.
+    def read(self, what: Read) -> torch.Tensor:
+        """Class means of what was read, positive first: [2, neurons], or [2, layers, hidden]; of magnitudes [neurons].
 
         Raises:
-            ConfigError: both sizes are given, a size or layer is out of range, or neurons were not read.
+            ConfigError: this was not read.
         """
-        size = size_of(self.architecture, fraction, top_k)
-        delta = ranking.mean_difference(_read(self.means.neurons, "neurons"))
-        neurons = self._ranked(delta, size, excluded_layers, self.universal)
-        return Circuit(
-            method="cna",
-            name=name or self.contrast.name,
-            model=self._model(neurons),
-            discovery=_sized(self.info, size, excluded_layers),
-            neurons=neurons,
-        )
+        means: torch.Tensor | None = getattr(self.means, what)
+        if means is None:
+            raise ConfigError(f"{what} were not read in this measurement", do=f"measure with read=({what!r},)")
+        return means
 
-    def top_activation(
+    def matched_to(self, circuit: Circuit) -> Measurement:
+        """The same measurement with the universal neurons of a circuit, for what is compared with it."""
+        found_as = {"universal_filter": circuit.discovery.universal_filter, "like_sha256": circuit.sha256}
+        return replace(self, info=self.info.model_copy(update=found_as))
+
+    def circuit(
         self,
+        method: str,
+        values: torch.Tensor,
         *,
         fraction: float | None = None,
         top_k: int | None = None,
         excluded_layers: Collection[int] = (),
-        like: Circuit | None = None,
         name: str | None = None,
     ) -> Circuit:
-        """The neurons of largest mean |activation| over all prompts: strong neurons, whatever sets the classes apart.
+        """The circuit of the neurons of largest |value|, largest first, without the universal ones.
 
         Args:
-            fraction: size as a share of the model's neurons; 0.001 by default.
+            method: the method that chose the values.
+            values: one a neuron, [neurons]; they become the neurons' deltas.
+            fraction: size as a share of the model's neurons; 0.001 where neither size is given.
             top_k: size in neurons, instead of `fraction`.
             excluded_layers: layers to leave out.
-            like: a circuit whose size, excluded layers and universal neurons are taken, instead of all of these. Its
-                own neurons may be among the found ones: how many is the question.
             name: by default the contrast set's.
 
         Raises:
-            ConfigError: both sizes are given, a size or layer is out of range, or magnitudes were not read.
+            ConfigError: both sizes are given, or a size or layer is out of range.
         """
-        info = self.info
-        if like is not None:
-            top_k, excluded_layers = len(like.neurons), like.discovery.excluded_layers
-            found_as = {"universal_filter": like.discovery.universal_filter, "like_sha256": like.sha256}
-            info = info.model_copy(update=found_as)
         size = size_of(self.architecture, fraction, top_k)
-        universal = () if info.universal_filter is None else info.universal_filter.neurons
-        magnitudes = _read(self.means.magnitudes, "magnitudes")
-        ranked = self._ranked(magnitudes, size, excluded_layers, universal)
-        return Circuit(
-            method="top-activation",
-            name=f"{name or self.contrast.name}-top-activation",
-            model=self._model(ranked),
-            discovery=_sized(info, size, excluded_layers),
-            neurons=tuple(n._replace(delta=None) for n in ranked),  # what they were ranked by is no class difference
+        neurons = rank_neurons(
+            values, self.architecture.layout, size.neurons, excluded_layers=excluded_layers, universal=self.universal
         )
-
-    def vectors(self, *, name: str | None = None) -> Vectors:
-        """CAA: in every layer, the class difference of what the MLP adds to the residual stream.
-
-        Raises:
-            ConfigError: writes were not read.
-        """
-        tensors = ranking.caa_vectors(_read(self.means.writes, "writes"))
-        return Vectors(
-            method="caa",
-            place="write",
-            name=name or self.contrast.name,
-            model=self._model_of_vectors(tensors),
-            discovery=self.info.model_copy(update={"universal_filter": None}),
-            tensors=tensors,
-        )
-
-    def residual_vector(self, layer: int | None = None, *, name: str | None = None) -> Vectors:
-        """CAA in one layer's residual stream; without `layer`, the one that `discovery.residual_layer` chooses.
-
-        Raises:
-            ConfigError: the layer is not in the model, or blocks were not read.
-        """
-        tensors = ranking.residual_vector(_read(self.means.blocks, "blocks"), layer)
-        return Vectors(
-            method="caa-residual",
-            place="block",
-            name=name or self.contrast.name,
-            model=self._model_of_vectors(tensors),
-            discovery=self.info.model_copy(update={"universal_filter": None, "layer": next(iter(tensors))}),
-            tensors=tensors,
-        )
-
-    def _ranked(
-        self, values: torch.Tensor, size: CircuitSize, excluded_layers: Collection[int], universal: Sequence[Place]
-    ) -> tuple[Neuron, ...]:
-        return ranking.rank_neurons(
-            values, self.architecture.layout, size.neurons, excluded_layers=excluded_layers, universal=universal
-        )
-
-    def _model(self, neurons: Sequence[Neuron]) -> ModelInfo:
+        sized = {
+            "fraction": size.fraction,
+            "top_k": size.neurons,
+            "excluded_layers": tuple(sorted(set(excluded_layers))),
+        }
         places = [neuron.place for neuron in neurons]
-        return describe_model(self.architecture, places, id=self.model_id, revision=self.revision)
+        return Circuit(
+            method=method,
+            name=name or self.contrast.name,
+            model=describe_model(self.architecture, places, id=self.model_id, revision=self.revision),
+            discovery=self.info.model_copy(update=sized),
+            neurons=neurons,
+        )
 
-    def _model_of_vectors(self, layers: Collection[int]) -> ModelInfo:
-        return describe_for_vectors(self.architecture, layers, id=self.model_id, revision=self.revision)
+    def vectors(self, method: str, tensors: dict[int, torch.Tensor], *, layer: int | None = None) -> Vectors:
+        """Vectors of some layers, [hidden] each.
 
-
-def _sized(info: DiscoveryInfo, size: CircuitSize, excluded_layers: Collection[int]) -> DiscoveryInfo:
-    """The header of a circuit of a size."""
-    excluded = tuple(sorted(set(excluded_layers)))
-    return info.model_copy(update={"fraction": size.fraction, "top_k": size.neurons, "excluded_layers": excluded})
-
-
-def _read(means: Any, what: str) -> Any:
-    if means is None:
-        raise ConfigError(f"{what} were not read in this measurement", do=f"measure with read=({what!r},)")
-    return means
+        Args:
+            method: the method that made them; its row says where they are added.
+            tensors: layer -> vector.
+            layer: the one layer, for the header, where the method chooses one.
+        """
+        place = METHODS[method].acts
+        assert place != "neurons"
+        return Vectors(
+            method=method,
+            place=place,
+            name=self.contrast.name,
+            model=describe_for_vectors(self.architecture, tensors, id=self.model_id, revision=self.revision),
+            discovery=self.info.model_copy(update={"universal_filter": None, "layer": layer}),
+            tensors=tensors,
+        )
 
 
 @dataclass(frozen=True)
@@ -287,8 +242,8 @@ def _universal_filter(
     )
     return UniversalFilter(
         fraction=fraction,
-        share=ranking.UNIVERSAL_SHARE,
+        share=UNIVERSAL_SHARE,
         prompts=len(prompts),
         prompts_sha256=prompts_sha256(prompts),
-        neurons=ranking.universal_neurons(counts, architecture.layout, len(prompts)),
+        neurons=universal_neurons(counts, architecture.layout, len(prompts)),
     )

@@ -1,8 +1,4 @@
-"""Statistics to neurons and vectors. Pure tensors: this module knows no model, no hook and no prompt.
-
-Formulas: CNA is arXiv 2605.12290, CAA as that paper runs it (the mean difference of what every MLP writes);
-the single-layer residual vector is Panickssery et al., arXiv 2312.06681.
-"""
+"""Class means to differences, and numbers to the neurons that have the largest. Pure tensors: no model, no prompt."""
 
 from __future__ import annotations
 
@@ -14,7 +10,6 @@ from lm_eval_cna.errors import ConfigError
 from lm_eval_cna.transformer.neurons import Neuron, NeuronLayout, Place, neuron_at
 
 UNIVERSAL_SHARE = 0.8  # the paper's: on at least 80 % of diverse prompts
-LATEST_LAYER = 0.8  # Arditi et al., arXiv 2406.11717, take no direction from the last fifth of the layers
 
 
 def mean_difference(means: torch.Tensor) -> torch.Tensor:
@@ -77,37 +72,3 @@ def universal_neurons(
 def positions(places: Iterable[Place], layout: NeuronLayout) -> set[int]:
     """Where neurons stand; a header may name some that the model has not."""
     return {layout.position(place) for place in places if layout.has(place)}
-
-
-def caa_vectors(means: torch.Tensor) -> dict[int, torch.Tensor]:
-    """One vector a layer, mean(positive) - mean(negative) of the MLP writes [2, layers, hidden]; float32."""
-    return dict(enumerate(mean_difference(means).float()))
-
-
-def residual_layer(means: torch.Tensor) -> int:
-    """The layer of the residual stream where the classes stand furthest apart for their size.
-
-    Largest |mean(positive) - mean(negative)| over the average of |mean(positive)| and |mean(negative)|, among the first
-    80 % of the layers (at least one); the earliest of equals.
-
-    Args:
-        means: residual stream behind every layer, [2, layers, hidden].
-    """
-    latest = max(1, int(LATEST_LAYER * means.shape[1]))
-    distance = mean_difference(means).norm(dim=-1)[:latest]
-    scale = means.norm(dim=-1).mean(dim=0)[:latest].clamp(min=torch.finfo(means.dtype).tiny)
-    return int((distance / scale).sort(descending=True, stable=True).indices[0])
-
-
-def residual_vector(means: torch.Tensor, layer: int | None = None) -> dict[int, torch.Tensor]:
-    """The mean difference of the residual stream behind one layer, the given one or `residual_layer`'s; float32.
-
-    Raises:
-        ConfigError: the layer is not in the model.
-    """
-    layers = means.shape[1]
-    if layer is None:
-        layer = residual_layer(means)
-    if not 0 <= layer < layers:
-        raise ConfigError("layer", got=layer, allowed=f"0 to {layers - 1}")
-    return {layer: mean_difference(means)[layer].float()}

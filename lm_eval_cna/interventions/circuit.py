@@ -20,6 +20,7 @@ from lm_eval_cna.errors import InterventionError
 from lm_eval_cna.files.atomic import read_whole
 from lm_eval_cna.files.checksum import ChecksumError, with_checksum, without_checksum
 from lm_eval_cna.interventions.header import Intervention, bytes_sha256, write_intervention
+from lm_eval_cna.interventions.methods import CircuitMethod
 from lm_eval_cna.transformer.neurons import Expert, Neuron, Place, by_projection, in_order
 
 CIRCUIT_SCHEMA: Literal["lm-eval-cna/circuit/1"] = "lm-eval-cna/circuit/1"
@@ -37,7 +38,7 @@ class Circuit(Intervention):
     """
 
     schema_: Literal["lm-eval-cna/circuit/1", "lm-eval-cna/circuit/2"] = Field(default=CIRCUIT_SCHEMA, alias="schema")
-    method: Literal["cna", "random", "top-activation"]
+    method: CircuitMethod
     neurons: Annotated[tuple[Neuron, ...], Field(min_length=1, strict=False)]
 
     @model_validator(mode="before")

@@ -21,6 +21,7 @@ from typing import Self
 from pydantic import ConfigDict, Field, model_validator
 
 from lm_eval_cna.interventions.header import Intervention, LayerIndex, bytes_sha256, write_intervention
+from lm_eval_cna.interventions.methods import VectorsMethod
 
 VECTORS_SCHEMA: Literal["lm-eval-cna/vectors/1"] = "lm-eval-cna/vectors/1"
 _METADATA_KEY = "lm-eval-cna"
@@ -33,7 +34,7 @@ class Vectors(Intervention):
     model_config = ConfigDict(arbitrary_types_allowed=True)
 
     schema_: Literal["lm-eval-cna/vectors/1"] = Field(default=VECTORS_SCHEMA, alias="schema")
-    method: Literal["caa", "caa-residual", "random-vectors"]
+    method: VectorsMethod
     place: Literal["write", "block"] = "write"
     """"write", added to what the MLP contributes to the residual stream, or "block", added to the residual stream
     behind the layer."""

@@ -15,6 +15,7 @@ from lm_eval_cna.contrast.loading import load_contrast
 from lm_eval_cna.contrast.splits import split_prompts
 from lm_eval_cna.discovery.circuit_size import size_of
 from lm_eval_cna.discovery.measurement import Settings, measure
+from lm_eval_cna.discovery.methods import cna
 from lm_eval_cna.errors import RunError
 from lm_eval_cna.interventions.circuit import Circuit
 from lm_eval_cna.interventions.profile import layer_profile, overlap
@@ -98,7 +99,8 @@ def _discover(request: PaperRequest, target: Target, path: str, contrast: Contra
     )
     fraction = request.fraction_of(target) if request.top_k is None else None
     size = size_of(lm.architecture, fraction, request.top_k).neurons
-    whole = measured.circuit(top_k=size if target.organism else max(TOP, size), excluded_layers=request.excluded_layers)
+    top_k = size if target.organism else max(TOP, size)
+    whole = cna.find(measured, top_k=top_k, excluded_layers=request.excluded_layers)
     return Found(whole, tuple(circuits_by_fold(measured, whole)), size)
 
 

@@ -8,6 +8,7 @@ from statistics import fmean
 
 from lm_eval_cna.analysis.evidence import CLAIMED, Comparison
 from lm_eval_cna.analysis.tradeoff import TradeOff, TradeoffPoint
+from lm_eval_cna.interventions.methods import METHODS
 from lm_eval_cna.report.run import Run
 from lm_eval_cna.results.summary import CellSummary
 from lm_eval_cna.statistics.rates import Interval, wilson
@@ -29,18 +30,7 @@ HEADLINE = (
 OUTCOMES = ("outcome_refused", "outcome_complied", "outcome_evaded", "outcome_degenerate")
 #: Shares of documents that only the summary has, without per-prompt values.
 _SHARES = ("changed_rate",)
-NAMES = {
-    "baseline": "baseline",
-    "cna": "CNA",
-    "caa": "CAA",
-    "caa-residual": "CAA, one layer",
-    "top-activation": "largest activation",
-    "random": "random neurons",
-    "random-bottom": "random neurons, bottom third",
-    "random-middle": "random neurons, middle third",
-    "random-top": "random neurons, top third",
-    "random-vectors": "random vectors",
-}
+NAMES = {"baseline": "baseline", **{name: method.label for name, method in METHODS.items()}}
 
 
 @dataclass(frozen=True)

@@ -16,20 +16,9 @@ from lm_eval_cna.errors import ConfigError
 from lm_eval_cna.files.atomic import is_file, read_whole, usable_path
 from lm_eval_cna.files.records import first_error
 from lm_eval_cna.files.yaml_reader import load_yaml
-from lm_eval_cna.interventions.methods import OF_VECTORS
+from lm_eval_cna.interventions.methods import OF_VECTORS, SweepMethod
 from lm_eval_cna.judging.config import JudgeConfig
 
-Method = Literal[
-    "cna",
-    "caa",
-    "caa-residual",
-    "top-activation",
-    "random",
-    "random-bottom",
-    "random-middle",
-    "random-top",
-    "random-vectors",
-]
 DEFAULT_MULTIPLIERS = (0.0, 0.25, 0.5, 0.75, 1.0, 1.5, 2.0)
 DEFAULT_TASKS = ("jbb_harmful_refusal", "jbb_benign_refusal")
 _MAX_BYTES = 2**18
@@ -68,7 +57,7 @@ class SweepConfig(_Model):
     contrast: str = Field(default="refusal", description="contrast set to discover from: a name or a file")
     circuit: str | None = Field(default=None, description="circuit file, instead of discovery")
     vectors: str | None = Field(default=None, description="vectors file for caa, instead of discovery")
-    methods: tuple[Method, ...] | None = Field(
+    methods: tuple[SweepMethod, ...] | None = Field(
         default=None, description="what is compared; by default cna and random, and caa where its vectors can be had"
     )
     fraction: Annotated[float, Field(gt=0, le=1, description="size of a discovered circuit, share of all neurons")] = (
@@ -146,7 +135,7 @@ class SweepConfig(_Model):
 
     @field_validator("methods")
     @classmethod
-    def _each_method_once(cls, value: tuple[Method, ...] | None) -> tuple[Method, ...] | None:
+    def _each_method_once(cls, value: tuple[SweepMethod, ...] | None) -> tuple[SweepMethod, ...] | None:
         return None if value is None else tuple(dict.fromkeys(value))
 
     @model_validator(mode="after")
@@ -173,7 +162,7 @@ class SweepConfig(_Model):
         return self
 
     @property
-    def compared(self) -> tuple[Method, ...]:
+    def compared(self) -> tuple[SweepMethod, ...]:
         """The methods, defaults filled in."""
         if self.methods is not None:
             return self.methods

@@ -9,13 +9,12 @@ from typing import Any, cast
 from lm_eval_cna.contrast.loading import load_contrast
 from lm_eval_cna.contrast.splits import split_prompts
 from lm_eval_cna.discovery.circuit_size import size_of
-from lm_eval_cna.discovery.controls import control
+from lm_eval_cna.discovery.discover import arguments_of, finder_of
 from lm_eval_cna.discovery.measurement import Measurement, Settings, measure
 from lm_eval_cna.errors import ConfigError
 from lm_eval_cna.interventions.circuit import Circuit
 from lm_eval_cna.interventions.compatibility import check_fit
-from lm_eval_cna.interventions.header import Match
-from lm_eval_cna.interventions.methods import CONTROLS, LOCAL, OF_VECTORS, READS, Read
+from lm_eval_cna.interventions.methods import CONTROLS, LOCAL, METHODS, OF_VECTORS
 from lm_eval_cna.interventions.reading import read_intervention
 from lm_eval_cna.interventions.stability import Stability, read_stability, stability_path
 from lm_eval_cna.interventions.vectors import Vectors
@@ -27,13 +26,6 @@ from lm_eval_cna.steering.setting import Setting
 from lm_eval_cna.sweep.config import SweepConfig
 from lm_eval_cna.transformer.prompts import Rendering
 from lm_eval_cna.validation.cross_validation import assess
-
-_FILES = {
-    "cna": "circuit.json",
-    "caa": "vectors.safetensors",
-    "caa-residual": "residual.safetensors",
-    "top-activation": "top-activation.json",
-}
 
 
 @dataclass(frozen=True)
@@ -69,20 +61,20 @@ class Interventions:
             if not directory.begun or not directory.has(name):
                 intervention.write(directory.place(name))
         if self.stability is not None:
-            self.stability.write(stability_path(directory.place(_FILES["cna"])))
+            self.stability.write(stability_path(directory.place(_file("cna"))))
 
     @property
     def files(self) -> dict[str, Circuit | Vectors]:
         """Every intervention by the file that it is kept in, relative to the run directory."""
-        found = {_FILES[method]: intervention for method, intervention in self.found.items()}
-        return found | {_control_file(*key): intervention for key, intervention in self.controls.items()}
+        found = {_file(method): intervention for method, intervention in self.found.items()}
+        return found | {_file(*key): intervention for key, intervention in self.controls.items()}
 
 
 def file_of(cell: Cell) -> str | None:
     """Where a run keeps what a cell steers with; None for the baseline."""
     if cell.method == "baseline":
         return None
-    return _FILES[cell.method] if cell.seed is None else _control_file(cell.method, cell.seed)
+    return _file(cell.method, cell.seed)
 
 
 def find_interventions(config: SweepConfig, lm: CNAHFLM, directory: RunDirectory) -> Interventions:
@@ -99,7 +91,7 @@ def find_interventions(config: SweepConfig, lm: CNAHFLM, directory: RunDirectory
     for method, source in sources.items():
         if source is not None:
             found[method] = _of_method(method, read_intervention(source))
-            _check_begun(directory, _FILES[method], found[method])
+            _check_begun(directory, _file(method), found[method])
             check_fit(found[method], lm.architecture)
     missing = [method for method in sources if method not in found]
     magnitudes, stability = None, _known_stability(config.circuit, found.get("cna"))
@@ -107,18 +99,14 @@ def find_interventions(config: SweepConfig, lm: CNAHFLM, directory: RunDirectory
         size: dict[str, Any] = {"top_k": max(config.top_k)} if config.top_k else {"fraction": config.fraction}
         measurement = _measure(config, lm, missing, **size)
         magnitudes = measurement.means.magnitudes
-        if "cna" in missing:
-            circuit = measurement.circuit(**size, excluded_layers=config.excluded_layers)
-            found["cna"] = circuit
-            if config.folds is not None:
-                settings = Settings(rendering_of(config, lm))
-                stability = assess(lm.model, lm.tokenizer, measurement, circuit, settings=settings, mode=lm.mode)
-        if "top-activation" in missing:
-            found["top-activation"] = measurement.top_activation(like=cast("Circuit", found["cna"]))
-        if "caa" in missing:
-            found["caa"] = measurement.vectors()
-        if "caa-residual" in missing:
-            found["caa-residual"] = measurement.residual_vector()
+        for method in missing:
+            asked = {**size, "excluded_layers": config.excluded_layers}
+            taken = arguments_of(method)
+            asked = {"like": found["cna"]} if "like" in taken else {k: v for k, v in asked.items() if k in taken}
+            found[method] = finder_of(method)(measurement, **asked)
+        if "cna" in missing and config.folds is not None:
+            settings, circuit = Settings(rendering_of(config, lm)), cast("Circuit", found["cna"])
+            stability = assess(lm.model, lm.tokenizer, measurement, circuit, settings=settings, mode=lm.mode)
     for intervention in found.values():
         if isinstance(intervention, Circuit) and config.top_k:
             intervention.prefix(max(config.top_k))  # refuses a size above the circuit's, before anything is asked
@@ -135,7 +123,7 @@ def _sources(config: SweepConfig, directory: RunDirectory) -> dict[str, str | Pa
     given = {"cna": config.circuit, "caa": config.vectors}
     sources: dict[str, str | Path | None] = {}
     for method in _needed(config):
-        kept = directory.path / _FILES[method]
+        kept = directory.path / _file(method)
         sources[method] = given.get(method) or (kept if directory.begun and kept.is_file() else None)
     return sources
 
@@ -143,7 +131,8 @@ def _sources(config: SweepConfig, directory: RunDirectory) -> dict[str, str | Pa
 def _needed(config: SweepConfig) -> list[str]:
     """Methods whose interventions are needed; a control needs the one that it is matched to."""
     needed = {CONTROLS.get(method, method) for method in config.compared}
-    return sorted(needed | ({"cna"} if "top-activation" in needed else set()))
+    needed |= {CONTROLS["random"]} if any("like" in arguments_of(method) for method in needed) else set()
+    return [method for method in METHODS if method in needed]
 
 
 def _known_stability(source: str | None, circuit: Circuit | Vectors | None) -> Stability | None:
@@ -155,14 +144,16 @@ def _known_stability(source: str | None, circuit: Circuit | Vectors | None) -> S
     return found if found is not None and found.circuit_sha256 == circuit.sha256 else None
 
 
-def _control_file(method: str, seed: int) -> str:
-    return f"controls/{method}-{seed}.{'safetensors' if method in OF_VECTORS else 'json'}"
+def _file(method: str, seed: int | None = None) -> str:
+    """Where a run directory keeps an intervention."""
+    row = METHODS[method]
+    return f"controls/{method}-{seed}{row.suffix}" if row.kept_as is None else row.kept_as
 
 
 def _measure(
     config: SweepConfig, lm: CNAHFLM, missing: list[str], *, fraction: float | None = None, top_k: int | None = None
 ) -> Measurement:
-    read: list[Read] = [READS[method] for method in missing]
+    read = [read for method in missing if (read := METHODS[method].reads) is not None]
     if config.match == "activation":
         read.append("magnitudes")
     contrast = load_contrast(config.contrast)
@@ -198,18 +189,16 @@ def _draw(
     identity: dict[str, Any] = {"model_id": config.model, "revision": lm.revision}
     for method, like in CONTROLS.items():
         for seed in config.control_seeds if method in config.compared else ():
-            kept = directory.path / _control_file(method, seed)
+            kept = directory.path / _file(method, seed)
             matched = found[like]
             if directory.begun and kept.is_file():
                 drawn[method, seed] = read_intervention(kept)
-                _check_begun(directory, _control_file(method, seed), drawn[method, seed])
-            elif isinstance(matched, Circuit):
-                match = cast("Match", LOCAL.get(method, config.match))
-                drawn[method, seed] = control(
-                    lm.module, matched, seed=seed, match=match, magnitudes=magnitudes, **identity
-                )
+                _check_begun(directory, _file(method, seed), drawn[method, seed])
             else:
-                drawn[method, seed] = control(lm.module, matched, seed=seed, **identity)
+                asked = dict(identity)
+                if "match" in arguments_of(method):
+                    asked |= {"match": LOCAL.get(method, config.match), "magnitudes": magnitudes}
+                drawn[method, seed] = finder_of(method)(lm.module, matched, seed=seed, **asked)
     return drawn
 
 
@@ -222,13 +211,7 @@ def _check_begun(directory: RunDirectory, name: str, intervention: Circuit | Vec
 def _of_method(method: str, intervention: Circuit | Vectors) -> Circuit | Vectors:
     """Refuse vectors given as a circuit, a control given as one, and the other way round."""
     if intervention.method != method:
-        raise ConfigError(f"{method} needs {_WANTED[method]}", got=f"a {intervention.method} file")
+        raise ConfigError(
+            f"{method} needs {'vectors' if method in OF_VECTORS else 'a circuit'}", got=f"a {intervention.method} file"
+        )
     return intervention
-
-
-_WANTED = {
-    "cna": "a circuit",
-    "caa": "vectors",
-    "caa-residual": "vectors of one layer",
-    "top-activation": "the neurons of largest activation",
-}

@@ -21,9 +21,11 @@ from lm_eval_cna.contrast.contrast_set import ContrastSet, prompts_sha256
 from lm_eval_cna.contrast.splits import NEGATIVE, POSITIVE, Split, split_prompts
 from lm_eval_cna.discovery import ranking
 from lm_eval_cna.discovery.circuit_size import size_of
-from lm_eval_cna.discovery.controls import control
+from lm_eval_cna.discovery.controls import draw_neurons
 from lm_eval_cna.discovery.means import Means
 from lm_eval_cna.discovery.measurement import Measurement, Settings, measure
+from lm_eval_cna.discovery.methods import cna
+from lm_eval_cna.discovery.ranking import mean_difference
 from lm_eval_cna.interventions.circuit import Circuit
 from lm_eval_cna.interventions.header import stamp
 from lm_eval_cna.interventions.stability import Fold, Stability
@@ -85,7 +87,7 @@ def cross_validate(
         model_id=model_id,
         revision=revision,
     )
-    circuit = measurement.circuit(fraction=fraction, top_k=top_k, excluded_layers=excluded_layers)
+    circuit = cna.find(measurement, fraction=fraction, top_k=top_k, excluded_layers=excluded_layers)
     return circuit, assess(model, tokenizer, measurement, circuit, settings=settings)
 
 
@@ -119,7 +121,7 @@ def assess(
     for fold, own in enumerate(found):
         members = {label: split.members(fold, label) for label in (POSITIVE, NEGATIVE)}
         prompts = {label: [measurement.contrast.prompts[at] for at in chosen] for label, chosen in members.items()}
-        drawn = control(model, own, seed=fold, model_id=measurement.model_id, revision=measurement.revision)
+        drawn = draw_neurons(model, own, seed=fold, model_id=measurement.model_id, revision=measurement.revision)
         kl, kl_whole, kl_random = harmless_kl(
             model,
             tokenizer,
@@ -193,7 +195,8 @@ def _without(measurement: Measurement, circuit: Circuit, fold: int) -> Circuit:
     into = [group.label if group.fold != fold else None for group in split.groups]
     part = replace(measurement, means=measurement.by_group.merged(into), info=info)
     excluded = circuit.discovery.excluded_layers
-    return part.circuit(top_k=len(circuit.neurons), excluded_layers=excluded, name=name)
+    delta = mean_difference(part.read("neurons"))
+    return part.circuit("cna", delta, top_k=len(circuit.neurons), excluded_layers=excluded, name=name)
 
 
 def _shuffled(measurement: Measurement, circuit: Circuit) -> list[tuple[Neuron, ...]] | None:

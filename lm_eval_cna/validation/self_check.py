@@ -24,6 +24,7 @@ from torch import nn
 from lm_eval_cna.errors import SteeringError
 from lm_eval_cna.interventions.circuit import Circuit
 from lm_eval_cna.interventions.compatibility import columns_sha256, named_columns
+from lm_eval_cna.interventions.methods import METHODS
 from lm_eval_cna.interventions.vectors import Vectors
 from lm_eval_cna.resources import harmless_prompts
 from lm_eval_cna.steering.apply import steer
@@ -109,7 +110,7 @@ def self_check(
             found[name] = few.check(name, intervention)
             if not found[name].change > few.noise:
                 found[name] = many.check(name, intervention)
-                if not found[name].change > many.noise and not intervention.method.startswith("random"):
+                if not found[name].change > many.noise and not METHODS[intervention.method].is_control:
                     raise SteeringError(
                         f"self-check: {name} at m = 0 changes no logit on {len(rows)} prompts",
                         do="look at it with `lm-eval-cna show`: are its neurons ever active in this model?",

@@ -12,9 +12,10 @@ from tokenizers import Regex, Tokenizer, models, pre_tokenizers, processors
 
 from lm_eval_cna.contrast.contrast_set import ContrastSet
 from lm_eval_cna.contrast.loading import load_contrast, load_universal_prompts
-from lm_eval_cna.discovery.controls import control
+from lm_eval_cna.discovery.controls import draw_neurons
 from lm_eval_cna.discovery.discover import discover
 from lm_eval_cna.discovery.measurement import Measurement, Settings, measure
+from lm_eval_cna.discovery.methods import caa, caa_residual, cna
 from lm_eval_cna.errors import ArchitectureError, CNAError, ConfigError, ContrastError, InterventionError
 from lm_eval_cna.interventions.circuit import Circuit
 from lm_eval_cna.interventions.reading import read_intervention
@@ -81,16 +82,16 @@ def test_equals_the_reference_for_every_batch_size(
             universal_fraction=FRACTION,
             settings=Settings(batch_size=batch_size),
         )
-        circuit = found.circuit(fraction=FRACTION)
+        circuit = cna.find(found, fraction=FRACTION)
         assert set(found.universal) == left_out
         assert [(n.layer, n.index) for n in circuit.neurons] == [(layer, index) for layer, index, _ in expected]
         deltas = [n.delta for n in circuit.neurons]
         assert deltas == pytest.approx([delta for *_, delta in expected], abs=1e-5)
-        vectors = found.vectors()
+        vectors = caa.find(found)
         assert vectors.layers == (0, 1, 2) and vectors.place == "write"
         torch.testing.assert_close(torch.stack(list(vectors.tensors.values())), torch.tensor(writes), atol=1e-5, rtol=0)
         for layer in range(3):
-            vector = found.residual_vector(layer).tensors[layer]
+            vector = caa_residual.find(found, layer=layer).tensors[layer]
             torch.testing.assert_close(vector, torch.tensor(residual[layer]), atol=1e-5, rtol=0)
 
 
@@ -98,8 +99,8 @@ def test_some_architecture_has_universal_neurons(tokenizer: Any, contrast: Contr
     """Else the comparison above would compare two empty filters."""
     found = measure(tiny("llama"), tokenizer, contrast, universal_fraction=FRACTION)
     assert found.universal
-    unfiltered = measure(tiny("llama"), tokenizer, contrast, universal_filter=False).circuit(top_k=144)
-    filtered = found.circuit(top_k=144 - len(found.universal))
+    unfiltered = cna.find(measure(tiny("llama"), tokenizer, contrast, universal_filter=False), top_k=144)
+    filtered = cna.find(found, top_k=144 - len(found.universal))
     kept = [n for n in unfiltered.neurons if (n.layer, n.index) not in found.universal]
     assert [n[:2] for n in filtered.neurons] == [n[:2] for n in kept]
 
@@ -176,7 +177,7 @@ def test_controls_of_a_third_of_the_layers(tokenizer: Any, contrast: ContrastSet
     forbidden = {n[:2] for n in circuit.neurons} | set(circuit.discovery.universal_filter.neurons)
     assert not {n[:2] for n in drawn.neurons} & forbidden
     # Prefixes are nested: the control does not change with what is drawn after it.
-    whole = control(model, circuit, seed=3, match=third)
+    whole = draw_neurons(model, circuit, seed=3, match=third)
     assert whole.prefix(3).neurons == drawn.neurons[:3] and whole.sha256 == drawn.sha256
 
 
@@ -238,10 +239,12 @@ def test_top_activation_like_a_circuit(tokenizer: Any, contrast: ContrastSet, tm
 def test_many_controls_from_one_measurement(tokenizer: Any, contrast: ContrastSet) -> None:
     model = tiny("llama")
     found = measure(model, tokenizer, contrast, read=("neurons", "magnitudes"), universal_fraction=0.05)
-    circuit = found.circuit(fraction=0.05)
+    circuit = cna.find(found, fraction=0.05)
     assert circuit.neurons == discover(model, tokenizer, contrast, fraction=0.05).neurons  # type: ignore[union-attr]
     magnitudes = found.means.magnitudes
-    controls = [control(model, circuit, seed=seed, match="activation", magnitudes=magnitudes) for seed in range(19)]
+    controls = [
+        draw_neurons(model, circuit, seed=seed, match="activation", magnitudes=magnitudes) for seed in range(19)
+    ]
     assert len({c.sha256 for c in controls}) == 19
     asked_for = discover(model, tokenizer, contrast, method="random", like=circuit, seed=7, match="activation")
     assert controls[7].sha256 == asked_for.sha256
@@ -293,7 +296,7 @@ def test_user_errors(tokenizer: Any, contrast: ContrastSet) -> None:
     with pytest.raises(ContrastError, match="longer than the model can read; got '305 tokens'; allowed: up to 256"):
         discover(tiny("gpt2"), tokenizer, long)
     with pytest.raises(ConfigError, match="writes were not read"):
-        measure(model, tokenizer, contrast, read=("neurons",)).vectors()
+        caa.find(measure(model, tokenizer, contrast, read=("neurons",)))
 
 
 def test_nan_weights_name_the_layer(tokenizer: Any, contrast: ContrastSet) -> None:
@@ -364,4 +367,4 @@ def test_bfloat16_means_stay_float64(tokenizer: Any, contrast: ContrastSet) -> N
     found = measure(tiny("llama", dtype=torch.bfloat16), tokenizer, contrast)
     assert isinstance(found, Measurement)
     assert found.means.neurons is not None and found.means.neurons.dtype == torch.float64
-    assert found.circuit(fraction=0.05).model.dtype == "bfloat16"
+    assert cna.find(found, fraction=0.05).model.dtype == "bfloat16"

@@ -10,7 +10,7 @@ import torch
 
 from lm_eval_cna.discovery.circuit_size import circuit_size
 from lm_eval_cna.discovery.controls import _nearest, random_neurons, random_neurons_of, random_vectors
-from lm_eval_cna.discovery.ranking import caa_vectors, rank_neurons, residual_layer, residual_vector, universal_neurons
+from lm_eval_cna.discovery.ranking import rank_neurons, universal_neurons
 from lm_eval_cna.errors import ConfigError
 from lm_eval_cna.interventions.methods import THIRDS, third_of_layers
 from lm_eval_cna.transformer.neurons import SHARED, Neuron, NeuronBlock, NeuronLayout
@@ -70,32 +70,6 @@ def test_rank_refuses_what_does_not_fit() -> None:
 def test_universal_on_at_least_eighty_percent(prompts: int, needed: int) -> None:
     counts = torch.tensor([[needed - 1, needed], [prompts, 0]])
     assert universal_neurons(counts.flatten(), NeuronLayout.dense(2, 2), prompts) == ((0, 1), (1, 0))
-
-
-def test_caa_is_the_class_difference() -> None:
-    means = torch.tensor([[[1.0, 2.0], [3.0, 4.0]], [[0.5, 0.0], [3.0, 5.0]]], dtype=torch.float64)
-    vectors = caa_vectors(means)
-    assert {layer: tensor.tolist() for layer, tensor in vectors.items()} == {0: [0.5, 2.0], 1: [0.0, -1.0]}
-    assert vectors[0].dtype == torch.float32
-
-
-def test_residual_layer_is_relative_and_never_in_the_last_fifth() -> None:
-    negative = torch.tensor([[1.0, 0], [10, 0], [10, 0], [10, 0], [10, 0]], dtype=torch.float64)
-    positive = negative.clone()
-    positive[0, 1] = 0.9  # a small difference of small values
-    positive[2, 1] = 5.0  # a larger one of large values, relatively smaller
-    positive[4, 1] = 99.0  # in the last fifth
-    means = torch.stack((positive, negative))
-    assert residual_layer(means) == 0
-    ((layer, vector),) = residual_vector(means).items()
-    assert layer == 0 and vector.tolist() == pytest.approx([0.0, 0.9])
-    assert residual_vector(means, 4)[4].tolist() == [0.0, 99.0]
-    with pytest.raises(ConfigError, match="layer; got -1"):
-        residual_vector(means, -1)
-
-
-def test_residual_layer_of_equal_classes_is_the_first() -> None:
-    assert residual_layer(torch.zeros(2, 1, 4)) == 0
 
 
 LIKE = tuple(Neuron(layer, index, 1.0) for layer, index in [(1, 5), (0, 2), (1, 0), (1, 19), (0, 3)])

@@ -18,7 +18,7 @@ from torch import nn
 
 from lm_eval_cna.contrast.contrast_set import ContrastSet
 from lm_eval_cna.discovery.measurement import Settings, measure
-from lm_eval_cna.interventions.circuit import Circuit
+from lm_eval_cna.discovery.methods import caa, cna
 from lm_eval_cna.interventions.compatibility import columns_sha256
 from lm_eval_cna.models.hf import CNAHFLM
 from lm_eval_cna.models.shared_batches.generation import GenerationJob, SharedGenerator
@@ -85,12 +85,12 @@ def observed(lm: CNAHFLM, *, modes: Sequence[Mode] = ("auto", "hook")) -> dict[s
         check_leakage=False,
         settings=Settings(batch_size=2),
     )
-    cna: Circuit = measurement.circuit(fraction=0.2)
-    found["neurons"] = [[neuron.layer, neuron.index] for neuron in cna.neurons]
-    found["deltas"] = [neuron.delta for neuron in cna.neurons]
+    circuit = cna.find(measurement, fraction=0.2)
+    found["neurons"] = [[neuron.layer, neuron.index] for neuron in circuit.neurons]
+    found["deltas"] = [neuron.delta for neuron in circuit.neurons]
     found["universal"] = [list(pair) for pair in measurement.universal]
-    found["vectors"] = [tensor.double().tolist() for tensor in measurement.vectors().tensors.values()]
-    settings = [Setting(), Setting(cna, 0.0), Setting(cna, 2.0)]
+    found["vectors"] = [tensor.double().tolist() for tensor in caa.find(measurement).tensors.values()]
+    settings = [Setting(), Setting(circuit, 0.0), Setting(circuit, 2.0)]
     with SharedGenerator(lm, settings) as generator:
         jobs = [GenerationJob(tuple(range(5, 12 + setting)), setting, 12) for setting in range(3)]
         found["texts"] = [one.text for one in generator.generate(jobs)]

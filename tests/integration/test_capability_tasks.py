@@ -16,6 +16,7 @@ from lm_eval_cna.behaviours.agreement import agreement_items
 from lm_eval_cna.behaviours.capitals import capital_items
 from lm_eval_cna.contrast.loading import load_contrast
 from lm_eval_cna.discovery.measurement import Settings, measure
+from lm_eval_cna.discovery.methods import cna
 from lm_eval_cna.models.hf import CNAHFLM
 from lm_eval_cna.resources import harmless_prompts
 from lm_eval_cna.steering.setting import Setting
@@ -95,7 +96,7 @@ def test_steering_with_the_packaged_contrast_set(tmp_path: Path, manager: TaskMa
     found = measure(
         lm.model, lm.tokenizer, contrast, universal_filter=False, settings=Settings(Rendering(chat_template=False))
     )
-    circuit = found.circuit(top_k=16)
+    circuit = cna.find(found, top_k=16)
     assert circuit.name == CONTRASTS[task] and circuit.discovery.leakage == contrast.leakage
 
     def answers(model: LM) -> list[Any]:

@@ -9,8 +9,8 @@ from typing import Any
 import pytest
 
 from lm_eval_cna.discovery.measurement import Settings, measure
+from lm_eval_cna.discovery.methods import cna
 from lm_eval_cna.errors import SteeringError
-from lm_eval_cna.interventions.circuit import Circuit
 from lm_eval_cna.interventions.compatibility import fit_warnings
 from lm_eval_cna.models.hf import CNAHFLM
 from lm_eval_cna.steering.setting import Setting
@@ -76,9 +76,10 @@ def test_a_circuit_is_verified_against_weights_on_the_disk(checkpoint: Path, tmp
         return CNAHFLM(pretrained=str(folder), device="cpu", parallelize=True, **where)
 
     here = CNAHFLM(pretrained=str(checkpoint), device="cpu")
-    found: Circuit = measure(
+    measured = measure(
         here.model, here.tokenizer, CONTRAST, universal_filter=False, check_leakage=False, settings=Settings()
-    ).circuit(fraction=0.1)
+    )
+    found = cna.find(measured, fraction=0.1)
     assert found.model.columns_sha256 is not None and found.places
 
     def warned(lm: CNAHFLM) -> tuple[str, ...]:

@@ -200,7 +200,7 @@ def test_the_documents_that_the_refusals_change_are_good(tmp_path: Path) -> None
         ({key: value for key, value in DOCUMENT.items() if key != "schema"}, ["no schema", CIRCUIT_SCHEMA]),
         ([DOCUMENT], ["no schema"]),
         ({}, ["no schema"]),
-        (changed(method="caa"), ["method", "'cna', 'random' or 'top-activation'"]),
+        (changed(method="caa"), ["method", "'cna', 'top-activation' or 'random'"]),
         (changed(strength=2), ["strength", "not permitted"]),
         (changed(model={"num_layers": 4, "mlp_width": 100, "colour": "blue"}), ["model.colour", "not permitted"]),
         (changed(model={"num_layers": "4"}), ["model.num_layers", "integer"]),

@@ -10,6 +10,7 @@ import torch
 
 from lm_eval_cna.contrast.contrast_set import ContrastSet
 from lm_eval_cna.discovery.measurement import Settings, measure
+from lm_eval_cna.discovery.methods import caa, cna
 from lm_eval_cna.errors import ConfigError, SteeringError
 from lm_eval_cna.interventions.circuit import Circuit
 from lm_eval_cna.interventions.compatibility import describe_model, fit_warnings
@@ -109,10 +110,10 @@ def test_discovery_is_that_of_the_dequantized_model(name: str, tmp_path: Path) -
     assert first.means.neurons is not None and second.means.neurons is not None
     tolerance = FORMATS[name].tolerance
     assert gap(first.means.neurons, second.means.neurons) <= tolerance
-    mine, theirs = (found.circuit(fraction=0.1) for found in (first, second))
+    mine, theirs = (cna.find(found, fraction=0.1) for found in (first, second))
     common = {n[:2] for n in mine.neurons} & {n[:2] for n in theirs.neurons}
     assert len(common) >= len(theirs.neurons) * (1.0 if tolerance < 0.01 else 0.9)
-    assert gap(first.vectors().tensors[0], second.vectors().tensors[0]) <= tolerance
+    assert gap(caa.find(first).tensors[0], caa.find(second).tensors[0]) <= tolerance
 
 
 def test_columns_are_not_verified_and_it_says_so(name: str, tmp_path: Path) -> None:

@@ -3,18 +3,16 @@
 from __future__ import annotations
 
 import re
-from typing import Any, get_args
+from typing import Any
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from lm_eval_cna.interventions.methods import CONTROLS, LOCAL
+from lm_eval_cna.interventions.methods import CONTROLS, LOCAL, METHODS
 from lm_eval_cna.results.cells import BASELINE, Cell
-from lm_eval_cna.sweep.config import Method, SweepConfig, parse_config
+from lm_eval_cna.sweep.config import SweepConfig, parse_config
 from lm_eval_cna.sweep.grid import plan_cells
-
-METHODS = get_args(Method)
 
 
 def config(**values: Any) -> SweepConfig:
@@ -23,7 +21,7 @@ def config(**values: Any) -> SweepConfig:
 
 configs = st.builds(
     config,
-    methods=st.lists(st.sampled_from(METHODS), min_size=1, max_size=6),
+    methods=st.lists(st.sampled_from(list(METHODS)), min_size=1, max_size=6),
     multipliers=st.lists(st.floats(-1e9, 1e9) | st.sampled_from([0.0, 0.5, 1.0, 2.0, 1e-9]), min_size=1, max_size=6),
     top_k=st.lists(st.integers(1, 1000), max_size=3),
     random=st.integers(0, 3),

@@ -14,9 +14,10 @@ import torch
 from lm_eval_cna.contrast.contrast_set import ContrastSet
 from lm_eval_cna.contrast.splits import NEGATIVE, POSITIVE, Split, split_prompts
 from lm_eval_cna.discovery.activations import mean_activations
-from lm_eval_cna.discovery.controls import control
+from lm_eval_cna.discovery.controls import draw_neurons
 from lm_eval_cna.discovery.discover import discover
 from lm_eval_cna.discovery.measurement import Settings, measure
+from lm_eval_cna.discovery.methods import cna
 from lm_eval_cna.errors import ConfigError, InterventionError
 from lm_eval_cna.interventions.circuit import Circuit
 from lm_eval_cna.interventions.stability import Stability, read_stability, stability_path
@@ -60,7 +61,7 @@ def alone(tokenizer: Any, contrast: ContrastSet, found: tuple[Circuit, Stability
         left = measure(model, tokenizer, without(contrast, split, fold), universal_filter=False, settings=SETTINGS)
         # Universal neurons are those of the model, whatever the contrast set.
         left = replace(left, info=left.info.model_copy(update={"universal_filter": universal}))
-        circuits.append(left.circuit(top_k=SIZE, excluded_layers=(0,)))
+        circuits.append(cna.find(left, top_k=SIZE, excluded_layers=(0,)))
     return circuits
 
 
@@ -118,7 +119,7 @@ def test_the_contrast_on_prompts_that_were_left_out(
         part = without(contrast, split, number, only=True)
         assert (fold.positive, fold.negative) == (len(part.positive), len(part.negative))
         assert fold.prompts_sha256 == part.sha256
-        everything = measure(model, tokenizer, part, universal_filter=False, settings=SETTINGS).circuit(top_k=144)
+        everything = cna.find(measure(model, tokenizer, part, universal_filter=False, settings=SETTINGS), top_k=144)
         delta = {n[:2]: n.delta for n in everything.neurons}
         moved = [delta[n[:2]] * (1 if (n.delta or 0) > 0 else -1) for n in own.neurons]  # type: ignore[operator]
         assert fold.delta_left_out == pytest.approx(sum(moved) / SIZE, abs=1e-5)
@@ -130,7 +131,7 @@ def test_the_kl_is_that_of_the_fold_s_positive_prompts(
 ) -> None:
     model, split, circuit = tiny("llama"), split_prompts(contrast, FOLDS), found[0]
     own, fold = alone[1], found[1].folds[1]
-    settings = [Setting(ablated, 0.0) for ablated in (own, circuit, control(model, own, seed=1))]
+    settings = [Setting(ablated, 0.0) for ablated in (own, circuit, draw_neurons(model, own, seed=1))]
     part = without(contrast, split, 1, only=True)
     measured = harmless_kl(model, tokenizer, settings, part.positive, batch_size=1)
     for kept, expected in zip((fold.kl, fold.kl_whole, fold.kl_random), measured, strict=True):
@@ -219,7 +220,7 @@ def test_what_cannot_be_measured_says_so(tokenizer: Any, contrast: ContrastSet, 
         cross_validate(tiny("llama"), tokenizer, contrast, 9)
     with pytest.raises(AssertionError, match="measure with a split"):
         measured = measure(tiny("llama"), tokenizer, contrast, universal_filter=False)
-        assess(tiny("llama"), tokenizer, measured, measured.circuit(top_k=3))
+        assess(tiny("llama"), tokenizer, measured, cna.find(measured, top_k=3))
     with pytest.raises(InterventionError, match="no such stability record"):
         read_stability(tmp_path / "none.stability.json")
 
@@ -236,5 +237,5 @@ def test_folds_of_a_mixture_of_experts(tokenizer: Any, contrast: ContrastSet) ->
     model, split = tiny("mixtral"), split_prompts(contrast, FOLDS)
     for number, fold in enumerate(record.folds):
         part = without(contrast, split, number)
-        own = measure(model, tokenizer, part, universal_filter=False, settings=SETTINGS).circuit(top_k=SIZE)
+        own = cna.find(measure(model, tokenizer, part, universal_filter=False, settings=SETTINGS), top_k=SIZE)
         assert fold.circuit_sha256 == own.sha256

@@ -11,7 +11,7 @@ pytest.importorskip("vllm", reason="vLLM is not installed here; `make test-vllm`
 
 from lm_eval.api.instance import Instance
 
-from lm_eval_cna.discovery.controls import control
+from lm_eval_cna.discovery.controls import draw_neurons, draw_vectors
 from lm_eval_cna.errors import ConfigError, InterventionError, SteeringError
 from lm_eval_cna.interventions.circuit import Circuit
 from lm_eval_cna.interventions.compatibility import describe_model
@@ -31,10 +31,10 @@ def intervention(pair: Pair, method: str) -> Circuit | Vectors:
     model, architecture = pair.theirs.model, pair.theirs.architecture
     made: dict[str, Any] = {
         "cna": lambda: circuit(architecture, per_layer=width_of(architecture) // 4),
-        "random": lambda: control(model, intervention(pair, "cna"), seed=3),
+        "random": lambda: draw_neurons(model, intervention(pair, "cna"), seed=3),
         "caa": lambda: vectors(architecture),
         "caa-residual": lambda: vectors(architecture, place="block"),
-        "random-vectors": lambda: control(model, intervention(pair, "caa"), seed=3),
+        "random-vectors": lambda: draw_vectors(model, intervention(pair, "caa"), seed=3),
     }
     return made[method]()
 

@@ -1,0 +1,36 @@
+"""CNA (arXiv 2605.12290): the neurons whose mean activations differ most between the classes."""
+
+from __future__ import annotations
+
+from collections.abc import Collection
+
+from lm_eval_cna.discovery.measurement import Measurement
+from lm_eval_cna.discovery.ranking import mean_difference
+from lm_eval_cna.interventions.circuit import Circuit
+
+
+def find(
+    measurement: Measurement,
+    *,
+    fraction: float | None = None,
+    top_k: int | None = None,
+    excluded_layers: Collection[int] = (),
+) -> Circuit:
+    """The neurons of largest |mean(positive) - mean(negative)|, largest first.
+
+    Args:
+        measurement: read for "neurons".
+        fraction: size as a share of the model's neurons; 0.001 where neither size is given.
+        top_k: size in neurons, instead of `fraction`.
+        excluded_layers: layers to leave out.
+
+    Raises:
+        ConfigError: both sizes are given, a size or layer is out of range, or neurons were not read.
+
+    Example:
+        >>> circuit = find(measurement, top_k=20)  # doctest: +SKIP
+        >>> circuit.neurons[0].delta  # doctest: +SKIP
+        1.83
+    """
+    delta = mean_difference(measurement.read("neurons"))
+    return measurement.circuit("cna", delta, fraction=fraction, top_k=top_k, excluded_layers=excluded_layers)
