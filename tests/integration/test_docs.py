@@ -3,9 +3,13 @@
 from __future__ import annotations
 
 import functools
+import json
+import os
 import re
 import shlex
 import shutil
+import subprocess
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -17,7 +21,6 @@ from lm_eval.tasks import TaskManager
 from lm_eval_cna.cli import app, main
 from lm_eval_cna.organism.store import ensure_organism
 from lm_eval_cna.resources import tasks_dir
-from lm_eval_cna.scoring.refusal import is_refusal
 from lm_eval_cna.transformer.families import FAMILIES
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -73,12 +76,50 @@ def test_the_tutorial(place: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert capsys.readouterr().out.startswith("fold (")
 
 
+#: Runs commands in a process of its own, on a copy of the package, with our tasks alone.
+_ON_A_COPY = """
+import functools, json, sys
+import torch.utils.collect_env
+from lm_eval.tasks import TaskManager
+torch.utils.collect_env.get_pretty_env_info = lambda: "a test"
+from lm_eval_cna.cli import main
+from lm_eval_cna.resources import tasks_dir
+from lm_eval_cna.sweep import prepare
+prepare.TaskManager = functools.partial(TaskManager, include_path=str(tasks_dir()), include_defaults=False)
+for arguments in json.loads(sys.argv[1]):
+    print("$", *arguments, flush=True)
+    if status := main(arguments):
+        sys.exit(status)
+"""
+
+
+@pytest.mark.slow
 def test_a_method_as_the_page_adds_it(place: Path) -> None:
-    (script,) = blocks("extending/method.md", "python")
-    names = run_python(script)
-    assert len(names["circuit"].neurons) == 20
-    assert is_refusal(names["answers"][1.0]) and not is_refusal(names["answers"][0.0])
-    assert main(["show", "scaled.json"]) == 0
+    """One file and one row are all that is added, to a copy of the package."""
+    source, row = blocks("extending/method.md", "python")
+    copy = place / "site"
+    for folder in ("lm_eval_cna", "tasks", "contrasts", "circuits", "results/published"):
+        shutil.copytree(ROOT / folder, copy / folder, ignore=shutil.ignore_patterns("__pycache__"))
+    (copy / "lm_eval_cna" / "discovery" / "methods" / "layer_scaled.py").write_text(source, encoding="utf-8")
+    table = copy / "lm_eval_cna" / "interventions" / "methods.py"
+    before, first_control, after = table.read_text(encoding="utf-8").partition('        Method("random",')
+    table.write_text(f"{before}{row}{first_control}{after}", encoding="utf-8")
+
+    (console,) = blocks("extending/method.md", "console")
+    commands = list(steps(console))
+    done = subprocess.run(
+        [sys.executable, "-c", _ON_A_COPY, json.dumps([shlex.split(command)[1:] for command, _ in commands])],
+        env={**os.environ, "PYTHONPATH": str(copy)},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    for (command, wanted), said in zip(commands, done.stdout.split("$ ")[1:], strict=True):
+        assert wanted and all(text in said for text in wanted), f"{command} prints:\n{said}"
+    summary = json.loads((place / "run-scaled" / "summary.json").read_text(encoding="utf-8"))
+    assert {"cna", "layer-scaled", "random"} <= {row["method"] for row in summary["measured"]}
+    assert "CNA, layer-scaled" in (place / "run-scaled" / "report.md").read_text(encoding="utf-8")
 
 
 def test_a_family_as_the_page_adds_it(monkeypatch: pytest.MonkeyPatch) -> None:
