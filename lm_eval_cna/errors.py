@@ -23,6 +23,14 @@ class CNAError(Exception):
         got: the offending value, shown with ``repr`` and cut when long.
         allowed: what would have been accepted.
         do: what to do about it.
+
+    Example:
+        >>> from lm_eval_cna import CNAError, read_intervention
+        >>> try:
+        ...     read_intervention("absent.json")
+        ... except CNAError as error:
+        ...     print(error)
+        no such intervention file; got 'absent.json'; make one with `lm-eval-cna discover`
     """
 
     def __init__(self, what: str, *, got: object = None, allowed: str | None = None, do: str | None = None) -> None:

@@ -30,6 +30,13 @@ def register() -> None:
 
     Needed from Python only where the ``.pth`` file is not at work: ``LM_EVAL_CNA_AUTOLOAD=0``, a ``pip install
     --target`` folder, or a checkout that is not installed.
+
+    Example:
+        >>> import lm_eval_cna
+        >>> lm_eval_cna.register()
+        >>> from lm_eval.api.registry import model_registry
+        >>> "cna-hf" in model_registry
+        True
     """
     import lm_eval.models
     import lm_eval.tasks  # first, as its users do: its submodule first, in another thread, and the two deadlock

@@ -26,6 +26,12 @@ def load_contrast(name_or_path: str | Path) -> ContrastSet:
 
     Raises:
         ContrastError: there is no such set, or it is not whole.
+
+    Example:
+        >>> from lm_eval_cna import load_contrast
+        >>> contrast = load_contrast("refusal-8")
+        >>> len(contrast.positive), len(contrast.negative)
+        (8, 8)
     """
     path = find_contrast(name_or_path)
     if path.suffix != ".jsonl":

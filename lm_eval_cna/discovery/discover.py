@@ -120,6 +120,16 @@ def discover(
     Raises:
         ConfigError: an argument is missing, out of range, or has no meaning for the method.
         CNAError: as in `measure`.
+
+    Example:
+        >>> from transformers import AutoModelForCausalLM, AutoTokenizer
+        >>> from lm_eval_cna import discover, load_contrast
+        >>> from lm_eval_cna.organism.store import ensure_organism
+        >>> name = str(ensure_organism().instruct)
+        >>> model, tokenizer = AutoModelForCausalLM.from_pretrained(name), AutoTokenizer.from_pretrained(name)
+        >>> circuit = discover(model, tokenizer, load_contrast("organism"), top_k=20)
+        >>> circuit.method, len(circuit.neurons)
+        ('cna', 20)
     """
     check_request(
         method, fraction=fraction, top_k=top_k, excluded_layers=excluded_layers, layer=layer, like=like, match=match

@@ -182,6 +182,17 @@ def measure(
         ArchitectureError: the model is not one we know.
         ContrastError: a prompt cannot be rendered or is longer than the model can read.
         CNAError: activations are not finite.
+
+    Example:
+        >>> from transformers import AutoModelForCausalLM, AutoTokenizer
+        >>> from lm_eval_cna import load_contrast, measure
+        >>> from lm_eval_cna.discovery.methods import caa, cna
+        >>> from lm_eval_cna.organism.store import ensure_organism
+        >>> name = str(ensure_organism().instruct)
+        >>> model, tokenizer = AutoModelForCausalLM.from_pretrained(name), AutoTokenizer.from_pretrained(name)
+        >>> measured = measure(model, tokenizer, load_contrast("organism"))
+        >>> len(cna.find(measured, top_k=20).neurons), len(caa.find(measured).layers)
+        (20, 4)
     """
     settings = settings or Settings()
     architecture = find_architecture(model)

@@ -35,6 +35,12 @@ class Circuit(Intervention):
     """A set of neurons, so that a prefix is a smaller circuit.
 
     Strongest first (`cna`), most active first (`top-activation`), or in the order in which they were drawn (`random`).
+
+    Example:
+        >>> from lm_eval_cna import Circuit
+        >>> circuit = Circuit(method="cna", name="refusal", neurons=[(2, 7, -1.5), (0, 3, 0.5)])
+        >>> circuit.prefix(1).places, circuit.layers
+        (((2, 7),), (0, 2))
     """
 
     schema_: Literal["lm-eval-cna/circuit/1", "lm-eval-cna/circuit/2"] = Field(default=CIRCUIT_SCHEMA, alias="schema")

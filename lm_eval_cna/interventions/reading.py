@@ -29,6 +29,14 @@ def read_intervention(source: str | Path) -> Circuit | Vectors:
 
     Raises:
         InterventionError: the file is missing, damaged, of another schema, or inconsistent.
+
+    Example:
+        >>> from pathlib import Path
+        >>> from lm_eval_cna import Circuit, read_intervention
+        >>> circuit = Circuit(method="cna", name="refusal", neurons=[(2, 7, -1.5), (0, 3, 0.5)])
+        >>> circuit.write(Path("circuit.json"))
+        >>> read_intervention("circuit.json") == circuit
+        True
     """
     path = hub.fetch(str(source)) if str(source).startswith(hub.SCHEME) else Path(source)
     if not is_file(path):

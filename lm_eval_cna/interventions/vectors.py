@@ -29,7 +29,15 @@ _MAX_BYTES = 2**30  # the largest models have 10 MB of vectors
 
 
 class Vectors(Intervention):
-    """One vector per layer in the residual width: mean(positive) - mean(negative)."""
+    """One vector per layer in the residual width: mean(positive) - mean(negative).
+
+    Example:
+        >>> import torch
+        >>> from lm_eval_cna import Vectors
+        >>> vectors = Vectors(method="caa", name="refusal", tensors={0: torch.ones(4), 1: torch.zeros(4)})
+        >>> vectors.layers, vectors.place
+        ((0, 1), 'write')
+    """
 
     model_config = ConfigDict(arbitrary_types_allowed=True)
 

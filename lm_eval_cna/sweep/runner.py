@@ -63,6 +63,16 @@ def run_sweep(
 
     Raises:
         CNAError: the configuration, a file, the model or the run directory is not usable.
+
+    Example:
+        >>> from lm_eval_cna import run_sweep
+        >>> from lm_eval_cna.organism.store import ensure_organism
+        >>> from lm_eval_cna.sweep.config import parse_config
+        >>> asked = {"contrast": "organism", "methods": ["cna"], "top_k": [20], "multipliers": [0, 1], "limit": 2}
+        >>> asked |= {"model": str(ensure_organism().instruct), "tasks": ["organism_refusal"], "output": "run"}
+        >>> directory = run_sweep(parse_config(asked))
+        >>> directory.has("summary.json")
+        True
     """
     plugin.register()
     directory = RunDirectory(config.output)

@@ -93,6 +93,13 @@ def find_architecture(model: nn.Module) -> Architecture:
     Raises:
         ArchitectureError: the model is of no known family, has more than one decoder stack, or has a layer
             that does not look like its family (experts in another layout, say). The message names what was found.
+
+    Example:
+        >>> from transformers import LlamaConfig, LlamaForCausalLM
+        >>> config = LlamaConfig(hidden_size=16, intermediate_size=24, num_hidden_layers=2, num_attention_heads=2)
+        >>> architecture = find_architecture(LlamaForCausalLM(config))
+        >>> architecture.name, len(architecture.layers), architecture.num_neurons
+        ('LlamaForCausalLM', 2, 48)
     """
     unwrap: Any = getattr(model, "get_base_model", None)  # PEFT's wrapper
     base = unwrap() if unwrap is not None else model
@@ -106,7 +113,7 @@ def find_architecture(model: nn.Module) -> Architecture:
         raise ArchitectureError(
             f"no known decoder stack in {name} (model type {_model_type(base) or 'unknown'}{_experts(model)})",
             allowed="model types " + ", ".join(sorted(FAMILIES)),
-            do="add a row to FAMILIES in lm_eval_cna/transformer/decoder.py",
+            do="add a row to FAMILIES in lm_eval_cna/transformer/families.py",
         )
     if len(stacks) > 1:
         raise ArchitectureError(

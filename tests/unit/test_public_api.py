@@ -2,17 +2,22 @@
 
 from __future__ import annotations
 
+import doctest
+import functools
 import subprocess
 import sys
 from importlib.metadata import version
+from pathlib import Path
 
 import pytest
+from lm_eval.tasks import TaskManager
 
 import lm_eval_cna
+from lm_eval_cna.resources import tasks_dir
 
 
 def test_the_list_is_short_and_sorted_out() -> None:
-    assert len(lm_eval_cna.__all__) <= 12
+    assert len(lm_eval_cna.__all__) <= 14
     assert len(set(lm_eval_cna.__all__)) == len(lm_eval_cna.__all__)
     assert set(lm_eval_cna.__all__) <= set(dir(lm_eval_cna))
     # Names of the list that are imported on demand, and no others, stand in the table for it.
@@ -24,6 +29,20 @@ def test_each_name_is_there_and_documented(name: str) -> None:
     value = getattr(lm_eval_cna, name)
     assert name == "__version__" or value.__doc__
     assert getattr(lm_eval_cna, name) is value
+
+
+@pytest.mark.parametrize("name", sorted({*lm_eval_cna.__all__} - {"__version__"}))
+def test_the_example_of_each_name_runs(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("torch.utils.collect_env.get_pretty_env_info", lambda: "a test")
+    # A sweep looks through all of lm-eval's own tasks, which takes longer than the sweep of the example.
+    ours = functools.partial(TaskManager, include_path=str(tasks_dir()), include_defaults=False)
+    monkeypatch.setattr("lm_eval_cna.sweep.prepare.TaskManager", ours)
+    value = getattr(lm_eval_cna, name)
+    (example,) = doctest.DocTestFinder(recurse=False).find(value, name)
+    assert example.examples, f"{name} has no example in its docstring"
+    said: list[str] = []
+    assert doctest.DocTestRunner().run(example, out=said.append).failed == 0, "".join(said)
 
 
 def test_the_version_is_the_installed_one() -> None:

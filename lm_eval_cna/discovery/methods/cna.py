@@ -26,11 +26,6 @@ def find(
 
     Raises:
         ConfigError: both sizes are given, a size or layer is out of range, or neurons were not read.
-
-    Example:
-        >>> circuit = find(measurement, top_k=20)  # doctest: +SKIP
-        >>> circuit.neurons[0].delta  # doctest: +SKIP
-        1.83
     """
     delta = mean_difference(measurement.read("neurons"))
     return measurement.circuit("cna", delta, fraction=fraction, top_k=top_k, excluded_layers=excluded_layers)
