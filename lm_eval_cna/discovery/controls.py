@@ -124,22 +124,21 @@ def random_neurons(
     universal: Iterable[Place] = (),
     magnitudes: torch.Tensor | None = None,
 ) -> tuple[Neuron, ...]:
-    """Draw a control circuit: its i-th neuron lies in the layer of the i-th of `like`, and is of its kind.
+    """Draw a control circuit whose i-th neuron lies in the layer of the i-th neuron of `like`, and is of its kind.
 
-    Kinds are the dense MLP, the shared expert, and the routed experts, all of the layer's together: which experts a
-    circuit lies in is part of what was found, so a control may lie in others. Neither a neuron of `like` nor a
-    universal one is drawn, and none twice. A draw looks only at what was drawn before it, so a prefix of the control is
-    the control of a prefix that leaves the whole circuit alone. Draws come from `random.Random`, whose sequence Python
-    keeps across versions.
+    The kinds are the dense MLP, the shared expert, and all routed experts of a layer together: which experts a circuit
+    uses is part of what was found, so a control may use others. No neuron of `like`, no universal neuron and none
+    twice is drawn. Each draw depends only on earlier draws, so the first k neurons of a control are a control for the
+    first k neurons of the circuit. Draws use `random.Random.random`, whose sequence is the same in every Python version.
 
     Args:
         like: the circuit to match.
         layout: where each neuron of the model stands.
         seed: one control a seed.
         universal: neurons that are not drawn.
-        magnitudes: mean |activation| of every neuron [neurons]; where given, a draw is among the `MATCH_POOL`
-            remaining neurons of the layer and kind whose mean |activation| is nearest to that of the matched neuron.
-            Without, it is uniform.
+        magnitudes: mean |activation| of every neuron [neurons]. Where it is given, a neuron is drawn among the
+            `MATCH_POOL` remaining ones of its layer and kind whose mean |activation| is nearest to the matched
+            neuron's. Without it, all remaining ones are equally likely.
 
     Raises:
         ConfigError: a layer has too few neurons left.
@@ -173,7 +172,7 @@ def random_neurons(
 
 
 def _nearest(values: torch.Tensor, to: torch.Tensor) -> torch.Tensor:
-    """Where the `MATCH_POOL` values stand that are nearest to a number, nearest first, the earlier of equals first."""
+    """Positions of the `MATCH_POOL` values nearest to a number: nearest first, ties by position."""
     away = (values - to).abs()
     if len(away) > MATCH_POOL:
         among = (away <= away.kthvalue(MATCH_POOL).values).nonzero().squeeze(1)
@@ -182,7 +181,7 @@ def _nearest(values: torch.Tensor, to: torch.Tensor) -> torch.Tensor:
 
 
 def _owner(neuron: Neuron) -> str:
-    """Where a neuron's peers lie, in words."""
+    """The layer, and for a mixture of experts the part of it, that a neuron belongs to, in words."""
     kind = "" if neuron.expert is None else "the shared expert of " if neuron.expert == SHARED else "the experts of "
     return f"{kind}layer {neuron.layer}"
 
@@ -195,10 +194,10 @@ def random_neurons_of(
     seed: int,
     universal: Iterable[Place] = (),
 ) -> tuple[Neuron, ...]:
-    """Draw a control circuit as large as `like`, uniformly among the neurons of some layers, of whatever kind.
+    """Draw a control circuit as large as `like`, uniformly among all neurons of some layers.
 
-    Neither a neuron of `like` nor a universal one is drawn, and none twice. As with `random_neurons`, a prefix of the
-    control is the control of a prefix that leaves the whole circuit alone.
+    No neuron of `like`, no universal neuron and none twice is drawn. As with `random_neurons`, the first k neurons are
+    a control for the first k neurons of the circuit.
 
     Args:
         like: the circuit whose size is matched.
@@ -220,12 +219,12 @@ def random_neurons_of(
             do="match a smaller circuit, or by layer",
         )
     generator = random.Random(f"lm-eval-cna random {seed} of layers {sorted(layers)}")
-    # As in `random_neurons`, `random()` alone: Python keeps its sequence across versions, and not `sample`'s.
+    # `random()` and not `sample()`, whose sequence differs between versions of Python.
     return tuple(neuron_at(layout.place(free.pop(int(generator.random() * len(free))))) for _ in like)
 
 
 def random_vectors(like: Mapping[int, torch.Tensor], *, seed: int) -> dict[int, torch.Tensor]:
-    """Draw control vectors: in each layer a direction uniform on the sphere, of the norm of `like`'s; float32."""
+    """Draw control vectors: in each layer a direction uniform on the sphere, as long as the vector of `like`; float32."""
     generator = torch.Generator().manual_seed(seed)
     drawn = {}
     for layer in sorted(like):

@@ -1,4 +1,4 @@
-"""The grid: which (method, control seed, circuit size, multiplier) a sweep evaluates. Importable without torch."""
+"""A cell of a sweep: one method at one multiplier, control seed and circuit size. Importable without torch."""
 
 from __future__ import annotations
 
@@ -16,9 +16,9 @@ class Cell(NamedTuple):
     multiplier: float
     """1 for the baseline and for no other cell."""
     seed: int | None = None
-    """Of a control, else None."""
+    """The seed of a control; None for all others."""
     size: int | None = None
-    """Neurons of a circuit that is a prefix, or None for the whole circuit and for vectors."""
+    """How many of a circuit's strongest neurons; None for the whole circuit and for vectors."""
 
     @property
     def key(self) -> str:
@@ -27,7 +27,7 @@ class Cell(NamedTuple):
             return self.method
         seed = "" if self.seed is None else f"-s{self.seed}"
         size = "" if self.size is None else f"-k{self.size}"
-        # Not by "g", whose six digits would give two close multipliers one name and so one results file.
+        # The format "g" has six digits: two close multipliers would share a name, and so a results file.
         multiplier = repr(float(self.multiplier)).removesuffix(".0")
         return re.sub(r"[^a-z0-9.-]", "_", f"{self.method}{seed}{size}-m{multiplier}")
 

@@ -8,7 +8,7 @@ from lm_eval_cna.sweep.config import SweepConfig
 
 
 def plan_cells(config: SweepConfig) -> list[Cell]:
-    """All cells of a sweep, the baseline first and once: every method at m = 1 is the same untouched model."""
+    """All cells of a sweep, the baseline first. It stands once: at m = 1 every method leaves the model untouched."""
     cells = [BASELINE]
     for method in config.compared:
         control = method in CONTROLS

@@ -1,4 +1,4 @@
-"""The interventions of a sweep: read or discovered once, controls drawn from them, all kept in the run directory."""
+"""The interventions of a sweep: read or found once, controls drawn for them, all kept in the run directory."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ class Interventions:
     scale: float
     """Factor of vectors."""
     stability: Stability | None = None
-    """Of the circuit over prompts, where it is known."""
+    """How stable the circuit is over folds of the prompts, where that was measured."""
 
     def setting(self, cell: Cell) -> Setting:
         """What a cell does to the model."""
@@ -52,11 +52,11 @@ class Interventions:
 
     @property
     def hashes(self) -> dict[str, str]:
-        """Identity of every intervention, by the file that it is kept in."""
+        """Hash of every intervention, by the file that keeps it."""
         return {name: intervention.sha256 for name, intervention in self.files.items()}
 
     def keep(self, directory: RunDirectory) -> None:
-        """Write every intervention into the run directory; of a sweep that has begun, those that are missing."""
+        """Write every intervention into the run directory, or those that are missing where the sweep has begun."""
         for name, intervention in self.files.items():
             if not directory.begun or not directory.has(name):
                 intervention.write(directory.place(name))
@@ -65,7 +65,7 @@ class Interventions:
 
     @property
     def files(self) -> dict[str, Circuit | Vectors]:
-        """Every intervention by the file that it is kept in, relative to the run directory."""
+        """Every intervention, by the file that keeps it in the run directory."""
         found = {_file(method): intervention for method, intervention in self.found.items()}
         return found | {_file(*key): intervention for key, intervention in self.controls.items()}
 
@@ -78,10 +78,10 @@ def file_of(cell: Cell) -> str | None:
 
 
 def find_interventions(config: SweepConfig, lm: CNAHFLM, directory: RunDirectory) -> Interventions:
-    """Read, discover and draw what the sweep needs; nothing is written.
+    """Read, find and draw what the sweep needs; nothing is written.
 
-    What a sweep that has begun in the directory found is used again, so that a continued sweep has one circuit; what
-    an earlier one left that never got so far is not.
+    A sweep that is continued takes what its directory keeps, so it has one circuit throughout. Files in a directory
+    without a manifest are ignored: the sweep that left them never began.
 
     Raises:
         CNAError: a file cannot be read or does not fit the model or the sizes, or discovery fails.
@@ -100,10 +100,13 @@ def find_interventions(config: SweepConfig, lm: CNAHFLM, directory: RunDirectory
         measurement = _measure(config, lm, missing, **size)
         magnitudes = measurement.means.magnitudes
         for method in missing:
-            asked = {**size, "excluded_layers": config.excluded_layers}
-            taken = arguments_of(method)
-            asked = {"like": found["cna"]} if "like" in taken else {k: v for k, v in asked.items() if k in taken}
-            found[method] = finder_of(method)(measurement, **asked)
+            asked = (
+                {"like": found["cna"]}
+                if _takes(method, "like")
+                else {**size, "excluded_layers": config.excluded_layers}
+            )
+            taken = {name: value for name, value in asked.items() if _takes(method, name)}
+            found[method] = finder_of(method)(measurement, **taken)
         if "cna" in missing and config.folds is not None:
             settings, circuit = Settings(rendering_of(config, lm)), cast("Circuit", found["cna"])
             stability = assess(lm.model, lm.tokenizer, measurement, circuit, settings=settings, mode=lm.mode)
@@ -114,12 +117,12 @@ def find_interventions(config: SweepConfig, lm: CNAHFLM, directory: RunDirectory
 
 
 def measures(config: SweepConfig, directory: RunDirectory) -> bool:
-    """Whether `find_interventions` runs the model: for what is neither given nor kept, or for magnitudes."""
+    """Whether `find_interventions` runs the model: something is neither given nor kept, or controls need magnitudes."""
     return config.match == "activation" or None in _sources(config, directory).values()
 
 
 def _sources(config: SweepConfig, directory: RunDirectory) -> dict[str, str | Path | None]:
-    """Method -> the file that holds its intervention; None where it must be discovered."""
+    """Method -> the file that holds its intervention; None where it must be found."""
     given = {"cna": config.circuit, "caa": config.vectors}
     sources: dict[str, str | Path | None] = {}
     for method in _needed(config):
@@ -131,7 +134,8 @@ def _sources(config: SweepConfig, directory: RunDirectory) -> dict[str, str | Pa
 def _needed(config: SweepConfig) -> list[str]:
     """Methods whose interventions are needed; a control needs the one that it is matched to."""
     needed = {CONTROLS.get(method, method) for method in config.compared}
-    needed |= {CONTROLS["random"]} if any("like" in arguments_of(method) for method in needed) else set()
+    if any(_takes(method, "like") for method in needed):
+        needed.add("cna")
     return [method for method in METHODS if method in needed]
 
 
@@ -157,9 +161,9 @@ def _measure(
     if config.match == "activation":
         read.append("magnitudes")
     contrast = load_contrast(config.contrast)
-    # What else reads magnitudes takes its universal neurons from the circuit.
+    # The filter is for methods that choose neurons; one that is matched to a circuit takes the circuit's.
     of_circuit: dict[str, Any] = {"universal_filter": False}
-    if "cna" in missing:
+    if any(METHODS[method].acts == "neurons" and not _takes(method, "like") for method in missing):
         of_circuit = {
             "universal_filter": config.universal_filter,
             "universal_fraction": size_of(lm.architecture, fraction, top_k).share,
@@ -178,7 +182,7 @@ def _measure(
 
 
 def rendering_of(config: SweepConfig, lm: CNAHFLM) -> Rendering:
-    """How prompts that are no task's are rendered: with the chat template, unless no task of the sweep is."""
+    """How prompts outside the tasks are rendered: with the chat template, unless all tasks do without it."""
     return lm.rendering(any(task.chat_template is not False for task in config.tasks))
 
 
@@ -196,20 +200,24 @@ def _draw(
                 _check_begun(directory, _file(method, seed), drawn[method, seed])
             else:
                 asked = dict(identity)
-                if "match" in arguments_of(method):
+                if _takes(method, "match"):
                     asked |= {"match": LOCAL.get(method, config.match), "magnitudes": magnitudes}
                 drawn[method, seed] = finder_of(method)(lm.module, matched, seed=seed, **asked)
     return drawn
 
 
+def _takes(method: str, argument: str) -> bool:
+    return argument in arguments_of(method)
+
+
 def _check_begun(directory: RunDirectory, name: str, intervention: Circuit | Vectors) -> None:
-    """A sweep goes on with what its manifest names by its hash, wherever that is read from."""
+    """Refuse an intervention with another hash than the manifest of a sweep that has begun names."""
     if directory.begun:
         check_hash(directory, read_plan(directory), name, intervention.sha256)
 
 
 def _of_method(method: str, intervention: Circuit | Vectors) -> Circuit | Vectors:
-    """Refuse vectors given as a circuit, a control given as one, and the other way round."""
+    """Refuse a file of another method: vectors given as a circuit, or a control as what was found."""
     if intervention.method != method:
         raise ConfigError(
             f"{method} needs {'vectors' if method in OF_VECTORS else 'a circuit'}", got=f"a {intervention.method} file"
