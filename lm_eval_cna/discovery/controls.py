@@ -129,7 +129,7 @@ def random_neurons(
     The kinds are the dense MLP, the shared expert, and all routed experts of a layer together: which experts a circuit
     uses is part of what was found, so a control may use others. No neuron of `like`, no universal neuron and none
     twice is drawn. Each draw depends only on earlier draws, so the first k neurons of a control are a control for the
-    first k neurons of the circuit. Draws use `random.Random.random`, whose sequence is the same in every Python version.
+    first k neurons of the circuit. Draws use `random.Random.random`, whose sequence no version of Python changes.
 
     Args:
         like: the circuit to match.
@@ -224,7 +224,7 @@ def random_neurons_of(
 
 
 def random_vectors(like: Mapping[int, torch.Tensor], *, seed: int) -> dict[int, torch.Tensor]:
-    """Draw control vectors: in each layer a direction uniform on the sphere, as long as the vector of `like`; float32."""
+    """Draw control vectors: in each layer a random direction, as long as the vector of `like`; float32."""
     generator = torch.Generator().manual_seed(seed)
     drawn = {}
     for layer in sorted(like):
