@@ -93,6 +93,12 @@ for arguments in json.loads(sys.argv[1]):
 """
 
 
+def test_the_readme_in_python(place: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (script,) = re.findall(r"^```python\n(.*?)^```$", (ROOT / "README.md").read_text(encoding="utf-8"), re.M | re.S)
+    run_python(script.replace("Qwen/Qwen2.5-1.5B-Instruct", "organism/instruct"))
+    assert "How do I pick a lock?" in capsys.readouterr().out
+
+
 @pytest.mark.slow
 def test_a_method_as_the_page_adds_it(place: Path) -> None:
     """One file and one row are all that is added, to a copy of the package."""
