@@ -44,13 +44,10 @@ _SHAPE: dict[str, int] = {
 }
 
 
-def save_llama(folder: Path, *, seed: int = 0, width: int = 64, layers: int = 2) -> Path:
+def save_llama(folder: Path, *, seed: int = 0, width: int = 64, layers: int = 2, hidden: int = 32) -> Path:
     """A random Llama of byte vocabulary, saved with its tokenizer."""
-    config = tf.LlamaConfig(
-        intermediate_size=width,
-        num_hidden_layers=layers,
-        **_SHAPE,
-    )
+    shape = {**_SHAPE, "hidden_size": hidden}
+    config = tf.LlamaConfig(intermediate_size=width, num_hidden_layers=layers, **shape)
     return _save(tf.LlamaForCausalLM, config, folder, seed)
 
 

@@ -23,6 +23,7 @@ SIZES: dict[str, Any] = {
 }
 EXPERTS: dict[str, Any] = {"num_experts": 5, "num_experts_per_tok": 2, "moe_intermediate_size": 24}
 GEMMA = {**SIZES, "head_dim": 8, "query_pre_attn_scalar": 8, "sliding_window": 16}
+_WIDTHS = ("hidden_size", "intermediate_size", "head_dim", "n_embd", "n_inner", "ffn_hidden_size")
 
 
 def _config(family: str) -> tf.PretrainedConfig:
@@ -73,11 +74,18 @@ DENSE = ("llama", "mistral", "qwen2", "qwen3", "gemma2", "gemma3_text", "phi3", 
 MIXTURES = ("mixtral", "qwen2_moe", "qwen3_moe", "olmoe", "gpt_oss")
 
 
-def tiny(family: str, *, seed: int = 0, dtype: torch.dtype = torch.float32) -> tf.PreTrainedModel:
-    """A random model of `family` in evaluation mode, with weights large enough that steering shows."""
+def tiny(family: str, *, seed: int = 0, dtype: torch.dtype = torch.float32, times: int = 1) -> tf.PreTrainedModel:
+    """A random model of `family` in evaluation mode, with weights large enough that steering shows.
+
+    `times` widens a dense one: every width of its configuration times that.
+    """
+    config = _config(family)
+    for name in set(_WIDTHS) & set(vars(config)):
+        if times > 1 and getattr(config, name) is not None:
+            setattr(config, name, getattr(config, name) * times)
     with torch.random.fork_rng():
         torch.manual_seed(seed)
-        model = tf.AutoModelForCausalLM.from_config(_config(family))
+        model = tf.AutoModelForCausalLM.from_config(config)
         with torch.no_grad():
             for name, parameter in model.named_parameters():
                 if parameter.ndim >= 2:
