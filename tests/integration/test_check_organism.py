@@ -1,4 +1,8 @@
-"""The project's own check: the organism against its committed baseline, whole and with half of its circuit."""
+"""The project's own check on the organism: a repeated run passes, half of its circuit fails, and the stored baseline.
+
+Every kind of CPU trains another organism, so a run is held against a baseline that was made here. The stored one knows
+its own model by its weights.
+"""
 
 from __future__ import annotations
 
@@ -20,49 +24,68 @@ from lm_eval_cna.sweep.runner import run_sweep
 
 pytestmark = pytest.mark.usefixtures("no_environment_report")
 
-NAME = "organism-instruct"
-
 
 @pytest.fixture(scope="module")
-def baseline(repo_root: Path) -> Path:
-    return repo_root / "results" / "baselines" / f"{NAME}.json"
+def stored(repo_root: Path) -> Path:
+    return repo_root / "results" / "baselines" / "organism-instruct.json"
 
 
-def swept(repo_root: Path, output: Path, manager: TaskManager, **changes: Any) -> RunDirectory:
-    values = read_config(repo_root / "results" / "baselines" / f"{NAME}.yaml")
+def swept(stored: Path, output: Path, manager: TaskManager, **changes: Any) -> RunDirectory:
+    values = read_config(stored.with_suffix(".yaml"))
     config = parse_config({**values, "model": str(ensure_organism().instruct), "output": output, **changes})
     return run_sweep(config, task_manager=manager)
 
 
 @pytest.fixture(scope="module")
-def whole(repo_root: Path, tmp_path_factory: pytest.TempPathFactory, manager: TaskManager) -> RunDirectory:
-    """Other control seeds than the baseline's."""
-    return swept(repo_root, tmp_path_factory.mktemp("whole") / "run", manager, first_seed=1000)
+def whole(stored: Path, tmp_path_factory: pytest.TempPathFactory, manager: TaskManager) -> RunDirectory:
+    return swept(stored, tmp_path_factory.mktemp("whole") / "run", manager)
+
+
+@pytest.fixture(scope="module")
+def baseline(whole: RunDirectory) -> Path:
+    made = whole.path.parent / "baseline.json"
+    assert main(["check", str(whole.path), "--against", str(made), "--update"]) == 0
+    return made
 
 
 @pytest.mark.slow
-def test_the_organism_is_what_it_was(whole: RunDirectory, baseline: Path) -> None:
-    assert main(["check", str(whole.path), "--against", str(baseline)]) == 0
-    found = check_run(whole, read_baseline(baseline))
+def test_a_run_with_other_control_seeds_passes(
+    stored: Path, tmp_path: Path, manager: TaskManager, baseline: Path
+) -> None:
+    again = swept(stored, tmp_path / "run", manager, first_seed=1000)
+    assert main(["check", str(again.path), "--against", str(baseline)]) == 0
+    found = check_run(again, read_baseline(baseline))
     assert {finding.what for finding in found.findings} >= {"effect", "quality", "capability", "controls"}
+    assert not found.notes
 
 
-@pytest.mark.slow
 def test_half_a_circuit_fails_the_check(
-    repo_root: Path, tmp_path: Path, manager: TaskManager, whole: RunDirectory, baseline: Path
+    stored: Path, tmp_path: Path, manager: TaskManager, whole: RunDirectory, baseline: Path
 ) -> None:
     circuit = read_intervention(whole.path / "circuit.json")
     assert isinstance(circuit, Circuit)
     broken = circuit.model_copy(update={"neurons": circuit.neurons[::2]})
     broken.write(tmp_path / "half.json")
-    run = swept(repo_root, tmp_path / "run", manager, circuit=str(tmp_path / "half.json"))
+    run = swept(stored, tmp_path / "run", manager, circuit=str(tmp_path / "half.json"))
     assert main(["check", str(run.path), "--against", str(baseline)]) == 1
     failures = check_run(run, read_baseline(baseline)).failures
     assert ("effect", "cna-m0", "organism_refusal") in {(found.what, found.cell, found.task) for found in failures}
 
 
-def test_the_baseline_holds_no_text(baseline: Path) -> None:
-    kept = read_baseline(baseline)
+def test_the_stored_baseline_knows_its_model(whole: RunDirectory, stored: Path) -> None:
+    """It passes whole where this CPU trains the same organism; on every other the effect and its null are the same."""
+    kept = read_baseline(stored)
+    found = check_run(whole, kept)
+    if kept.protocol.weights == whole.manifest()["plan"]["weights_sha256"]:
+        assert found.passed
+    else:
+        assert "the weights of instruct are not the same in the baseline and the run" in found.notes
+    of_refusal = [finding for finding in found.findings if finding.task == "organism_refusal"]
+    assert len(of_refusal) == 6 and all(finding.passed for finding in of_refusal)
+
+
+def test_the_stored_baseline_holds_no_text(stored: Path) -> None:
+    kept = read_baseline(stored)
     assert kept.protocol.model == "instruct" and kept.separations
     assert all(score is None or isinstance(score, float) for row in kept.answers for score in row.scores)
-    assert baseline.stat().st_size < 20_000
+    assert stored.stat().st_size < 20_000

@@ -13,6 +13,7 @@ import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 import pytest
 import typer
@@ -21,6 +22,7 @@ from lm_eval.tasks import TaskManager
 from lm_eval_cna.cli import app, main
 from lm_eval_cna.organism.store import ensure_organism
 from lm_eval_cna.resources import tasks_dir
+from lm_eval_cna.scoring.refusal import is_refusal
 from lm_eval_cna.transformer.families import FAMILIES
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -39,6 +41,11 @@ def steps(text: str) -> Iterator[tuple[str, list[str]]]:
     for step in text.split("$ ")[1:]:
         command, *printed = step.replace("\\\n", "").splitlines()
         yield command, [line.removeprefix("#> ") for line in printed]
+
+
+def rows(table: str) -> list[tuple[str, str]]:
+    """Multiplier and completion of what `try` prints."""
+    return re.findall(r"^ *([\d.]+) +(\S.*?) *$", table, re.MULTILINE)
 
 
 def run_python(source: str, **given: Any) -> dict[str, Any]:
@@ -68,6 +75,8 @@ def test_the_tutorial(place: Path, capsys: pytest.CaptureFixture[str]) -> None:
         said = capsys.readouterr().out
         assert status == 0, f"{command}: exit status {status}"
         assert wanted, f"{command}: the page does not say what it prints"
+        if arguments[0] == "try":  # every CPU trains another organism, so only what answers are is the same
+            said = "\n".join(f"m = {m}: {'a refusal' if is_refusal(text) else 'an answer'}" for m, text in rows(said))
         for text in wanted:
             assert text in said, f"{command} does not print {text!r}:\n{said}"
     assert (place / "run" / "report.html").is_file()
@@ -84,6 +93,7 @@ from lm_eval.tasks import TaskManager
 torch.utils.collect_env.get_pretty_env_info = lambda: "a test"
 from lm_eval_cna.cli import main
 from lm_eval_cna.resources import tasks_dir
+from lm_eval_cna.scoring.refusal import is_refusal
 from lm_eval_cna.sweep import prepare
 prepare.TaskManager = functools.partial(TaskManager, include_path=str(tasks_dir()), include_defaults=False)
 for arguments in json.loads(sys.argv[1]):
@@ -128,11 +138,11 @@ def test_a_method_as_the_page_adds_it(place: Path) -> None:
     assert "CNA, layer-scaled" in (place / "run-scaled" / "report.md").read_text(encoding="utf-8")
 
 
-def test_a_family_as_the_page_adds_it(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_family_as_the_page_adds_it() -> None:
     (script,) = blocks("extending/family.md", "python")
-    monkeypatch.setattr("lm_eval_cna.transformer.families.FAMILIES", dict(FAMILIES))
-    run_python(script)
-    assert "stablelm" not in FAMILIES
+    with mock.patch.dict(FAMILIES):
+        run_python(script)
+        assert "stablelm" in FAMILIES
 
 
 def test_a_task_as_the_page_adds_it(place: Path) -> None:

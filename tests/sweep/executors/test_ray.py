@@ -45,6 +45,7 @@ from lm_eval_cna.sweep import prepare, runner
 manager = TaskManager(include_path=str(tasks_dir()), include_defaults=False)
 prepare.TaskManager = lambda **_: manager
 if "INTERRUPT" in os.environ:
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # a job in the background inherits that it is ignored
     def interrupted(store, responses, put=runner.ResponseStore.put):
         put(store, responses)
         os.killpg(0, signal.SIGINT)  # as a terminal does: everything that was started from the command gets it
