@@ -1,10 +1,8 @@
 """Hook mode for routed experts: scale the input of some experts' down-projections.
 
-The inputs exist only inside the experts module. Two of transformers' implementations, `batched_mm` and
-`grouped_mm`, pass all visits of a batch through the module's gate at once, in an order that follows from the routing:
-as the tokens choose, or sorted by expert. There the gate's result, which is the projection's input, can be scaled
-exactly. Others (`eager`, a loop with the gate written into it, and vendors' kernels) never show it, and are refused.
-Which expert a visit belongs to is known; which batch row, with the sorted order, is not: so there are no rows.
+Two of transformers' implementations, `batched_mm` and `grouped_mm`, pass all visits of tokens to experts through the
+module's gate at once. The gate's result is the down-projections' input, so it is scaled there. Other implementations
+never show it and are refused. Which batch row a visit belongs to is not known, so rows cannot be steered.
 """
 
 from __future__ import annotations
@@ -19,41 +17,42 @@ from lm_eval_cna.errors import SteeringError
 from lm_eval_cna.transformer.experts import visits
 from lm_eval_cna.transformer.projection import Projection
 
-SHOWN = ("batched_mm", "grouped_mm")
+#: Implementations of experts whose gate sees all visits at once.
+HOOKABLE = ("batched_mm", "grouped_mm")
 
 
 def why_not_hook(projection: Projection) -> str | None:
     """The reason why a routed expert's activations cannot be scaled by a hook, or None."""
     if projection.has_adapter:
         return f"{projection.name} carries an adapter"
-    if (used := _implementation(projection.base)) not in SHOWN:
+    if (used := _implementation(projection.base)) not in HOOKABLE:
         return f"the {used} implementation of experts computes {projection.name} out of reach of a hook"
     return None
 
 
 def hook_experts(
-    projections: Sequence[Projection], indices: Mapping[int, Sequence[int]], multiplier: float
+    projections: Sequence[Projection], neurons: Mapping[int, Sequence[int]], multiplier: float
 ) -> Callable[[], None]:
     """Scale neurons of routed experts of one layer at every call.
 
     Args:
-        projections: the layer's routed experts, all of them in order.
-        indices: which neurons of which experts.
-        multiplier: what they are multiplied with.
+        projections: all routed experts of the layer, in order.
+        neurons: for each touched expert, its neurons.
+        multiplier: the factor.
 
     Returns:
-        What undoes it.
+        A function that undoes it.
     """
     experts: Any = projections[0].base
     factors = torch.ones(len(projections), projections[0].width)
-    for expert, chosen in indices.items():
+    for expert, chosen in neurons.items():
         factors[expert, list(chosen)] = multiplier
-    steps = _Scaling(experts, factors)
+    scaling = _Scaling(experts, factors)
     own = experts.__dict__.get("_apply_gate")
-    experts._apply_gate = steps.scaled_gate
+    experts._apply_gate = scaling.scaled_gate
     handles = [
-        experts.register_forward_pre_hook(steps.enter, with_kwargs=True),
-        experts.register_forward_hook(steps.leave),
+        experts.register_forward_pre_hook(scaling.enter, with_kwargs=True),
+        experts.register_forward_hook(scaling.leave),
     ]
 
     def undo() -> None:
@@ -68,26 +67,26 @@ def hook_experts(
 
 
 class _Scaling:
-    """One experts module's factors, and the visits of the call at hand."""
+    """Scales what one experts module's gate returns."""
 
     def __init__(self, experts: Any, factors: torch.Tensor) -> None:
         self._gate = experts._apply_gate
         self._factors = factors
-        self._visited: torch.Tensor | None = None
+        self._visited: torch.Tensor | None = None  # the expert of each visit, while the module runs
 
     def enter(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         used = _implementation(module)
-        if used not in SHOWN:  # it can be changed while a model is steered
-            raise SteeringError("implementation of experts in hook mode", got=used, allowed=", ".join(SHOWN))
+        if used not in HOOKABLE:  # it can be changed while a model is steered
+            raise SteeringError("implementation of experts in hook mode", got=used, allowed=", ".join(HOOKABLE))
         _, chosen = visits(args, kwargs)
+        # The gate gets visits as the tokens choose them, or sorted by expert.
         self._visited = chosen.reshape(-1) if used == "batched_mm" else chosen.reshape(-1).sort().values
 
     def scaled_gate(self, projected: torch.Tensor) -> torch.Tensor:
         if self._visited is None or len(self._visited) != len(projected):
             raise SteeringError("the experts were not computed as their implementation says", do="use mode=fold")
         activations: torch.Tensor = self._gate(projected)
-        if self._factors.device != activations.device or self._factors.dtype != activations.dtype:
-            self._factors = self._factors.to(activations.device, activations.dtype)
+        self._factors = self._factors.to(activations.device, activations.dtype)
         visited, self._visited = self._visited, None
         return activations * self._factors.index_select(0, visited)
 

@@ -1,7 +1,8 @@
-"""Fold or hook: which way of steering one setting of a whole model is possible, and exact."""
+"""Choose between fold and hook: which of them is possible, and exact, for an intervention on a model."""
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterator
 from typing import Literal
 
@@ -22,23 +23,25 @@ MODES: tuple[Mode, ...] = ("auto", "fold", "hook")
 def resolve_mode(
     intervention: Circuit | Vectors, architecture: Architecture, model: nn.Module, mode: Mode
 ) -> Literal["fold", "hook"]:
-    """Decide between fold and hook, one mode for all layers.
+    """Choose fold or hook, one mode for all layers.
 
     Raises:
-        SteeringError: the mode is not possible in some layer; the message gives the reason.
+        SteeringError: some layer cannot be steered in the mode; the message gives the reason.
     """
     if isinstance(intervention, Vectors):
         if mode == "fold":
             raise SteeringError("vectors cannot be folded", got=mode, allowed="auto, hook")
         return "hook"
     touched = [architecture.projections[key] for key in intervention.by_projection()]
-    shared = set() if mode == "hook" else _shared_storages(model)
-    not_folded = None if mode == "hook" else _first(_why_not_fold(projection, shared) for projection in touched)
-    if mode != "hook" and not_folded is None:
-        return "fold"
-    not_hooked = None if mode == "fold" else _first(why_not_hook(p) for p in touched if p.is_routed)
-    if mode == "fold":
-        raise SteeringError(f"cannot fold: {not_folded}", got=mode, allowed="auto, hook")
+    not_folded = None
+    if mode != "hook":
+        shared = _shared_storages(model)
+        not_folded = _first(_why_not_fold(projection, shared) for projection in touched)
+        if not_folded is None:
+            return "fold"
+        if mode == "fold":
+            raise SteeringError(f"cannot fold: {not_folded}", got=mode, allowed="auto, hook")
+    not_hooked = _first(why_not_hook(projection) for projection in touched if projection.is_routed)
     if not_hooked is not None:
         reasons = f"cannot hook: {not_hooked}" if not_folded is None else f"cannot fold: {not_folded}; nor {not_hooked}"
         raise SteeringError(reasons, got=mode, allowed="auto, fold" if mode == "hook" else None)
@@ -64,10 +67,10 @@ def _why_not_fold(projection: Projection, shared: set[int]) -> str | None:
 
 
 def _shared_storages(model: nn.Module) -> set[int]:
-    """Addresses of storages that more than one parameter of the model lives in."""
-    seen: dict[int, int] = {}
-    for _, parameter in model.named_parameters(remove_duplicate=False):
-        if (is_cut(parameter) and parameter.device.type != "meta") or is_plain(parameter):
-            address = local(parameter).untyped_storage().data_ptr()
-            seen[address] = seen.get(address, 0) + 1
+    """Addresses of memory that more than one of the model's parameters uses."""
+    seen = Counter(
+        local(parameter).untyped_storage().data_ptr()
+        for _, parameter in model.named_parameters(remove_duplicate=False)
+        if (is_cut(parameter) and parameter.device.type != "meta") or is_plain(parameter)
+    )
     return {address for address, count in seen.items() if count > 1}

@@ -11,8 +11,9 @@ from lm_eval_cna.errors import InterventionError, SteeringError
 from lm_eval_cna.interventions.circuit import Circuit
 from lm_eval_cna.interventions.header import ModelInfo
 from lm_eval_cna.interventions.vectors import Vectors
-from lm_eval_cna.steering import hooks
+from lm_eval_cna.steering import apply as apply_module
 from lm_eval_cna.steering.apply import apply, steer
+from lm_eval_cna.steering.fold import fold_columns
 from lm_eval_cna.steering.modes import Mode
 from lm_eval_cna.steering.rows import RowSteering
 from lm_eval_cna.steering.setting import Setting
@@ -239,15 +240,15 @@ def test_a_circuit_of_another_shape_is_refused() -> None:
 def test_a_half_applied_steering_is_taken_back(monkeypatch: pytest.MonkeyPatch) -> None:
     model = tiny("llama")
     before, chosen = snapshot(model), circuit(find_architecture(model))
-    real, calls = hooks._fold, []
+    calls = []
 
     def failing(*args: object) -> object:
         calls.append(args)
         if len(calls) == 2:
             raise RuntimeError("out of memory")
-        return real(*args)  # type: ignore[arg-type]
+        return fold_columns(*args)  # type: ignore[arg-type]
 
-    monkeypatch.setattr(hooks, "_fold", failing)
+    monkeypatch.setattr(apply_module, "fold_columns", failing)
     with pytest.raises(RuntimeError, match="out of memory"):
         apply(model, Setting(chosen, 0.0), mode="fold")
     assert_unchanged(model, before)

@@ -15,7 +15,9 @@ import transformers as tf
 from lm_eval_cna.errors import SteeringError
 from lm_eval_cna.interventions.circuit import Circuit
 from lm_eval_cna.interventions.vectors import Vectors
-from lm_eval_cna.steering.apply import Steering, steer
+from lm_eval_cna.steering import apply as apply_module
+from lm_eval_cna.steering.apply import steer
+from lm_eval_cna.steering.fold import fold_columns
 from lm_eval_cna.steering.rows import RowSteering
 from lm_eval_cna.steering.setting import Setting
 from lm_eval_cna.transformer.decoder import find_architecture
@@ -113,12 +115,14 @@ def test_a_layer_that_is_left_out_is_named(mode: RunMode, monkeypatch: pytest.Mo
 def test_an_undo_that_forgets_a_fold_is_found(monkeypatch: pytest.MonkeyPatch) -> None:
     model = tiny("llama")
 
-    def forgets(self: Steering) -> None:
-        self._undo = self._undo[1:]
-        undo(self)
+    def forgets(*given: Any) -> Callable[[], None]:
+        fold_columns(*given)
+        return lambda: None
 
-    undo = Steering.undo
-    with fault(monkeypatch, Steering, "undo", forgets), pytest.raises(SteeringError, match="leaves a changed model"):
+    with (
+        fault(monkeypatch, apply_module, "fold_columns", forgets),
+        pytest.raises(SteeringError, match="leaves a changed model"),
+    ):
         proven(model, "fold", circuit=circuit(find_architecture(model)))
 
 

@@ -17,7 +17,8 @@ import torch
 from torch import nn
 
 from lm_eval_cna.errors import ArchitectureError, CNAError, SteeringError
-from lm_eval_cna.steering.hooks import adder, fold_columns, scaler
+from lm_eval_cna.steering.fold import fold_columns
+from lm_eval_cna.steering.hooks import adder, local_neurons, scaler
 from lm_eval_cna.transformer.families import FAMILIES, Family
 
 
@@ -74,7 +75,7 @@ class WorkerLayer:
             return "vLLM keeps a down-projection in a form of its own"
         return None
 
-    def fold(self, indices: torch.Tensor, multiplier: float) -> Callable[[], Any]:
+    def fold(self, indices: list[int], multiplier: float) -> Callable[[], Any]:
         """Scale the weight's columns in place; returns what puts them back.
 
         Args:
@@ -88,9 +89,9 @@ class WorkerLayer:
             raise SteeringError(f"cannot fold: {self.why_not_fold}")
         module: Any = self.projection
         undo = fold_columns(module.weight.data, 1, indices, multiplier)
-        probe = module.weight.new_zeros(1, len(self.owned))
-        probe[0, indices[0]] = 1
-        if not torch.equal(module.quant_method.apply(module, probe, None)[0], module.weight[:, indices[0]]):
+        one_neuron = module.weight.new_zeros(1, len(self.owned))
+        one_neuron[0, indices[0]] = 1
+        if not torch.equal(module.quant_method.apply(module, one_neuron, None)[0], module.weight[:, indices[0]]):
             undo()
             raise SteeringError("cannot fold: vLLM computes with another copy of the weights")
         return undo
@@ -216,21 +217,15 @@ def _touch(
             vector = torch.tensor(numbers, dtype=torch.float32) * plan["strength"]
             undo.append(module.register_forward_hook(_counted(adder(vector), calls, part.index)).remove)
         return 0
-    here = local_indices(numbers, part.owned)
+    here = local_neurons(numbers, part.owned)
     if not here:
         return 0
-    indices, multiplier = torch.tensor(here), plan["multiplier"]
     if plan["mode"] == "fold":
-        undo.append(part.fold(indices, multiplier))
+        undo.append(part.fold(here, plan["multiplier"]))
     else:
-        scale = _counted(scaler(indices, multiplier), calls, part.index)
+        scale = _counted(scaler(lambda x: here, plan["multiplier"]), calls, part.index)
         undo.append(part.down.register_forward_pre_hook(scale, with_kwargs=True).remove)
     return len(here)
-
-
-def local_indices(indices: list[int], owned: range) -> list[int]:
-    """The neurons among `indices` that a worker owns, numbered from the start of its slice."""
-    return [index - owned.start for index in indices if index in owned]
 
 
 def _counted(hook: Callable[..., Any], calls: dict[int, int], layer: int) -> Callable[..., Any]:

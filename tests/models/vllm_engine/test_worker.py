@@ -14,8 +14,9 @@ from lm_eval_cna.errors import ArchitectureError, ConfigError, SteeringError
 from lm_eval_cna.interventions.circuit import Circuit
 from lm_eval_cna.models.arguments import check_engine_arguments
 from lm_eval_cna.models.vllm_engine.plan import check_steered, check_workers, plan_for, resolve_mode
-from lm_eval_cna.models.vllm_engine.worker import SteeringWorker, find_parts, local_indices
+from lm_eval_cna.models.vllm_engine.worker import SteeringWorker, find_parts
 from lm_eval_cna.steering.apply import steer
+from lm_eval_cna.steering.hooks import local_neurons
 from lm_eval_cna.steering.setting import Setting
 from lm_eval_cna.transformer.decoder import find_architecture
 from lm_eval_cna.transformer.neurons import Neuron
@@ -151,8 +152,8 @@ def test_a_vector_arrives_as_it_was() -> None:
 
 
 def test_slices() -> None:
-    assert local_indices([0, 23, 24, 47], range(24, 48)) == [0, 23]
-    assert local_indices([], range(0, 24)) == []
+    assert local_neurons([0, 23, 24, 47], range(24, 48)) == [0, 23]
+    assert local_neurons([], range(0, 24)) == []
 
 
 def test_workers_that_are_not_the_model() -> None:
