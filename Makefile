@@ -19,32 +19,36 @@ PIP := $(BIN)/python -m pip install -qq --disable-pip-version-check --no-compile
 SUITABLE := import ensurepip, sys, venv; sys.exit(not (3, 11) <= sys.version_info[:2] <= (3, 14))
 OFFLINE := HF_HUB_OFFLINE=1 HF_DATASETS_OFFLINE=1 TRANSFORMERS_OFFLINE=1
 
-.PHONY: help demo test test-vllm test-quantized test-versions test-oldest test-newest browser lint bench faults \
+.PHONY: help demo test test-all test-vllm test-quantized test-versions test-oldest test-newest browser lint bench faults \
 	fuzz docs dist try-dist clean
 
 help:
 	@echo "make demo    train the small models, steer them, write results/runs/demo (nothing is downloaded but packages)"
-	@echo "make test    unit, reference and integration tests, with coverage"
-	@echo "make test-vllm  cna-vllm against cna-hf on this machine's CPUs, in $(VENV_VLLM): vLLM for CPUs is a gigabyte to install"
-	@echo "make test-versions  the oldest and the newest versions that pyproject.toml claims, recorded in results/versions"
-	@echo "make browser install what the report's browser tests need; make test runs them from then on"
-	@echo "make test-quantized   the quantizers' tests alone, recorded in results/architectures/quantized.json"
+	@echo "make test    the tests but those marked slow, with coverage: ten minutes on two cores"
 	@echo "make lint    ruff and mypy"
-	@echo "make bench   side-by-side speed figures, written to results/benchmarks (some rows: BENCH='--only NAME')"
-	@echo "make faults  kills, full disks, damaged files and more put into real runs, written to results/faults"
-	@echo "make fuzz    hostile files for every reader, SECONDS=60 for each, written to results/fuzz (Linux on x86-64)"
 	@echo "make docs    the documentation's pages, in site/"
-	@echo "make dist    a wheel and a source distribution, checked; make try-dist also runs the demo from the wheel"
 	@echo "make clean   remove the virtual environments, caches and built packages; results stay"
+	@echo
+	@echo "more:"
+	@echo "make test-all       every test, the slow ones too: Ray, several processes, a judge's server, faults"
+	@echo "make test-vllm      cna-vllm against cna-hf on this machine's CPUs, in $(VENV_VLLM): vLLM is a gigabyte to install"
+	@echo "make test-quantized the quantizers' tests alone, recorded in results/architectures/quantized.json"
+	@echo "make test-versions  the oldest and the newest versions that pyproject.toml claims, recorded in results/versions"
+	@echo "make browser        install what the report's browser tests need; make test runs them from then on"
+	@echo "make bench          side-by-side speed figures, in results/benchmarks (some rows: BENCH='--only NAME')"
+	@echo "make faults         kills, full disks, damaged files and more put into real runs, in results/faults"
+	@echo "make fuzz           hostile files for every reader, SECONDS=60 for each, in results/fuzz (Linux on x86-64)"
+	@echo "make dist           a wheel and a source distribution, checked; make try-dist also runs the demo from the wheel"
 
 demo: $(VENV)/.runtime
 	$(OFFLINE) $(BIN)/lm-eval-cna demo --output results/runs/demo
 
 # One thread a process: JOBS processes share the cores, and float sums do not depend on the number of cores.
 # The plugin is loaded by tests/conftest.py, once coverage is measured, and not when the interpreter starts.
-test: $(VENV)/.dev
+test: SELECTED := -m 'not slow'
+test test-all: $(VENV)/.dev
 	$(OFFLINE) OMP_NUM_THREADS=1 TOKENIZERS_PARALLELISM=false LM_EVAL_CNA_AUTOLOAD=0 MPLBACKEND=Agg \
-		$(BIN)/python -m pytest -n $(JOBS) --dist loadfile --durations 15 --cov --cov-report term --cov-report xml
+		$(BIN)/python -m pytest -n $(JOBS) --dist loadfile $(SELECTED) --durations 15 --cov --cov-report term --cov-report xml
 
 # FAMILIES=all takes the longer way; RECORD=FILE writes what was run (results/architectures/vllm.json was).
 test-vllm: $(VENV_VLLM)/.vllm

@@ -7,11 +7,14 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
+
 from tests.faults.kinds import KINDS
 
 ROOT = Path(__file__).resolve().parents[2]
 
 
+@pytest.mark.slow
 def test_a_fault_of_every_kind(tmp_path: Path) -> None:
     # A process of its own: the rounds fork, which a test process with threads should not.
     command = [sys.executable, "-m", "tests.faults", "--short", "--seed", "7", "--output", str(tmp_path / "found")]

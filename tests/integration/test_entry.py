@@ -31,7 +31,7 @@ print(json.dumps([unwanted, registered, built_in, early, lm_eval_cna.__file__]))
 """
 
 
-@pytest.fixture(scope="module", params=["editable", "wheel"])
+@pytest.fixture(scope="module", params=[pytest.param("editable", marks=pytest.mark.slow), "wheel"])
 def python(request: pytest.FixtureRequest, repo_root: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The interpreter of a fresh environment with the package installed in one of the two ways."""
     folder = tmp_path_factory.mktemp(request.param)

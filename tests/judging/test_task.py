@@ -208,6 +208,7 @@ def test_real_rows(tmp_path: Path) -> None:
         assert [prompt for prompt, _ in model.asked] == [line["forbidden_prompt"] for line in csv.DictReader(file)]
 
 
+@pytest.mark.slow
 def test_the_stock_command_with_a_judge_that_half_fails(folder: Path, tmp_path: Path) -> None:
     save_llama(tmp_path / "model")
 

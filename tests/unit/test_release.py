@@ -22,6 +22,15 @@ def test_the_version_stands_in_one_place_and_other_files_agree(repo_root: Path) 
     assert 'dynamic = ["version"]' in (repo_root / "pyproject.toml").read_text(encoding="utf-8")
 
 
+def test_ci_runs_the_check_that_a_clone_has(repo_root: Path) -> None:
+    workflow = yaml.safe_load((repo_root / ".github" / "workflows" / "ci.yml").read_text(encoding="utf-8"))
+    assert workflow["jobs"]["check"]["steps"][-1] == {"run": ".ci/run"}
+    assert set(workflow[True]) == {"push", "pull_request"}  # YAML 1.1 reads `on` as true
+    check, make = ((repo_root / name).read_text(encoding="utf-8") for name in (".ci/run", "Makefile"))
+    assert "suite=test\n" in check and 'make "$suite"' in check and "suite=test-all" in check
+    assert "test: SELECTED := -m 'not slow'" in make and '"make test-all ' in make
+
+
 def test_issue_forms_ask_what_is_needed(repo_root: Path) -> None:
     for name in ISSUE_FORMS:
         form = yaml.safe_load((repo_root / ".github" / "ISSUE_TEMPLATE" / name).read_text(encoding="utf-8"))

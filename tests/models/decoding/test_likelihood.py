@@ -341,6 +341,7 @@ if found is not None:
 """
 
 
+@pytest.mark.slow
 def test_two_processes(checkpoint: Path, repo_root: Path, tmp_path: Path) -> None:
     rows, config, script = tmp_path / "rows.jsonl", tmp_path / "task.json", tmp_path / "worker.py"
     rows.write_text("".join(json.dumps({"question": q, "answer": n % 4}) + "\n" for n, q in enumerate(QUESTIONS[:11])))

@@ -90,12 +90,20 @@ def test_in_step_where_the_weights_are_cut(model: Path, alone: Path, tmp_path: P
 
 
 @pytest.mark.slow
-def test_shares_and_what_a_failed_process_leaves(model: Path, alone: Path, tmp_path: Path) -> None:
-    for faulty, whose in (("1", "process 1: "), ("0", "")):
-        output, ended = together(model, tmp_path, fault=faulty)
-        assert [one["ended"] for one in ended] == [f"RunError: {whose}a fault on purpose", "well"]
-        assert not (output / "summary.json").exists()
+@pytest.mark.parametrize(("faulty", "whose"), [("1", "process 1: "), ("0", "")])
+def test_what_a_failed_process_leaves_is_gone_on_with(
+    model: Path, alone: Path, tmp_path: Path, faulty: str, whose: str
+) -> None:
+    output, ended = together(model, tmp_path, fault=faulty)
+    assert [one["ended"] for one in ended] == [f"RunError: {whose}a fault on purpose", "well"]
+    assert not (output / "summary.json").exists()
     _, ended = together(model, tmp_path)
+    assert [one["ended"] for one in ended] == ["well", "well"]
+    assert summary(output) == summary(alone)
+
+
+def test_batches_are_shared(model: Path, alone: Path, tmp_path: Path) -> None:
+    output, ended = together(model, tmp_path)
     assert [one["ended"] for one in ended] == ["well", "well"]
     shares = [one["computed"] for one in ended]
     assert min(shares) >= 1 and abs(shares[0] - shares[1]) <= 1

@@ -29,9 +29,7 @@ from lm_eval_cna.sweep.many import run_sweeps  # noqa: E402
 from tests.helpers.checkpoints import save_llama  # noqa: E402
 from tests.sweep.test_runner import assert_equal_runs, stored, values  # noqa: E402
 
-pytestmark = pytest.mark.usefixtures("no_environment_report")
-
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("no_environment_report")]
 
 # The plain way to a command line whose start takes lm-eval no seconds.
 COMMAND = """
