@@ -1,16 +1,16 @@
-"""Where the files that travel with the package are: tasks, contrast sets, circuits and published figures.
+"""Paths of the data that the package comes with: tasks, contrast sets, circuits and published figures.
 
-In a checkout or an editable install they stand at the repository's root; a wheel carries them
-under ``lm_eval_cna/_resources``. Nothing else in the project knows either place.
+In a checkout or an editable install the folders are at the repository's root; in a wheel they are in
+``lm_eval_cna/_resources``. No other module knows this.
 """
 
 from __future__ import annotations
 
-import json
 from functools import cache
 from pathlib import Path
 
 from lm_eval_cna.errors import ContrastError
+from lm_eval_cna.files.jsonl import read_jsonl
 
 _PACKAGE = Path(__file__).resolve().parent
 
@@ -35,14 +35,13 @@ def contrasts_dir() -> Path:
 
 
 def packaged_prompts(path: Path) -> tuple[str, ...]:
-    """The prompts of a packaged file, JSON Lines with `prompt`, in its order.
+    """Read the prompts of a packaged JSON Lines file, whose lines have a `prompt`, in the file's order.
 
     Raises:
         ContrastError: the file is missing or damaged.
     """
     try:
-        lines = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
-        return tuple(str(line["prompt"]) for line in lines)
+        return tuple(str(line["prompt"]) for _, line in read_jsonl(path))
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise ContrastError(
             f"cannot read the packaged prompts in {path}: {error}", do="reinstall lm-eval-cna"
@@ -50,21 +49,21 @@ def packaged_prompts(path: Path) -> tuple[str, ...]:
 
 
 def circuits_dir() -> Path:
-    """The folder of packaged intervention files, one sub-folder a model."""
+    """The folder of packaged intervention files, with one sub-folder for each model."""
     return _folder("circuits")
 
 
 def published_dir() -> Path:
-    """The folder of the paper's figures, as JSON Lines."""
+    """The folder of the figures that the paper published, as JSON Lines."""
     return _folder("results/published")
 
 
 @cache
 def harmless_prompts() -> tuple[str, ...]:
-    """Harmless prompts of our own that ask for long answers, in the file's order: what damage is measured on.
+    """Our own harmless prompts that ask for long answers; on these the damage done by steering is measured.
 
-    The task `long_form_quality` and `harmless_kl` ask them. They are in no contrast set and not among the universal
-    filter's prompts, so steering was not fitted to them.
+    The task `long_form_quality` and the measure `harmless_kl` use them. They are in no contrast set and not among the
+    universal filter's prompts, so no intervention was found on them.
 
     Raises:
         ContrastError: the file is missing or damaged.

@@ -1,25 +1,22 @@
-"""Contrast sets as JSON Lines: a prompt and its label a line."""
+"""Contrast sets as JSON Lines: on each line a prompt and its label."""
 
 from __future__ import annotations
 
 from pathlib import Path
 from typing import Annotated, Literal
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from lm_eval_cna.errors import ContrastError
-from lm_eval_cna.files.atomic import read_whole
-from lm_eval_cna.files.json_reader import load_json, whole_text
+from lm_eval_cna.files.jsonl import read_jsonl
 from lm_eval_cna.files.records import first_error
-
-_MAX_BYTES = 64 * 2**20
 
 
 class _PromptLine(BaseModel):
     model_config = ConfigDict(extra="forbid", strict=True)
 
     label: Literal["positive", "negative"]
-    prompt: Annotated[str, Field(min_length=1), AfterValidator(whole_text)]
+    prompt: Annotated[str, Field(min_length=1)]
 
 
 class _Header(BaseModel):
@@ -33,16 +30,20 @@ class _Header(BaseModel):
 
 
 def read_lines(path: Path) -> tuple[_Header | None, list[_PromptLine]]:
-    """The header, if the first line is one (it has no prompt), and the other lines."""
+    """Read the header, which is the first line if that has no prompt, and the lines with prompts.
+
+    Raises:
+        ContrastError: the file cannot be read, or a line is not as described.
+    """
     try:
-        text = read_whole(path, limit=_MAX_BYTES).decode("utf-8")
-    except (OSError, UnicodeDecodeError) as error:
+        documents = read_jsonl(path)
+    except OSError as error:
         raise ContrastError(f"cannot read {path}: {error}") from error
+    except ValueError as error:
+        raise ContrastError(f"cannot read {path}: {error}", do="was the file cut short?") from error
     header, lines = None, []
-    numbered = [(number, line) for number, line in enumerate(text.split("\n"), start=1) if line.strip()]
-    for position, (number, line) in enumerate(numbered):
+    for position, (number, document) in enumerate(documents):
         try:
-            document = load_json(line.encode())
             if position == 0 and isinstance(document, dict) and "prompt" not in document:
                 header = _Header.model_validate(document)
             else:
@@ -53,6 +54,4 @@ def read_lines(path: Path) -> tuple[_Header | None, list[_PromptLine]]:
                 got=first.got,
                 allowed='{"label": "positive" or "negative", "prompt": text}',
             ) from error
-        except ValueError as error:
-            raise ContrastError(f"{path}, line {number}, is not JSON: {error}", do="was the file cut short?") from error
     return header, lines

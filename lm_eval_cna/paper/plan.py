@@ -12,7 +12,7 @@ import yaml
 
 from lm_eval_cna.errors import ConfigError
 from lm_eval_cna.files.atomic import read_whole
-from lm_eval_cna.files.json_reader import load_json, whole_text
+from lm_eval_cna.files.json_reader import load_json
 from lm_eval_cna.judging.config import JudgeConfig
 from lm_eval_cna.organism.recipe import CIRCUIT_FRACTION
 from lm_eval_cna.paper.presets import (
@@ -191,7 +191,7 @@ def _prompt(document: Any) -> str:
     prompt = document.get("prompt") if isinstance(document, dict) else None
     if not isinstance(prompt, str) or not prompt.strip():
         raise ValueError("no prompt")
-    return whole_text(prompt)
+    return prompt
 
 
 def prompts_task(asked: PresetTask, path: Path) -> str:

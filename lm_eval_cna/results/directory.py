@@ -112,7 +112,7 @@ class RunDirectory:
         if not self.begun:
             return
         kept = self._plan()
-        plan = json.loads(json.dumps(plan))
+        plan = json.loads(_writable(json.dumps(plan, ensure_ascii=False)))
         for field in plan:
             if kept.get(field) != plan.get(field):
                 begun = repr(kept.get(field))
@@ -178,8 +178,7 @@ class RunDirectory:
             RunError: the disk is full or the directory cannot be written.
         """
         text = json.dumps(document, indent=1, default=default, ensure_ascii=False)
-        # What UTF-8 has no place for, half a letter in a file's name, is written as JSON escapes it.
-        self._write(name, with_checksum(text.encode(errors="backslashreplace").decode()))
+        self._write(name, with_checksum(_writable(text)))
 
     def write_text(self, name: str, text: str) -> None:
         """Write a text file, whole or not at all.
@@ -242,3 +241,8 @@ def find_runs(path: Path) -> list[RunDirectory]:
     if not found:
         raise RunError("no run directory", got=str(path), allowed="a folder with manifest.json, or a folder of such")
     return [RunDirectory(child) for child in found]
+
+
+def _writable(text: str) -> str:
+    """Text that UTF-8 can hold: half of a surrogate pair, as in the name of a file, becomes a question mark."""
+    return text.encode(errors="replace").decode()

@@ -8,10 +8,9 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from typing import Annotated, Any, TypeVar
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from lm_eval_cna.errors import RunError
-from lm_eval_cna.files.json_reader import whole_text
 from lm_eval_cna.files.records import first_error
 from lm_eval_cna.results.cells import Cell
 from lm_eval_cna.results.directory import HARMLESS_KL, RunDirectory
@@ -20,7 +19,6 @@ from lm_eval_cna.scoring.strongreject import FORMS
 _Word = Annotated[str, Field(min_length=1, max_length=100)]
 # It becomes the name of a file; of a cell's method, `Cell.key` makes one.
 _Setting = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,100}$")]
-_Name = Annotated[str, AfterValidator(whole_text)]
 _Count = Annotated[int, Field(ge=0, le=2**53)]
 
 
@@ -66,8 +64,8 @@ class _Manifest(_FilePart):
 
 class _Sample(_FilePart):
     doc_id: int
-    filter: _Name = "none"
-    metrics: list[_Name] = []
+    filter: str = "none"
+    metrics: list[str] = []
     resps: Annotated[list[Annotated[list[Any], Field(min_length=1)]], Field(min_length=1)]
 
 
@@ -80,11 +78,11 @@ class _Told(_FilePart):
 
 
 class _Results(_FilePart):
-    results: dict[_Name, dict[str, Any]]
-    samples: dict[_Name, list[_Sample]]
+    results: dict[str, dict[str, Any]]
+    samples: dict[str, list[_Sample]]
     configs: dict[str, dict[str, Any]] = {}
     versions: dict[str, Any] = {}
-    group_subtasks: dict[_Name, list[_Name]] = {}
+    group_subtasks: dict[str, list[str]] = {}
     shots: dict[str, Any] = Field(default={}, alias="n-shot")
     counted: dict[str, dict[str, _Count | None]] = Field(default={}, alias="n-samples")
     config: _Told | None = None

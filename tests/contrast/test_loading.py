@@ -99,7 +99,7 @@ def test_hash_is_of_the_prompts_and_their_classes() -> None:
         ([yes("a"), no("b"), {"label": "negative", "prompt": 3}], "line 3: prompt.*got 3"),
         ([yes("a"), {**no("b"), "weight": 2}], "line 2: weight: Extra inputs"),
         ([{"name": "n", "extra": 1}, yes("a"), no("b")], "line 1: extra"),
-        ([yes("a"), '{"label": "negative", "prom'], "line 2, is not JSON.*cut short"),
+        ([yes("a"), '{"label": "negative", "prom'], "line 2 is not JSON.*cut short"),
         ([yes("a"), "[1, 2]"], "line 2: .*got"),
         ([yes("a"), no("")], "line 2: prompt"),
         (["[" * 100_000], "not JSON"),

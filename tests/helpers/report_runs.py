@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-import json
 import random
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from lm_eval_cna.files.checksum import with_checksum
 from lm_eval_cna.interventions.circuit import Circuit
 from lm_eval_cna.results.cells import BASELINE, Cell
 from lm_eval_cna.results.directory import RunDirectory
@@ -49,11 +47,7 @@ def write_run(
     if circuit is not None:
         circuit_of(circuit, name=path.name).write(path / "circuit.json")
     for cell in cells:
-        # As ASCII: a file may hold a lone surrogate as an escape.
-        directory.write_text(
-            directory.results_name(cell.key, "plain"),
-            with_checksum(json.dumps(_results(cell, tasks, n, groups or {}), indent=1)).decode(),
-        )
+        directory.write_json(directory.results_name(cell.key, "plain"), _results(cell, tasks, n, groups or {}))
     summary = summarize(directory, list(cells), ["plain"])
     directory.write_json("summary.json", summary.model_dump(by_alias=True))
     return directory

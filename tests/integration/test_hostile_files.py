@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import random
 import signal
 import struct
 import time
@@ -22,7 +21,6 @@ from lm_eval_cna.analysis.outcomes import read_outcomes
 from lm_eval_cna.contrast.loading import load_contrast
 from lm_eval_cna.contrast.sources import Source, read_spec, rows
 from lm_eval_cna.errors import CNAError, ContrastError
-from lm_eval_cna.files.json_reader import DEEPEST, MOST_DIGITS, load_json
 from lm_eval_cna.files.yaml_reader import load_yaml
 from lm_eval_cna.interventions.reading import read_intervention
 from lm_eval_cna.interventions.stability import read_stability
@@ -346,45 +344,6 @@ def test_a_server_says_how_long_to_wait_in_any_words(said: str | None) -> None:
     error = Exception("busy")
     error.status, error.headers = 429, {"Retry-After": said}  # type: ignore[attr-defined]
     assert 0 <= describe(error).wait <= 60
-
-
-@pytest.mark.parametrize("seed", range(20))
-def test_the_depth_of_json_is_its_depth(seed: int) -> None:
-    draw = random.Random(seed)
-
-    def grown(left: int) -> Any:
-        if left == 0 or draw.random() < 0.4:
-            return draw.choice(['["', "\\", '"', '\\"', "{}[]", "", "a\n", '\\\\"[', 1, None])
-        if draw.random() < 0.5:
-            return [grown(left - 1) for _ in range(draw.randrange(3))]
-        return {draw.choice(["a", "[", '"', "\\"]): grown(left - 1)}
-
-    def depth(value: Any) -> int:
-        inner = value.values() if isinstance(value, dict) else value if isinstance(value, list) else None
-        return 0 if inner is None else 1 + max(map(depth, inner), default=0)
-
-    for _ in range(50):
-        document = grown(7)
-        for _ in range(draw.randrange(DEEPEST - 9, DEEPEST + 3)):
-            document = [document] if draw.random() < 0.5 else {"a": document}
-        taken = True
-        try:
-            assert load_json(json.dumps(document).encode()) == document
-        except ValueError:
-            taken = False
-        assert taken == (depth(document) <= DEEPEST)
-
-
-def test_json_is_taken_up_to_its_bounds() -> None:
-    deep: Any = load_json(b"[" * DEEPEST + b"]" * DEEPEST)
-    for _ in range(DEEPEST - 1):
-        (deep,) = deep
-    assert deep == []
-    assert load_json(b'{"a": "' + b"[" * 500 + b"9" * 500 + b'\\""}') == {"a": "[" * 500 + "9" * 500 + '"'}
-    assert load_json(b"9" * MOST_DIGITS) == 10**MOST_DIGITS - 1
-    for bad in (b"[" * (DEEPEST + 1) + b"]" * (DEEPEST + 1), b"9" * (MOST_DIGITS + 1), b'"' + b'\\"' * 300_000):
-        with quick(), pytest.raises(ValueError, match=r"deep|integer|Unterminated"):
-            load_json(bad)
 
 
 def test_ordinary_aliases_are_taken() -> None:
