@@ -80,11 +80,9 @@ def discover(
         if row.is_control and match is not MatchChoice.activation and contrast is None
         else load_contrast(contrast or "refusal")
     )
-    if folds is not None and prompts is not None:
-        split_prompts(prompts, folds, seed=seed)
+    split = None if folds is None or prompts is None else split_prompts(prompts, folds, seed=seed)
     lm = CNAHFLM(pretrained=model, dtype=dtype.value, device=device, revision=revision, batch_size=batch_size)
     asked: dict[str, Any] = {
-        "seed": seed,
         "fraction": fraction,
         "top_k": top_k,
         "excluded_layers": excluded,
@@ -93,15 +91,15 @@ def discover(
         "model_id": model,
         "revision": lm.revision,
     }
-    if folds is not None and prompts is not None:
-        circuit, stability = cross_validate(lm.model, lm.tokenizer, prompts, folds, **asked)
+    if split is not None and prompts is not None:
+        circuit, stability = cross_validate(lm.model, lm.tokenizer, prompts, split, **asked)
         circuit.write(output)
         stability.write(stability_path(output))
         say(f"wrote {output} and {stability_path(output)}")
         print_intervention(circuit)
         print_stability(stability)
         return
-    matching: dict[str, Any] = {"layer": layer, "like": matched, "match": match.value}
+    matching: dict[str, Any] = {"layer": layer, "like": matched, "seed": seed, "match": match.value}
     found = find(lm.model, lm.tokenizer, prompts, method=method, **matching, **asked)
     found.write(output)
     say(f"wrote {output}")

@@ -1,8 +1,8 @@
-"""Is it the same circuit on other prompts, and does it act on prompts that it was not found on?
+"""Is the same circuit found on other prompts, and does it act on prompts that it was not found on?
 
-The model runs over the contrast set once, in `measuring.measure`, whose sums are kept by fold; every fold's
-circuit comes from these sums. The first-token KLs take four more passes over the positive prompts. `stability` defines
-what is measured.
+The model runs over the contrast set once: `measure` keeps the sums of each fold, and every fold's circuit comes from
+them. First-token KLs take four more passes over the positive prompts. `interventions.stability` defines what is
+measured.
 """
 
 from __future__ import annotations
@@ -18,14 +18,13 @@ from typing import Any
 import torch
 
 from lm_eval_cna.contrast.contrast_set import ContrastSet, prompts_sha256
-from lm_eval_cna.contrast.splits import NEGATIVE, POSITIVE, Split, split_prompts
+from lm_eval_cna.contrast.splits import NEGATIVE, POSITIVE, Split
 from lm_eval_cna.discovery import ranking
 from lm_eval_cna.discovery.circuit_size import size_of
 from lm_eval_cna.discovery.controls import draw_neurons
 from lm_eval_cna.discovery.means import Means
 from lm_eval_cna.discovery.measurement import Measurement, Settings, measure
 from lm_eval_cna.discovery.methods import cna
-from lm_eval_cna.discovery.ranking import mean_difference
 from lm_eval_cna.interventions.circuit import Circuit
 from lm_eval_cna.interventions.header import stamp
 from lm_eval_cna.interventions.stability import Fold, Stability
@@ -40,9 +39,8 @@ def cross_validate(
     model: Any,
     tokenizer: Any,
     contrast: ContrastSet,
-    folds: int,
+    split: Split,
     *,
-    seed: int = 0,
     fraction: float | None = None,
     top_k: int | None = None,
     excluded_layers: Collection[int] = (),
@@ -52,28 +50,26 @@ def cross_validate(
     model_id: str | None = None,
     revision: str | None = None,
 ) -> tuple[Circuit, Stability]:
-    """Find the circuit that `attribution.discover` finds, and how stable it is over folds of the prompts.
+    """Find the circuit that `discover` finds, and measure how stable it is over folds of the prompts.
 
     Args:
         model: a transformers model of a known architecture.
         tokenizer: its tokenizer.
         contrast: the prompts.
-        folds: how many folds.
-        seed: of the split into folds.
+        split: the prompts' folds, from `split_prompts`.
         fraction: size as a share of the model's neurons; 0.001 by default.
         top_k: size in neurons, instead of `fraction`.
         excluded_layers: layers without circuit neurons.
-        universal_filter: leave out neurons that are active on everything.
+        universal_filter: leave out neurons that are active on any prompt.
         check_leakage: as in `measure`.
         settings: how prompts are rendered and run.
         model_id: written into the files; by default what the model says of itself.
-        revision: likewise.
+        revision: of the model, likewise.
 
     Raises:
-        ConfigError: an argument is out of range.
+        ConfigError: a size or layer is out of range.
         CNAError: as in `measure` and `assess`.
     """
-    split = split_prompts(contrast, folds, seed=seed)
     measurement = measure(
         model,
         tokenizer,
@@ -106,7 +102,8 @@ def assess(
         model: the model that was measured.
         tokenizer: its tokenizer.
         measurement: made with a split.
-        circuit: found on all prompts of the measurement; the folds' are of its size and leave out what it does.
+        circuit: found on all prompts of the measurement; the folds' circuits have its size and leave out the same
+            layers and universal neurons.
         settings: how prompts are rendered and run, as in the measurement.
         mode: how the model is steered for the KLs.
 
@@ -140,7 +137,7 @@ def assess(
                 circuit_sha256=own.sha256,
                 of_whole=_jaccard(own.neurons, circuit.neurons),
                 delta_seen=fmean(abs(_delta(neuron)) for neuron in own.neurons),
-                delta_left_out=_transferred(own.neurons, left_out, measurement.architecture.layout),
+                delta_left_out=_delta_left_out(own.neurons, left_out, measurement.architecture.layout),
                 kl=kl.values,
                 kl_whole=kl_whole.values,
                 kl_random=kl_random.values,
@@ -169,8 +166,8 @@ def circuits_by_fold(measurement: Measurement, circuit: Circuit) -> list[Circuit
 
     Args:
         measurement: made with a split.
-        circuit: found on all prompts of the measurement: the folds' are as large and leave out the same layers and
-            universal neurons, which are the model's and not the contrast set's.
+        circuit: found on all prompts of the measurement; its size, left-out layers and universal neurons are taken
+            over. (Universal neurons depend on the model alone, not on the contrast set.)
     """
     assert measurement.split is not None
     return [_without(measurement, circuit, fold) for fold in range(measurement.split.folds)]
@@ -195,14 +192,14 @@ def _without(measurement: Measurement, circuit: Circuit, fold: int) -> Circuit:
     into = [group.label if group.fold != fold else None for group in split.groups]
     part = replace(measurement, means=measurement.by_group.merged(into), info=info)
     excluded = circuit.discovery.excluded_layers
-    delta = mean_difference(part.read("neurons"))
+    delta = ranking.mean_difference(part.read("neurons"))
     return part.circuit("cna", delta, top_k=len(circuit.neurons), excluded_layers=excluded, name=name)
 
 
 def _shuffled(measurement: Measurement, circuit: Circuit) -> list[tuple[Neuron, ...]] | None:
-    """Each fold's circuit after shuffling labels: what sets apart two halves of each class that nothing sets apart.
+    """Each fold's circuit with shuffled labels: neurons that differ between two random halves of each class.
 
-    Halves are compared within a class, so that nothing of the true contrast enters where classes are uneven.
+    Halves are compared within a class, so that the true contrast has no influence even if classes are uneven.
     """
     assert measurement.split is not None and measurement.by_group is not None
     found = []
@@ -224,13 +221,13 @@ def _shuffled(measurement: Measurement, circuit: Circuit) -> list[tuple[Neuron, 
 
 
 def _halves(means: Means, split: Split, fold: int) -> torch.Tensor | None:
-    """Means without a fold of the two halves of the positive and of the negative prompts; None if one is empty."""
+    """Means, without one fold, of the halves of the positive and of the negative prompts; None if a half is empty."""
     into = [2 * g.label + g.shuffled if g.fold != fold else None for g in split.groups]
     return means.merged(into).neurons if set(into) >= {0, 1, 2, 3} else None
 
 
-def _transferred(neurons: Sequence[Neuron], means: Means, layout: NeuronLayout) -> float:
-    """The delta of a circuit on prompts that it was not found on."""
+def _delta_left_out(neurons: Sequence[Neuron], means: Means, layout: NeuronLayout) -> float:
+    """A circuit's mean delta on prompts that it was not found on, signed so that the expected direction is positive."""
     assert means.neurons is not None
     difference = ranking.mean_difference(means.neurons)
     return fmean(math.copysign(1.0, _delta(n)) * float(difference[layout.position(n.place)]) for n in neurons)
@@ -251,10 +248,10 @@ def _jaccard(one: Sequence[Neuron], other: Sequence[Neuron]) -> float:
 
 
 def _by_chance(measurement: Measurement, circuit: Circuit) -> float:
-    """The Jaccard index of two circuits that share as many neurons as two draws do in the mean."""
+    """The Jaccard index of two circuits that share as many neurons as two random draws do on average."""
     size, layout = len(circuit.neurons), measurement.architecture.layout
-    barred = set(positions(layout, measurement.universal))
+    left_out = set(positions(layout, measurement.universal))
     for layer in circuit.discovery.excluded_layers:
-        barred.update(layout.of_layer(layer))
-    common = size * size / (layout.num_neurons - len(barred))
+        left_out.update(layout.of_layer(layer))
+    common = size * size / (layout.num_neurons - len(left_out))
     return common / (2 * size - common)

@@ -1,11 +1,8 @@
-"""harmless_kl: how far steering moves the first generated token on prompts that have nothing to do with the behaviour.
+"""harmless_kl: how far steering moves the first generated token on prompts that do not concern the behaviour.
 
-KL(unsteered || steered) = sum_t p(t) * (log p(t) - log q(t)) in nats, p of the untouched model and q of the
-steered one, both the softmax of the logits behind the prompt's last token: the model's own distribution, before any
-processor that `generate` may apply (temperature, repetition penalty). lm-eval has no output type for distributions, so
-this is no task but a measurement of its own.
-
-Logits come from the model in its own precision, and of one position only; everything after them is float64 on the host.
+KL(unsteered || steered) = sum_t p(t) * (log p(t) - log q(t)) in nats: p is the untouched model's distribution of the
+token after the prompt and q the steered one's, before any processor of `generate` (temperature, repetition penalty).
+lm-eval has no output type for distributions, so this is no task.
 """
 
 from __future__ import annotations
@@ -39,12 +36,12 @@ class Divergence:
     """KL(unsteered || steered) of the first generated token, in nats."""
 
     values: tuple[float | None, ...]
-    """One a prompt, in the prompts' order; None where the KL is not a finite number (the steered model gives NaN, or no
-    probability at all to a token that the untouched one may say)."""
+    """One per prompt, in the prompts' order; None where the KL is not finite (the steered model gives NaN, or
+    probability 0 to a token that the untouched one may say)."""
     mean: float | None
-    """Their mean; None if any value is: leaving the worst prompts out would make a wreck look sound."""
+    """Their mean; None if any value is None: leaving out the worst prompts would make a broken model look sound."""
     p95: float | None
-    """95th percentile, interpolated linearly between the two nearest values; None if any value is."""
+    """95th percentile, interpolated linearly between the two nearest values; None if any value is None."""
 
 
 def harmless_kl(
@@ -61,20 +58,20 @@ def harmless_kl(
     """Measure the first-token KL of every setting against the untouched model.
 
     The untouched model runs once for all settings; its log-probabilities are kept on the host, 8 bytes for each prompt
-    and token of the vocabulary. A baseline setting (m = 1) is that same model: its KL is 0 and nothing is run.
+    and token of the vocabulary. A baseline setting (m = 1) has KL 0 without a run. Dropout is off.
 
     Args:
-        model: a transformers model, not steered; of `cna-hf`, `lm.model`.
+        model: a transformers model, not steered.
         tokenizer: its tokenizer.
         settings: what to measure.
         prompts: by default the packaged harmless prompts.
-        mode: how to steer; that of the run whose results this stands beside.
-        rendering: of the prompts, as the evaluation does it; by default in the tokenizer's chat template.
+        mode: how to steer, as in `steer`; the same as in the evaluation.
+        rendering: how the evaluation renders prompts; by default in the tokenizer's chat template.
         batch_size: prompts per forward pass, padded on the left; half as many where memory runs out.
-        progress: told of the steered settings done before each of them.
+        progress: called before each steered setting, with the number done.
 
     Returns:
-        One `Divergence` a setting, in order.
+        One `Divergence` per setting, in order.
 
     Raises:
         ConfigError: there is no prompt, or the batch size is not positive.
@@ -119,24 +116,23 @@ def harmless_kl(
 def kl_divergence(log_p: torch.Tensor, log_q: torch.Tensor) -> torch.Tensor:
     """KL(p || q) over the last dimension, in nats.
 
-    A token that p rules out adds nothing, whatever q says. Rounding can take the sum of two nearly equal distributions
-    below 0, where no KL can be; such a value is 0.
+    A token of probability 0 under p adds nothing. Where rounding makes the KL of nearly equal distributions negative, it
+    is 0.
 
     Args:
         log_p: log-probabilities of p [..., vocabulary].
         log_q: log-probabilities of q, in the same shape.
 
     Returns:
-        [...]; infinite where q rules out a token that p does not, NaN where q is NaN.
+        [...]; infinite where q gives probability 0 to a token that p does not, NaN where q is NaN.
     """
     terms = torch.where(log_p == -torch.inf, 0.0, log_p.exp() * (log_p - log_q))
-    # A NaN in q must not hide behind a token that p rules out.
+    # A NaN in q counts even where p is 0.
     terms = torch.where(log_q.isnan(), torch.nan, terms)
     return terms.sum(-1).clamp(min=0.0)
 
 
 def _summarise(values: torch.Tensor) -> Divergence:
-    """The record of KLs [prompts]."""
     listed = tuple(value if math.isfinite(value) else None for value in values.tolist())
     if None in listed:
         return Divergence(listed, None, None)
@@ -144,18 +140,18 @@ def _summarise(values: torch.Tensor) -> Divergence:
 
 
 def _log_probs(model: nn.Module, architecture: Architecture, batches: Sequence[Batch]) -> Iterator[torch.Tensor]:
-    """What follows each batch's prompts: log-probabilities [batch, vocabulary], float64 on the host."""
+    """Log-probabilities of the token after each prompt: [batch, vocabulary] per batch, float64 on the host."""
     for logits in last_logits(model, architecture, batches):
         yield torch.log_softmax(logits, dim=-1)
 
 
 def last_logits(model: nn.Module, architecture: Architecture, batches: Sequence[Batch]) -> Iterator[torch.Tensor]:
-    """The logits behind each batch's prompts, of one position only.
+    """The logits of the token after each prompt.
 
     Args:
         model: a transformers model.
-        architecture: of it.
-        batches: ids and mask [batch, tokens] of prompts padded on the left.
+        architecture: of `model`.
+        batches: token ids and masks [batch, tokens] of prompts, padded on the left.
 
     Yields:
         [batch, vocabulary], float64 on the host.
@@ -163,6 +159,6 @@ def last_logits(model: nn.Module, architecture: Architecture, batches: Sequence[
     for batch in batches:
         inputs: dict[str, Any] = dict(inputs_of(architecture.stack, *batch))
         with torch.inference_mode():
-            # One position: a batch's logits of all of them can take more memory than the model.
+            # A batch's logits of all positions can take more memory than the model.
             found = model(**inputs, use_cache=False, logits_to_keep=1).logits[:, -1].cpu().double()
         yield found

@@ -1,11 +1,9 @@
-"""Proof before a long run, on two prompts, that steering does what it says and nothing else.
+"""The check before a long run that steering does what it says and nothing else, on two prompts.
 
-For every intervention, in the mode of the run: m = 1 gives the untouched model's logits, m = 0 gives others,
-each of its layers was reached once a forward pass and had exactly the named neurons multiplied (or the vector added),
-and after it the logits and the named weight columns are what they were.
-
-"The same logits" means as equal as two passes of the untouched model over the same batch are: to the bit on a CPU,
-within what an accelerator's kernels vary by from call to call elsewhere.
+For every intervention, in the mode of the run: m = 1 gives the untouched model's logits and m = 0 gives others. Each of
+its layers was reached once a forward pass, and exactly the named values changed. Afterwards logits and weight columns
+are what they were. "The same logits" means as equal as two passes of the untouched model are: on an accelerator they
+can differ.
 """
 
 from __future__ import annotations
@@ -35,32 +33,32 @@ from lm_eval_cna.transformer.decoder import Architecture, find_architecture
 from lm_eval_cna.transformer.out_of_memory import least_of, with_less_memory
 from lm_eval_cna.transformer.prompts import Rendering, pad_left, pad_token_id
 from lm_eval_cna.validation.first_token_kl import last_logits
-from lm_eval_cna.validation.self_check_hooks import HookCheck, hook_checks_of
+from lm_eval_cna.validation.self_check_hooks import ModuleCheck, module_checks
 
 PROMPTS = 2
-#: Where two prompts leave all neurons of a circuit silent (a ReLU model, say), this many are tried.
+#: Tried where all neurons of a circuit are silent on two prompts (in a ReLU model, say).
 MORE_PROMPTS = 16
 
 
 class CheckedIntervention(BaseModel):
-    """What was seen of one intervention."""
+    """What the self-check found out about one intervention."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     prompts: int
-    """On how many prompts."""
+    """How many prompts it was checked on."""
     identity: float
     """Largest change of a logit at m = 1."""
     change: float
     """Largest change of a logit at m = 0."""
     layers: tuple[int, ...]
-    """The layers that were steered at m = 0, each once in the forward pass."""
+    """The layers that were steered at m = 0, each once a forward pass."""
     columns_sha256: str | None
-    """Hash of the named weight columns, before and after; None where weights are packed."""
+    """Hash of the named weight columns, the same before and after; None if the weights are packed."""
 
 
 class SelfCheck(BaseModel):
-    """What was proven before a run."""
+    """The result of a self-check, as it is kept in a run's directory."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
@@ -69,7 +67,7 @@ class SelfCheck(BaseModel):
     noise: float
     """Largest difference of a logit between two passes of the untouched model."""
     interventions: dict[str, CheckedIntervention]
-    """By the names they were given under."""
+    """By name."""
 
 
 def self_check(
@@ -82,19 +80,19 @@ def self_check(
     rendering: Rendering | None = None,
     architecture: Architecture | None = None,
 ) -> SelfCheck:
-    """Prove each intervention on the model; it is left as it was.
+    """Check every intervention on the model, which is left as it was.
 
     Args:
         model: a transformers model, not steered.
         tokenizer: its tokenizer.
-        interventions: name -> what the run steers with, controls included.
-        mode: that of the run.
-        scale: factor of vectors; the effect of m = 0 is proven with it.
-        rendering: of the prompts, as the evaluation does it; by default in the tokenizer's chat template.
-        architecture: of `model`, where it is known already.
+        interventions: by name, what the run steers with, controls included.
+        mode: how the run steers.
+        scale: factor of vectors in the run.
+        rendering: how the evaluation renders prompts; by default in the tokenizer's chat template.
+        architecture: of `model`, if it is known already.
 
     Raises:
-        SteeringError: something is not as it should be; the message names the intervention and what was seen.
+        SteeringError: a check failed; the message names the intervention and what was seen.
         InterventionError, ArchitectureError: see `lm_eval_cna.steering.apply`.
     """
     architecture = architecture or find_architecture(model)
@@ -102,7 +100,7 @@ def self_check(
 
     def attempt(batch_size: int) -> SelfCheck:
         few, many = (
-            _Checker(model, architecture, mode, scale, part, pad_token_id(tokenizer), batch_size)
+            _CheckOnPrompts(model, architecture, mode, scale, part, pad_token_id(tokenizer), batch_size)
             for part in (rows[:PROMPTS], rows)
         )
         found = {}
@@ -120,8 +118,8 @@ def self_check(
     return with_less_memory(attempt, len(rows), least=least_of(architecture, len(rows)))
 
 
-class _Checker:
-    """Some prompts on a model, with the untouched model's logits.
+class _CheckOnPrompts:
+    """Checks interventions on some prompts, against the untouched model's logits.
 
     In rows mode each prompt is in its batch three times: under the baseline, at m = 1 and at m = 0.
     """
@@ -138,7 +136,7 @@ class _Checker:
     ) -> None:
         self._model, self._architecture, self._mode, self._scale = model, architecture, mode, scale
         self._prompts, self._copies = len(prompts), 3 if mode == "rows" else 1
-        self._at_once = gcd(batch_size, len(prompts))  # batches of one size, whose rows are dealt out alike
+        self._at_once = gcd(batch_size, len(prompts))  # all batches have one size
         parts = (prompts[start : start + self._at_once] for start in range(0, len(prompts), self._at_once))
         self._batches = [pad_left(part * self._copies, pad) for part in parts]
 
@@ -162,7 +160,7 @@ class _Checker:
         return _distance(self._logits(), self.untouched)
 
     def check(self, name: str, intervention: Circuit | Vectors) -> CheckedIntervention:
-        """Prove one intervention, but for whether m = 0 has an effect.
+        """Check one intervention; whether m = 0 has an effect is left to the caller.
 
         Raises:
             SteeringError: m = 1, or the model afterwards, is not the untouched model, or a layer was not steered.
@@ -171,21 +169,21 @@ class _Checker:
         columns = self._columns(intervention)
         setting = Setting(intervention, 0.0, self._scale)
         if self._mode == "rows":
-            logits, probes = self._steered(setting)
+            logits, checks = self._steered(setting)
             one, zero = _distance(logits[:2], untouched[:2]), _distance(logits[2:], untouched[2:])
         else:
             one = _distance(self._steered(replace(setting, multiplier=1.0))[0], untouched)
-            logits, probes = self._steered(setting)
+            logits, checks = self._steered(setting)
             zero = _distance(logits, untouched)
         if not one <= noise:
             raise SteeringError(
                 f"self-check: {name} at m = 1 is not the untouched model", got=f"a logit off by {one:g}"
             )
-        for probe in probes:
-            if probe.right != len(self._batches) or probe.wrong:
+        for check in checks:
+            if check.correct != len(self._batches) or check.wrong:
                 raise SteeringError(
-                    f"self-check: {name} does not steer layer {probe.layer} once a forward pass, as it should",
-                    got=f"{probe.right} times so, {probe.wrong} times otherwise in {len(self._batches)} passes",
+                    f"self-check: {name} does not steer layer {check.layer} once a forward pass, as it should",
+                    got=f"{check.correct} correct calls and {check.wrong} wrong ones in {len(self._batches)} passes",
                     do="report the model's family: its layers run in a way that steering does not know",
                 )
         left = _distance(self._logits(), untouched)
@@ -198,35 +196,37 @@ class _Checker:
     def _columns(self, intervention: Circuit | Vectors) -> str | None:
         return columns_sha256(self._architecture, named_columns(intervention, self._architecture))
 
-    def _steered(self, setting: Setting) -> tuple[torch.Tensor, list[HookCheck]]:
-        """Logits under a setting; in rows mode those of the baseline, m = 1 and the setting."""
+    def _steered(self, setting: Setting) -> tuple[torch.Tensor, list[ModuleCheck]]:
+        """Logits under a setting, in rows mode also under the baseline and at m = 1; and the checks of its modules."""
         rows = slice(2 * self._at_once if self._mode == "rows" else 0, None)
-        probes = [] if setting.is_baseline else hook_checks_of(self._architecture, setting, self._used(setting), rows)
+        checks = (
+            [] if setting.is_baseline else module_checks(self._architecture, setting, self._resolved(setting), rows)
+        )
         with ExitStack() as stack:
-            for probe in probes:
-                stack.enter_context(probe.before())
+            for check in checks:
+                stack.enter_context(check.before_steering())
             if self._mode == "rows":
                 choices = (Setting(), replace(setting, multiplier=1.0), setting)
-                packed = stack.enter_context(RowSteering(self._model, choices, self._architecture))
-                packed.assign([choice for choice in range(3) for _ in range(self._at_once)])
+                steering = stack.enter_context(RowSteering(self._model, choices, self._architecture))
+                steering.assign([choice for choice in range(3) for _ in range(self._at_once)])
             else:
                 stack.enter_context(steer(self._model, setting, mode=self._mode, architecture=self._architecture))
-            for probe in probes:
-                stack.enter_context(probe.behind())
-            return self._logits(), probes
+            for check in checks:
+                stack.enter_context(check.after_steering())
+            return self._logits(), checks
 
-    def _used(self, setting: Setting) -> str:
-        """The mode that the setting is steered with."""
+    def _resolved(self, setting: Setting) -> str:
+        """The mode that the setting is steered with, "auto" resolved."""
         if self._mode == "rows" or setting.intervention is None:
             return "rows"
         return resolve_mode(setting.intervention, self._architecture, self._model, self._mode)
 
     def _logits(self) -> torch.Tensor:
-        """Logits behind the last token [copies, prompts, vocabulary], float64 on the host."""
+        """Logits of the next token [copies, prompts, vocabulary], float64 on the host."""
         found = last_logits(self._model, self._architecture, self._batches)
         return torch.cat([logits.view(self._copies, self._at_once, -1) for logits in found], dim=1)
 
 
 def _distance(a: torch.Tensor, b: torch.Tensor) -> float:
-    """Largest absolute difference; infinite where one is not finite."""
+    """Largest absolute difference; infinite if any value is NaN."""
     return float((a - b).abs().nan_to_num(nan=torch.inf).max())

@@ -1,7 +1,7 @@
-"""Probes around what steering touches: whether it was reached, and whether exactly the named values were changed.
+"""Checks of single modules: was each one that steering touches reached, and were exactly the named values changed?
 
-Hooks of a module run in the order in which they were registered: `before` is entered ahead of the steering and
-keeps what it gets, `behind` is entered after it and looks at what it makes of that.
+A module's hooks run in the order in which they were registered, so a `ModuleCheck` registers one hook before the
+steering's and one after it, and compares what they see.
 """
 
 from __future__ import annotations
@@ -15,54 +15,56 @@ import torch
 from torch import nn
 
 from lm_eval_cna.interventions.vectors import Vectors
+from lm_eval_cna.steering.hooks import local_neurons
 from lm_eval_cna.steering.setting import Setting
 from lm_eval_cna.transformer.decoder import Architecture
 from lm_eval_cna.transformer.projection import Projection, weight_columns
 
-#: From what a module was given or returned before the steering, and behind it, to whether the steering is right.
+#: Given a tensor before and after steering, whether steering did what it should. It may edit the first.
 Check = Callable[[torch.Tensor, torch.Tensor], bool]
 
 
 @dataclass
-class HookCheck:
-    """One touched module."""
+class ModuleCheck:
+    """Counts the calls of one module in which steering did what it should."""
 
     layer: int
-    """The layer it belongs to."""
+    """The layer that the module belongs to."""
     module: nn.Module
-    """What is called."""
+    """A module that steering touches."""
     side: Literal["input", "output"]
-    """Where the steering shows."""
-    check: Check
-    """Whether it is right."""
-    right: int = 0
+    """What steering changes: the module's input or its output."""
+    is_correct: Check
+    """Compares that tensor before and after steering."""
+    correct: int = 0
+    """Calls in which steering did what it should."""
     wrong: int = 0
-    """Calls in which it was, and in which it was not."""
+    """Calls in which it did something else."""
     _before: Any = None
 
     @contextmanager
-    def before(self) -> Iterator[None]:
-        """Keep what the steering gets."""
+    def before_steering(self) -> Iterator[None]:
+        """Keep a copy of the tensor. Enter this context before the model is steered."""
 
         def keep(tensor: Any) -> None:
-            self._before = tensor.clone() if _is_plain(tensor) else None  # some families go on in place
+            self._before = tensor.clone() if _is_plain(tensor) else None  # some families edit it in place later
 
         with self._watching(keep):
             yield
 
     @contextmanager
-    def behind(self) -> Iterator[None]:
-        """Look at what the steering makes of it."""
+    def after_steering(self) -> Iterator[None]:
+        """Compare the tensor with the copy. Enter this context when the model is steered."""
 
-        def look(tensor: Any) -> None:
-            # Tensors that are spread over processes are only counted.
-            if self._before is None or not _is_plain(tensor) or self.check(self._before, tensor):
-                self.right += 1
+        def compare(tensor: Any) -> None:
+            # A tensor that is cut over processes cannot be compared here; its calls are counted as correct.
+            if self._before is None or not _is_plain(tensor) or self.is_correct(self._before, tensor):
+                self.correct += 1
             else:
                 self.wrong += 1
             self._before = None
 
-        with self._watching(look):
+        with self._watching(compare):
             yield
 
     @contextmanager
@@ -84,70 +86,66 @@ class HookCheck:
             handle.remove()
 
 
-def hook_checks_of(architecture: Architecture, setting: Setting, mode: str, rows: slice) -> list[HookCheck]:
-    """A probe for every module that a setting touches.
+def module_checks(architecture: Architecture, setting: Setting, mode: str, rows: slice) -> list[ModuleCheck]:
+    """A check for every module that a setting touches.
 
     Args:
-        architecture: of the model, unsteered: columns are read from it.
-        setting: not the baseline.
+        architecture: of the model before steering: weight columns are read from it.
+        setting: any but the baseline.
         mode: "fold", "hook" or "rows".
         rows: the batch rows that follow the setting; the others follow the baseline.
     """
     intervention = setting.intervention
     assert intervention is not None
+    checks = []
     if isinstance(intervention, Vectors):
-        touched = [architecture.layers[index] for index in intervention.layers]
-        return [
-            HookCheck(
-                layer.index,
-                layer.write if intervention.place == "write" else layer.block,
-                "output",
-                _added(intervention.tensors[layer.index] * setting.strength, rows),
-            )
-            for layer in touched
-        ]
-    found = []
+        for index, vector in intervention.tensors.items():
+            layer = architecture.layers[index]
+            module = layer.write if intervention.place == "write" else layer.block
+            checks.append(ModuleCheck(index, module, "output", _added(vector * setting.strength, rows)))
+        return checks
     for key, neurons in intervention.by_projection().items():
-        projection, chosen = architecture.projections[key], torch.tensor(neurons)
+        projection = architecture.projections[key]
         if mode == "fold":
-            check = _folded(projection, chosen, setting.multiplier)
+            is_correct = _folded(projection, torch.tensor(neurons), setting.multiplier)
+        elif projection.is_routed:
+            is_correct = _called
         else:
-            check = _reached if projection.is_routed else _scaled(projection, neurons, setting.multiplier, rows)
-        found.append(HookCheck(projection.layer, projection.down, "input", check))
-    return found
+            is_correct = _scaled(projection, neurons, setting.multiplier, rows)
+        checks.append(ModuleCheck(projection.layer, projection.down, "input", is_correct))
+    return checks
 
 
 def _added(vector: torch.Tensor, rows: slice) -> Check:
-    def check(before: torch.Tensor, behind: torch.Tensor) -> bool:
+    def is_correct(before: torch.Tensor, after: torch.Tensor) -> bool:
         before[rows] += vector.to(device=before.device, dtype=before.dtype)
-        return torch.equal(before, behind)
+        return torch.equal(before, after)
 
-    return check
+    return is_correct
 
 
 def _scaled(projection: Projection, neurons: list[int], multiplier: float, rows: slice) -> Check:
-    def check(before: torch.Tensor, behind: torch.Tensor) -> bool:
-        held = projection.channels(before)
-        before[rows, ..., [neuron - held.start for neuron in neurons if neuron in held]] *= multiplier
-        return torch.equal(before, behind)
+    def is_correct(before: torch.Tensor, after: torch.Tensor) -> bool:
+        before[rows, ..., local_neurons(neurons, projection.channels(before))] *= multiplier
+        return torch.equal(before, after)
 
-    return check
+    return is_correct
 
 
 def _folded(projection: Projection, neurons: torch.Tensor, multiplier: float) -> Check:
     columns = weight_columns(projection, neurons)
     wanted = None if columns is None else columns * multiplier
 
-    def check(before: torch.Tensor, behind: torch.Tensor) -> bool:
+    def is_correct(before: torch.Tensor, after: torch.Tensor) -> bool:
         columns = weight_columns(projection, neurons)
         scaled = wanted is None or columns is None or torch.equal(columns, wanted)
-        return scaled and torch.equal(before, behind)
+        return scaled and torch.equal(before, after)
 
-    return check
+    return is_correct
 
 
-def _reached(before: torch.Tensor, behind: torch.Tensor) -> bool:
-    """Inputs of routed experts exist only inside their module: that it was called is what can be seen."""
+def _called(before: torch.Tensor, after: torch.Tensor) -> bool:
+    """Routed experts' inputs exist only inside their module, so only the call itself can be seen."""
     return True
 
 

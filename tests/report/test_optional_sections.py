@@ -10,6 +10,7 @@ import pytest
 from lm_eval.tasks import TaskManager
 
 from lm_eval_cna.contrast.loading import load_contrast
+from lm_eval_cna.contrast.splits import split_prompts
 from lm_eval_cna.discovery.discover import discover
 from lm_eval_cna.discovery.measurement import Settings
 from lm_eval_cna.errors import ConfigError
@@ -98,7 +99,7 @@ def test_the_circuit_s_stability_is_kept_beside_it(whole: RunDirectory, model: P
     lm = CNAHFLM(pretrained=str(model), device="cpu")
     contrast, settings = load_contrast("organism"), Settings(Rendering(add_bos_token=lm.add_bos_token))
     circuit, expected = cross_validate(
-        lm.model, lm.tokenizer, contrast, 2, top_k=6, universal_filter=False, settings=settings
+        lm.model, lm.tokenizer, contrast, split_prompts(contrast, 2), top_k=6, universal_filter=False, settings=settings
     )
     kept = read_stability(stability_path(whole.path / "circuit.json"))
     assert kept.circuit_sha256 == circuit.sha256 == circuit_of(whole, "circuit.json").sha256

@@ -22,9 +22,9 @@ from lm_eval_cna.steering.rows import RowSteering
 from lm_eval_cna.steering.setting import Setting
 from lm_eval_cna.transformer.decoder import find_architecture
 from lm_eval_cna.transformer.prompts import Rendering
-from lm_eval_cna.validation import self_check as proof_module
+from lm_eval_cna.validation import self_check as self_check_module
 from lm_eval_cna.validation.self_check import MORE_PROMPTS, PROMPTS, SelfCheck, self_check
-from lm_eval_cna.validation.self_check_hooks import HookCheck
+from lm_eval_cna.validation.self_check_hooks import ModuleCheck
 from tests.helpers.interventions import circuit, vectors
 from tests.helpers.models import DENSE, VOCAB, tiny
 
@@ -49,7 +49,7 @@ def _random_tokens(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(Rendering, "encode", encode)
 
 
-def proven(model: tf.PreTrainedModel, mode: RunMode, **interventions: Circuit | Vectors) -> SelfCheck:
+def checked(model: tf.PreTrainedModel, mode: RunMode, **interventions: Circuit | Vectors) -> SelfCheck:
     return self_check(model, Tokenizer(), interventions, mode=mode)
 
 
@@ -66,7 +66,7 @@ def test_a_sound_model(family: str, mode: RunMode) -> None:
     interventions: dict[str, Circuit | Vectors] = {"circuit": circuit(architecture)}
     if mode != "fold":
         interventions |= {"caa": vectors(architecture), "residual": vectors(architecture, place="block")}
-    found = proven(model, mode, **interventions)
+    found = checked(model, mode, **interventions)
     assert found.mode == mode and found.noise == 0
     for name, intervention in interventions.items():
         seen = found.interventions[name]
@@ -77,9 +77,9 @@ def test_a_sound_model(family: str, mode: RunMode) -> None:
     assert not any(module._forward_pre_hooks or module._forward_hooks for module in model.modules())
 
 
-def test_the_proof_is_plain_data() -> None:
+def test_the_result_is_plain_data() -> None:
     model = tiny("llama")
-    found = proven(model, "auto", circuit=circuit(find_architecture(model)))
+    found = checked(model, "auto", circuit=circuit(find_architecture(model)))
     assert SelfCheck.model_validate_json(found.model_dump_json()) == found
 
 
@@ -102,14 +102,16 @@ def test_a_layer_that_is_left_out_is_named(mode: RunMode, monkeypatch: pytest.Mo
     def partial(setting: Setting) -> Setting:
         return setting if setting.intervention is None else replace(setting, intervention=part)
 
-    monkeypatch.setattr(proof_module, "steer", lambda model, setting, **how: steer(model, partial(setting), **how))
+    monkeypatch.setattr(self_check_module, "steer", lambda model, setting, **how: steer(model, partial(setting), **how))
     monkeypatch.setattr(
-        proof_module,
+        self_check_module,
         "RowSteering",
         lambda model, settings, known: RowSteering(model, list(map(partial, settings)), known),
     )
-    with pytest.raises(SteeringError, match=r"self-check: circuit does not steer layer 1 .*got '0 times so, 1 times"):
-        proven(model, mode, circuit=whole)
+    with pytest.raises(
+        SteeringError, match=r"self-check: circuit does not steer layer 1 .*got '0 correct calls and 1 wrong"
+    ):
+        checked(model, mode, circuit=whole)
 
 
 def test_an_undo_that_forgets_a_fold_is_found(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -123,7 +125,7 @@ def test_an_undo_that_forgets_a_fold_is_found(monkeypatch: pytest.MonkeyPatch) -
         fault(monkeypatch, apply_module, "fold_columns", forgets),
         pytest.raises(SteeringError, match="leaves a changed model"),
     ):
-        proven(model, "fold", circuit=circuit(find_architecture(model)))
+        checked(model, "fold", circuit=circuit(find_architecture(model)))
 
 
 def test_hooks_that_stay_are_found(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -132,7 +134,7 @@ def test_hooks_that_stay_are_found(monkeypatch: pytest.MonkeyPatch) -> None:
         fault(monkeypatch, RowSteering, "__exit__", lambda *_: None),
         pytest.raises((SteeringError, RuntimeError), match=r"rows of the batch|leaves a changed model"),
     ):
-        proven(model, "rows", circuit=circuit(find_architecture(model)))
+        checked(model, "rows", circuit=circuit(find_architecture(model)))
 
 
 def test_rows_that_are_mixed_up_are_found(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -142,15 +144,15 @@ def test_rows_that_are_mixed_up_are_found(monkeypatch: pytest.MonkeyPatch) -> No
         fault(monkeypatch, RowSteering, "assign", lambda self, rows: assign(self, list(reversed(rows)))),
         pytest.raises(SteeringError, match="m = 1 is not the untouched model"),
     ):
-        proven(model, "rows", circuit=circuit(find_architecture(model)))
+        checked(model, "rows", circuit=circuit(find_architecture(model)))
 
 
 def test_an_identity_that_is_none_is_found(monkeypatch: pytest.MonkeyPatch) -> None:
     """The baseline is left alone by `apply`; a setting that pretends to be none of it must not pass."""
     model = tiny("llama")
-    monkeypatch.setattr(proof_module, "replace", lambda setting, multiplier: Setting(setting.intervention, 0.5))
+    monkeypatch.setattr(self_check_module, "replace", lambda setting, multiplier: Setting(setting.intervention, 0.5))
     with pytest.raises(SteeringError, match=r"m = 1 is not the untouched model; got 'a logit off by"):
-        proven(model, "hook", circuit=circuit(find_architecture(model)))
+        checked(model, "hook", circuit=circuit(find_architecture(model)))
 
 
 @pytest.mark.parametrize("mode", MODES)
@@ -164,8 +166,8 @@ def test_a_circuit_without_effect_is_refused_and_a_control_is_not(mode: RunMode)
             assert weight is not None
             weight[:, neurons] = 0
     with pytest.raises(SteeringError, match=f"self-check: circuit at m = 0 changes no logit on {MORE_PROMPTS} prompts"):
-        proven(model, mode, circuit=dead)
-    found = proven(model, mode, control=with_method(dead, "random")).interventions["control"]
+        checked(model, mode, circuit=dead)
+    found = checked(model, mode, control=with_method(dead, "random")).interventions["control"]
     assert (found.change, found.prompts) == (0, MORE_PROMPTS)
 
 
@@ -174,14 +176,14 @@ def test_logits_that_are_not_finite_are_refused() -> None:
     with torch.no_grad():
         model.lm_head.weight[5] = torch.nan
     with pytest.raises(SteeringError, match="the untouched model's logits are not finite"):
-        proven(model, "hook", circuit=circuit(find_architecture(model)))
+        checked(model, "hook", circuit=circuit(find_architecture(model)))
 
 
-def test_a_probe_sees_a_module_that_runs_twice() -> None:
+def test_a_module_that_runs_twice_is_counted_twice() -> None:
     """As in a model whose layers share their MLP."""
     linear = torch.nn.Linear(2, 2)
-    probe = HookCheck(0, linear, "input", lambda before, behind: torch.equal(before, behind))
-    with probe.before(), probe.behind():
+    check = ModuleCheck(0, linear, "input", torch.equal)
+    with check.before_steering(), check.after_steering():
         linear(torch.ones(1, 2))
         linear(torch.ones(1, 2))
-    assert (probe.right, probe.wrong) == (2, 0)
+    assert (check.correct, check.wrong) == (2, 0)
