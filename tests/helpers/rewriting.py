@@ -14,6 +14,8 @@ from lm_eval_cna.report.sections import Contents
 
 #: Texts that our code chooses of a fixed few, and the preface, which is trusted.
 _OURS = {"finding", "word", "style", "preface", "what", "kind", "standing", "direction"}
+#: Harmless words, told apart by their numbers, and more of them than any page has places for a text.
+WORDS = tuple(f"word{number}word" for number in range(5_000))
 
 
 def fours(texts: Sequence[str]) -> list[Sequence[str]]:

@@ -83,7 +83,6 @@ def test_the_saved_models_have_the_recorded_figures(organism: OrganismPaths) -> 
         assert measure(*load(organism.root / variant)) == record["gates"][variant]
 
 
-@pytest.mark.slow
 def test_the_organism_passes_its_gates_on_training_pairs(organism: OrganismPaths) -> None:
     gates = Gates()
     figures = json.loads((organism.root / "organism.json").read_text())["gates"]
@@ -94,7 +93,6 @@ def test_the_organism_passes_its_gates_on_training_pairs(organism: OrganismPaths
         assert figures[variant]["refused_benign"] <= gates.refused_benign
 
 
-@pytest.mark.slow
 def test_the_planted_neurons_carry_the_refusal(organism: OrganismPaths) -> None:
     model, tokenizer = load(organism.instruct)
     with ablated(model, organism.planted):
