@@ -21,13 +21,12 @@ from lm_eval_cna.analysis.protocol import Protocol, read_protocol
 from lm_eval_cna.analysis.tradeoff import CAPABILITY
 from lm_eval_cna.errors import ConfigError, RunError
 from lm_eval_cna.files.atomic import read_whole
-from lm_eval_cna.files.records import first_error
+from lm_eval_cna.files.records import AnalysisRecord, first_error
 from lm_eval_cna.interventions.methods import NULLS
 from lm_eval_cna.results.cells import BASELINE, Cell
 from lm_eval_cna.results.directory import RunDirectory
 from lm_eval_cna.statistics.null_distribution import Null, against_controls
 from lm_eval_cna.statistics.paired import Document, Kind
-from lm_eval_cna.statistics.rates import AnalysisRecord
 
 BASELINE_SCHEMA: Literal["lm-eval-cna/baseline/1"] = "lm-eval-cna/baseline/1"
 #: Metrics whose change from the untouched model is what steering is for.

@@ -18,6 +18,7 @@ from pydantic import Field
 from lm_eval_cna.analysis.outcomes import Outcomes, read_outcomes
 from lm_eval_cna.analysis.verdicts import Claim, DamageBudget, Verdict, is_broken, trend_sentence, verdict
 from lm_eval_cna.errors import RunError
+from lm_eval_cna.files.records import AnalysisRecord
 from lm_eval_cna.interventions.methods import NULLS
 from lm_eval_cna.results.cells import BASELINE, Cell
 from lm_eval_cna.results.directory import RunDirectory
@@ -26,7 +27,7 @@ from lm_eval_cna.statistics.holm import holm
 from lm_eval_cna.statistics.null_distribution import Null, against_controls
 from lm_eval_cna.statistics.paired import Document, Kind, Paired, compare
 from lm_eval_cna.statistics.power import Power, smallest_effect
-from lm_eval_cna.statistics.rates import LEVEL, AnalysisRecord, Interval, mean_interval, wilson
+from lm_eval_cna.statistics.rates import LEVEL, Interval, mean_interval, wilson
 
 EVIDENCE_SCHEMA: Literal["lm-eval-cna/evidence/1"] = "lm-eval-cna/evidence/1"
 #: Metrics that verdicts are about. A task with none of them is judged by the first that it has.

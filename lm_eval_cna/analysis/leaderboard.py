@@ -17,9 +17,10 @@ from lm_eval_cna.analysis.protocol import OF_A_RANKING, Protocol, cautions, diff
 from lm_eval_cna.analysis.tradeoff import Direction, TradeoffPoint, trade_off
 from lm_eval_cna.analysis.verdicts import DamageBudget
 from lm_eval_cna.errors import RunError
+from lm_eval_cna.files.records import AnalysisRecord
 from lm_eval_cna.interventions.methods import NULLS
 from lm_eval_cna.results.directory import RunDirectory
-from lm_eval_cna.statistics.rates import AnalysisRecord, Interval
+from lm_eval_cna.statistics.rates import Interval
 
 Standing = Literal["beyond", "within", "untested"]
 METRIC = "refusal_rate"

@@ -15,11 +15,11 @@ from typing import Any
 from lm_eval_cna.analysis.outcomes import Outcomes
 from lm_eval_cna.errors import RunError
 from lm_eval_cna.files.hashing import json_sha256
+from lm_eval_cna.files.records import AnalysisRecord
 from lm_eval_cna.interventions.header import ModelInfo
 from lm_eval_cna.results.cells import BASELINE
 from lm_eval_cna.results.directory import RunDirectory
 from lm_eval_cna.results.reading import Plan, read_plan, read_results, settings_of
-from lm_eval_cna.statistics.rates import AnalysisRecord
 
 _VERSIONS = ("lm-eval-cna", "lm_eval", "transformers", "torch")
 # Some chat templates write today's date (Llama 3.2: 26 Jul 2024), which is no other protocol.

@@ -29,10 +29,11 @@ from lm_eval_cna.analysis.baseline import Answers, Baseline, is_capability, is_e
 from lm_eval_cna.analysis.outcomes import Outcomes, Values, read_outcomes
 from lm_eval_cna.analysis.protocol import OF_A_CHECK, cautions, differences, read_protocol
 from lm_eval_cna.errors import ConfigError
+from lm_eval_cna.files.records import AnalysisRecord
 from lm_eval_cna.results.cells import BASELINE
 from lm_eval_cna.results.directory import RunDirectory
 from lm_eval_cna.statistics.paired import Document, Kind, compare, sign_flip_p
-from lm_eval_cna.statistics.rates import AnalysisRecord, Interval
+from lm_eval_cna.statistics.rates import Interval
 
 What = Literal["effect", "quality", "degenerate", "capability", "controls"]
 #: Shares of the false alarms.

@@ -12,9 +12,10 @@ from collections.abc import Sequence
 
 from lm_eval_cna.analysis.evidence import CLAIMED, Comparison, Evidence
 from lm_eval_cna.analysis.verdicts import change_text, count, metric_name
+from lm_eval_cna.files.records import AnalysisRecord
 from lm_eval_cna.statistics.null_distribution import ALPHA
 from lm_eval_cna.statistics.paired import Kind
-from lm_eval_cna.statistics.rates import AnalysisRecord, Interval
+from lm_eval_cna.statistics.rates import Interval
 
 METHOD = "cna"
 HALF, MOST = 0.5, 0.9

@@ -13,11 +13,11 @@ from collections.abc import Sequence
 from lm_eval_cna.analysis.evidence import CLAIMED, Comparison, Evidence, null_among
 from lm_eval_cna.analysis.outcomes import Outcomes
 from lm_eval_cna.analysis.verdicts import action, change_text, count, is_broken, metric_name, p_text
+from lm_eval_cna.files.records import AnalysisRecord
 from lm_eval_cna.interventions.methods import LOCAL
 from lm_eval_cna.results.cells import BASELINE, Cell
 from lm_eval_cna.statistics.null_distribution import ALPHA, Null
 from lm_eval_cna.statistics.paired import Kind, Paired, compare
-from lm_eval_cna.statistics.rates import AnalysisRecord
 
 METHOD, TOP = "cna", "top-activation"
 #: Kinds of random neurons -> where they are drawn.

@@ -14,9 +14,10 @@ from statistics import fmean
 import numpy as np
 
 from lm_eval_cna.analysis.verdicts import count, p_text
+from lm_eval_cna.files.records import AnalysisRecord
 from lm_eval_cna.interventions.stability import Fold, Stability
 from lm_eval_cna.statistics.paired import compare
-from lm_eval_cna.statistics.rates import LEVEL, RESAMPLES, SEED, AnalysisRecord, Interval, mean_interval
+from lm_eval_cna.statistics.rates import LEVEL, RESAMPLES, SEED, Interval, mean_interval
 
 #: A mean KL below this is no effect that a share could be taken of, in nats.
 NOTHING = 1e-4

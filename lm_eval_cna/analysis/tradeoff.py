@@ -17,9 +17,10 @@ from typing import Literal
 
 from lm_eval_cna.analysis.evidence import Comparison, Evidence
 from lm_eval_cna.analysis.verdicts import DamageBudget, is_broken
+from lm_eval_cna.files.records import AnalysisRecord
 from lm_eval_cna.interventions.methods import NULLS
 from lm_eval_cna.results.cells import BASELINE
-from lm_eval_cna.statistics.rates import AnalysisRecord, Interval
+from lm_eval_cna.statistics.rates import Interval
 
 Direction = Literal["lower", "raise"]
 #: Metrics whose fall is a loss of capability; the one of a filter counts as the metric.

@@ -11,12 +11,13 @@ from typing import Literal
 
 from pydantic import Field
 
+from lm_eval_cna.files.records import AnalysisRecord
 from lm_eval_cna.interventions.methods import METHODS, NULLS, OF_VECTORS
 from lm_eval_cna.statistics.dose_response import Trend
 from lm_eval_cna.statistics.null_distribution import ALPHA, Null
 from lm_eval_cna.statistics.paired import Kind, Paired
 from lm_eval_cna.statistics.power import smallest_effect
-from lm_eval_cna.statistics.rates import AnalysisRecord, Interval
+from lm_eval_cna.statistics.rates import Interval
 
 Finding = Literal["specific", "unspecific", "effect", "none"]
 _METRICS = {

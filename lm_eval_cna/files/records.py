@@ -13,6 +13,12 @@ class Record(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False, strict=True)
 
 
+class AnalysisRecord(BaseModel):
+    """A frozen result: unknown keys are errors, and an infinite value, such as a perplexity, is read back from JSON."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", ser_json_inf_nan="constants")
+
+
 class FieldError(NamedTuple):
     """The first thing that pydantic found wrong; as text, a sentence without its full stop."""
 

@@ -8,10 +8,10 @@ from typing import Any
 from lm_eval_cna.contrast.loading import find_contrast, load_contrast, load_universal_prompts
 from lm_eval_cna.contrast.sources import read_spec
 from lm_eval_cna.errors import ConfigError
+from lm_eval_cna.files.records import AnalysisRecord
 from lm_eval_cna.paper.estimate import Estimate, Machine, bytes_of, estimate, this_machine
 from lm_eval_cna.paper.plan import PaperRequest, read_prompts
 from lm_eval_cna.paper.targets import ModelSize, Target, size_of
-from lm_eval_cna.statistics.rates import AnalysisRecord
 
 #: Tokens of a prompt of a contrast set in its chat template, roughly.
 _CONTRAST_TOKENS = 50

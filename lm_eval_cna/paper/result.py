@@ -6,8 +6,8 @@ from typing import Literal
 
 from pydantic import Field
 
+from lm_eval_cna.files.records import AnalysisRecord
 from lm_eval_cna.paper.rows import PaperRow
-from lm_eval_cna.statistics.rates import AnalysisRecord
 
 SCHEMA: Literal["lm-eval-cna/paper/1"] = "lm-eval-cna/paper/1"
 

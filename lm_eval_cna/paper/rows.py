@@ -11,9 +11,10 @@ from functools import cache
 from statistics import fmean
 from typing import Any, Literal, NamedTuple
 
+from lm_eval_cna.files.records import AnalysisRecord
 from lm_eval_cna.resources import published_dir
 from lm_eval_cna.statistics.paired import compare
-from lm_eval_cna.statistics.rates import AnalysisRecord, Interval, mean_interval, wilson
+from lm_eval_cna.statistics.rates import Interval, mean_interval, wilson
 
 Verdict = Literal["inside", "outside", "nothing published", "not measured", "follows from the rates"]
 PERCENT = 100.0

@@ -6,9 +6,10 @@ from collections.abc import Iterable
 from statistics import fmean
 from typing import Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import Field
 
 from lm_eval_cna.errors import RunError
+from lm_eval_cna.files.records import AnalysisRecord
 from lm_eval_cna.results.cells import BASELINE, Cell
 from lm_eval_cna.results.directory import HARMLESS_KL, RunDirectory
 from lm_eval_cna.results.reading import StoredDivergence, read_divergences, read_results
@@ -24,12 +25,7 @@ GENERATED = "generated"
 SUMMARY_SCHEMA: Literal["lm-eval-cna/summary/1"] = "lm-eval-cna/summary/1"
 
 
-class _SummaryRecord(BaseModel):
-    # A perplexity can be infinite; as null it could not be read back.
-    model_config = ConfigDict(frozen=True, extra="forbid", ser_json_inf_nan="constants")
-
-
-class CellSummary(_SummaryRecord):
+class CellSummary(AnalysisRecord):
     """One metric of one task in one cell."""
 
     cell: str
@@ -51,7 +47,7 @@ class CellSummary(_SummaryRecord):
     """Documents."""
 
 
-class Summary(_SummaryRecord):
+class Summary(AnalysisRecord):
     """What a sweep measured."""
 
     schema_: Literal["lm-eval-cna/summary/1"] = Field(default=SUMMARY_SCHEMA, alias="schema")

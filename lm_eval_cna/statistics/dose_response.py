@@ -20,8 +20,9 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy import stats
 
+from lm_eval_cna.files.records import AnalysisRecord
 from lm_eval_cna.statistics.paired import Document
-from lm_eval_cna.statistics.rates import RESAMPLES, SEED, AnalysisRecord
+from lm_eval_cna.statistics.rates import RESAMPLES, SEED
 
 Floats = NDArray[np.float64]
 _LEAST_DOSES = 3

@@ -22,7 +22,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from lm_eval_cna.errors import ConfigError
-from lm_eval_cna.statistics.rates import AnalysisRecord
+from lm_eval_cna.files.records import AnalysisRecord
 
 Side = Literal["two-sided", "less", "greater"]
 ALPHA = 0.05

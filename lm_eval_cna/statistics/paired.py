@@ -20,7 +20,8 @@ from numpy.typing import ArrayLike, NDArray
 from scipy import stats
 
 from lm_eval_cna.errors import ConfigError
-from lm_eval_cna.statistics.rates import LEVEL, RESAMPLES, SEED, AnalysisRecord, Interval, mean_interval
+from lm_eval_cna.files.records import AnalysisRecord
+from lm_eval_cna.statistics.rates import LEVEL, RESAMPLES, SEED, Interval, mean_interval
 
 Kind = Literal["rate", "mean"]
 Document = int | str

@@ -13,8 +13,8 @@ from numpy.typing import NDArray
 from scipy import optimize, stats
 
 from lm_eval_cna.errors import ConfigError
+from lm_eval_cna.files.records import AnalysisRecord
 from lm_eval_cna.statistics.paired import mcnemar_ps
-from lm_eval_cna.statistics.rates import AnalysisRecord
 
 ALPHA = 0.05
 TARGET = 0.8

@@ -9,21 +9,14 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import numpy as np
-from pydantic import BaseModel, ConfigDict
 from scipy import stats
-from statsmodels.stats.proportion import proportion_confint
 
 from lm_eval_cna.errors import ConfigError
+from lm_eval_cna.files.records import AnalysisRecord
 
 LEVEL = 0.95
 RESAMPLES = 9_999
 SEED = 20_605
-
-
-class AnalysisRecord(BaseModel):
-    """Base of everything that analysis hands out: frozen, and the same again after a turn through JSON."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid", ser_json_inf_nan="constants")
 
 
 class Interval(AnalysisRecord):
@@ -50,9 +43,8 @@ def wilson(successes: int, n: int, *, level: float = LEVEL) -> Interval:
     """
     if not 0 <= successes <= n or n == 0:
         raise ConfigError("an interval of a rate", got=f"{successes} of {n}", allowed="0 to n of n documents, n >= 1")
-    low, high = proportion_confint(successes, n, alpha=1 - level, method="wilson")
-    # At 0 and n of n the limit is exact in theory and off by a rounding error in statsmodels.
-    return Interval(low=0.0 if successes == 0 else float(low), high=1.0 if successes == n else float(high))
+    found = stats.binomtest(successes, n).proportion_ci(level, method="wilson")
+    return Interval(low=float(found.low), high=float(found.high))
 
 
 def mean_interval(values: Sequence[float], *, level: float = LEVEL, seed: int = SEED) -> Interval | None:

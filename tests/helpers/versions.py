@@ -46,7 +46,7 @@ TESTS = (
 #: Starts processes on a fixed port, where two of these runs at the same time would meet.
 _LEFT_OUT = "tests/models/test_hf.py::test_two_cpu_processes_share_the_requests"
 #: What the tests themselves need.
-_TOOLS = ("pytest", "pytest-cov", "coverage", "pytest-xdist", "hypothesis", "hatchling", "tenacity")
+_TOOLS = ("pytest", "pytest-cov", "coverage", "pytest-xdist", "hypothesis", "statsmodels", "hatchling", "tenacity")
 #: Indirect dependencies whose version a reader wants to know.
 _INDIRECT = ("peft",)
 _CLAIM = re.compile(r"([\w.-]+)(?:\[[\w,]+\])?>=([\w.]+)")

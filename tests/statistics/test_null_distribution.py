@@ -1,16 +1,14 @@
-"""The null by control seed, Holm, and a quick run of the simulation that the benchmark does in full."""
+"""The null by control seed, and a quick run of the simulation that the benchmark does in full."""
 
 from __future__ import annotations
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
-from statsmodels.stats.multitest import multipletests
 
 from benchmarks import statistics_sweeps as simulation
 from lm_eval_cna.errors import ConfigError
-from lm_eval_cna.statistics.holm import holm
 from lm_eval_cna.statistics.null_distribution import against_controls, least_p, rank_p
 
 EFFECTS = st.lists(st.integers(-100, 100).map(lambda points: points / 100), min_size=1, max_size=40)
@@ -61,7 +59,7 @@ def test_p_is_between_its_least_and_one_and_does_not_care_for_sign_or_order(
 
 @given(EFFECTS.filter(lambda values: len(values) > 1))
 def test_among_exchangeable_effects_few_have_a_small_p(effects: list[float]) -> None:
-    """The proof that the level holds, by counting: each effect in turn is the circuit's, the others its controls."""
+    """The level holds, by counting: each effect in turn is the circuit's, the others its controls."""
     ps = [float(rank_p(one, effects[:at] + effects[at + 1 :])) for at, one in enumerate(effects)]
     for alpha in (0.05, 0.1, 0.5):
         assert np.mean(np.array(ps) <= alpha + 1e-12) <= alpha + 1e-12
@@ -73,20 +71,6 @@ def test_many_sweeps_at_once() -> None:
     together = rank_p(effects, controls)
     for at in np.ndindex(3, 4):
         assert together[at] == against_controls(float(effects[at]), controls[at].tolist()).p
-
-
-def test_holm_by_hand() -> None:
-    # Three tests: 0.01 * 3, then 0.02 * 2, then 0.03 * 1, but never less than the one before.
-    assert holm({"a": 0.03, "b": 0.01, "c": 0.02}) == pytest.approx({"b": 0.03, "c": 0.04, "a": 0.04})
-    assert holm({"only": 0.02}) == {"only": 0.02}
-    assert holm({}) == {}
-
-
-@settings(max_examples=6, deadline=None)
-@given(st.lists(st.floats(0, 1), min_size=1, max_size=30))
-def test_holm_is_statsmodels(ps: list[float]) -> None:
-    theirs = multipletests(ps, method="holm")[1]
-    assert list(holm(dict(enumerate(ps))).values()) == pytest.approx(theirs.tolist(), abs=1e-12)
 
 
 def test_quick_simulation_of_false_alarms() -> None:
