@@ -1,1 +1,1 @@
-"""Files that are whole or not there, readers with limits for files from elsewhere, and how work tells how far it is."""
+"""Writing whole files, reading files from unknown sources within limits, and reporting progress."""

@@ -1,4 +1,4 @@
-"""Files that are whole or not there, and files from elsewhere that may be anything. Standard library only."""
+"""Write a file whole or not at all, and read files of unknown origin within limits."""
 
 from __future__ import annotations
 
@@ -10,10 +10,10 @@ from pathlib import Path
 
 
 def write_whole(path: Path, data: bytes) -> None:
-    """Write a file under a temporary name and rename it; its folder is made.
+    """Write a file under a temporary name and rename it, so that nobody sees half of it. Its folder is created.
 
     Raises:
-        OSError: it cannot be written; nothing is left of it then.
+        OSError: the file cannot be written; then an older file of that name stays as it was.
     """
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
@@ -21,25 +21,25 @@ def write_whole(path: Path, data: bytes) -> None:
         temporary.write_bytes(data)
         os.replace(temporary, path)
     finally:
-        with suppress(OSError):  # it is gone where all went well, and its folder may be missing where not
+        with suppress(OSError):  # after success it has another name, and after a failure its folder may be missing
             temporary.unlink()
 
 
 def read_whole(path: Path, *, limit: int) -> bytes:
-    """Read a regular file; a pipe or a device, which may never end, is not opened for long.
+    """Read a regular file of limited size. Pipes and devices, which may never end, are refused.
 
     Args:
-        path: the file, or a link to one.
-        limit: the most bytes that are read.
+        path: the file, or a link to it.
+        limit: the largest size allowed, in bytes.
 
     Raises:
-        OSError: it cannot be read, is no regular file, or is larger than the limit.
+        OSError: the file cannot be read, is not a regular file, or is larger than the limit.
     """
     handle = os.open(path, os.O_RDONLY | getattr(os, "O_NONBLOCK", 0))
     with open(handle, "rb") as file:
         about = os.fstat(handle)
         if not stat.S_ISREG(about.st_mode):
-            raise OSError(errno.EINVAL, "it is no regular file")
+            raise OSError(errno.EINVAL, "it is not a regular file")
         if about.st_size > limit:
             most = f"{limit >> 20} MiB" if limit >= 2**20 else f"{limit:,} bytes"
             raise OSError(errno.EFBIG, f"it is too large; allowed: up to {most}")
@@ -47,7 +47,7 @@ def read_whole(path: Path, *, limit: int) -> bytes:
 
 
 def is_file(path: Path) -> bool:
-    """Whether a file is there; what cannot be the name of one is none."""
+    """Whether a file exists; False also for text that cannot be a file's name."""
     try:
         return path.is_file()
     except (OSError, ValueError):  # too long, or with a NUL
@@ -55,11 +55,11 @@ def is_file(path: Path) -> bool:
 
 
 def usable_path(path: Path) -> Path:
-    """A path, as a configuration's validator takes it.
+    """Check that a path can be the name of a file; made for pydantic's `AfterValidator`.
 
     Raises:
-        ValueError: no file can have that name.
+        ValueError: the path holds a NUL or half of a surrogate pair.
     """
-    if b"\0" in os.fsencode(path):  # raises where half a surrogate pair is in it
-        raise ValueError("no name of a file holds a NUL")
+    if b"\0" in os.fsencode(path):  # fsencode itself refuses half of a surrogate pair
+        raise ValueError("the name of a file cannot hold a NUL")
     return path

@@ -1,7 +1,7 @@
-"""JSON documents that end with a hash of what stands before it, so that a damaged digit is not read as a measured one.
+"""JSON documents whose last entry is a checksum of the text before it, so that damage is noticed.
 
-Standard library only. The hash finds damage and slips of an editor, not forgery: whoever changes a file on
-purpose removes the entry. A document without one, made by hand or by an older version, is read as it is.
+The checksum finds damage and accidental edits, not forgery: anyone who changes a file on purpose can remove the
+entry. A document without a checksum, made by hand or by an older version, is read without this check.
 """
 
 from __future__ import annotations
@@ -17,14 +17,14 @@ _CHANGED = f'it is not what was written there (an edit on purpose removes its la
 
 
 class ChecksumError(ValueError):
-    """A document is not what was written."""
+    """A document has changed since it was written."""
 
 
 def with_checksum(text: str) -> bytes:
-    """A JSON object with the hash of its text as its last entry.
+    """Add a checksum to the text of a JSON object.
 
     Args:
-        text: an object that is indented by one blank and ends with a brace on a line of its own.
+        text: the object, indented by one blank, with its closing brace on its own line.
     """
     body = text.rstrip().removesuffix("}").rstrip()
     body += "" if body == "{" else ","
@@ -32,11 +32,14 @@ def with_checksum(text: str) -> bytes:
 
 
 def without_checksum(raw: bytes) -> tuple[Any, bool]:
-    """What a JSON document holds, without its checksum, and whether it had one.
+    """Read a JSON document and verify its checksum, if it has one.
+
+    Returns:
+        The document without its checksum, and whether it had one.
 
     Raises:
-        BrokenSealError: it is not what was written.
-        ValueError: it is no JSON, or none that `load_json` takes.
+        ChecksumError: the document has changed since it was written.
+        ValueError: `load_json` refuses it.
     """
     document = load_json(raw)
     if not isinstance(document, dict) or CHECKSUM not in document:

@@ -1,4 +1,4 @@
-"""One way to hash plain data, for every identity that ends up in a file."""
+"""The hash of plain data, used for every identity that is written into a file."""
 
 from __future__ import annotations
 
@@ -8,5 +8,5 @@ from typing import Any
 
 
 def json_sha256(value: Any) -> str:
-    """SHA-256 of plain data by its canonical JSON; what JSON does not know goes in as its `str`."""
+    """SHA-256 of the JSON text of plain data, with sorted keys; other objects are hashed as their `str`."""
     return hashlib.sha256(json.dumps(value, sort_keys=True, default=str).encode()).hexdigest()

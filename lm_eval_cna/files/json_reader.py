@@ -1,8 +1,8 @@
-"""JSON as plain data, from whoever wrote it.
+"""Read JSON of unknown origin as plain data.
 
-`pydantic_core.from_json` refuses what would break the next function that looks at a document: more than 200 levels
-of nesting and half of a surrogate pair, which nobody can hash, tokenize or print. It takes integers of thousands of
-digits, which `float` does not, so they are refused here.
+`pydantic_core.from_json` refuses more than 200 levels of nesting, which would overflow the stack of later functions,
+and half of a surrogate pair, which cannot be hashed, tokenized or printed. It accepts integers of thousands of
+digits, which `float` does not, so these are refused here.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from typing import Any
 
 from pydantic_core import from_json
 
-#: Digits of an integer; a float takes 308.
+#: Most digits of an integer; a float holds 308.
 MOST_DIGITS = 300
 _LONG = re.compile(rb"[0-9]{%d}" % (MOST_DIGITS + 1))
 
@@ -36,7 +36,7 @@ def load_json(raw: bytes) -> Any:
     except ValueError as error:
         message = str(error).replace("recursion limit exceeded", "nested too deeply")
         raise ValueError(f"half of a surrogate pair: {message}" if "hex escape" in message else message) from None
-    if _LONG.search(raw):  # perhaps in a text or a float, which may be long: this parser tells them apart
+    if _LONG.search(raw):  # allowed in text and in floats; this parser finds out whether it is an integer
         json.loads(raw, parse_int=_short_int)
     return document
 

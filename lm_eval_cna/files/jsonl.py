@@ -1,4 +1,4 @@
-"""JSON Lines: one JSON document a line.
+"""JSON Lines: one JSON document on each line.
 
 `read_jsonl(path, limit=BYTES)` gives [(line number, document), ...]; `jsonl_text(documents)` gives the text of a file.
 """
@@ -19,18 +19,18 @@ _BLANK = object()
 
 
 def read_jsonl(path: Path, *, limit: int = 64 * 2**20) -> list[tuple[int, Any]]:
-    """Read a JSON Lines file from whoever wrote it.
+    """Read a JSON Lines file of unknown origin.
 
     Args:
         path: the file.
-        limit: the most bytes that are read.
+        limit: the largest size allowed, in bytes.
 
     Returns:
-        The number of each line, counted from 1, and its document; blank lines are left out.
+        (line number, document) pairs, numbered from 1; blank lines are left out.
 
     Raises:
-        OSError: it cannot be read, is no regular file, or is larger than the limit.
-        ValueError: a line is not JSON that `load_json` takes; the message names the line.
+        OSError: the file cannot be read, is not a regular file, or is larger than the limit.
+        ValueError: `load_json` refuses a line; the message gives its number.
     """
     # Blank lines are read like the others, so that the numbers stay right.
     with jsonlines.Reader(io.BytesIO(read_whole(path, limit=limit)), loads=_load_line) as reader:
@@ -47,7 +47,7 @@ def _load_line(line: str | bytes) -> Any:
 
 
 def jsonl_text(documents: Iterable[Any]) -> str:
-    """The text of a JSON Lines file, non-ASCII letters as they are."""
+    """The text of a JSON Lines file; non-ASCII letters are not escaped."""
     text = io.StringIO()
     with jsonlines.Writer(text) as writer:
         writer.write_all(documents)

@@ -1,4 +1,4 @@
-"""How long work tells how far it is."""
+"""The protocol by which long work reports its progress."""
 
 from __future__ import annotations
 
@@ -6,23 +6,23 @@ from typing import Protocol
 
 
 class Progress(Protocol):
-    """Called while long work goes on, from the thread that does it; a slow one slows the work."""
+    """A function that long work calls from its own thread, so a slow one slows the work."""
 
     def __call__(self, stage: str, done: int, total: int, detail: str = "") -> None:
-        """Tell how far a stage is.
+        """Report how far a stage is.
 
         Args:
-            stage: what is being done; the same text until that is finished.
-            done: how much of it is.
-            total: how much there is; 0 where nobody knows.
-            detail: what else a person who waits wants to read.
+            stage: the name of the stage, the same in all its reports.
+            done: how many units are done.
+            total: how many units there are; 0 if unknown.
+            detail: more text for the person who waits.
         """
 
 
 def silent(stage: str, done: int, total: int, detail: str = "") -> None:
-    """Tell nobody."""
+    """Report nothing."""
 
 
 def named(name: str, progress: Progress) -> Progress:
-    """The progress of one of several pieces of work, whose stages begin with its name."""
+    """Report the progress of one of several jobs: puts its name before the stage."""
     return lambda stage, done, total, detail="": progress(f"{name}: {stage}", done, total, detail)

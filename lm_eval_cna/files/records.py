@@ -1,4 +1,4 @@
-"""Frozen, exactly typed parts of files, and what is wrong with one in a sentence."""
+"""A base class for the contents of files, and pydantic's first error as a sentence."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 
 
 class Record(BaseModel):
-    """A frozen, exactly typed part of a file: unknown keys, wrong types and non-finite numbers are errors."""
+    """Immutable contents of a file; unknown keys, wrong types and non-finite numbers are errors."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False, strict=True)
 
@@ -20,14 +20,14 @@ class AnalysisRecord(BaseModel):
 
 
 class FieldError(NamedTuple):
-    """The first thing that pydantic found wrong; as text, a sentence without its full stop."""
+    """The first error that pydantic found; `str` gives a sentence without its full stop."""
 
     field: str
-    """Dotted name of the field; empty where the whole is wrong."""
+    """Dotted name of the field; empty if the error concerns the whole record."""
     message: str
     """What is wrong with it."""
     got: Any
-    """The value that was given; None where it is missing, or where the message names it."""
+    """The value that was given; None if it is missing or the message already shows it."""
     kind: str
     """Pydantic's name for the error."""
     others: int
@@ -39,7 +39,7 @@ class FieldError(NamedTuple):
 
 
 def first_error(error: ValidationError) -> FieldError:
-    """The first of pydantic's errors.
+    """Pick the first of pydantic's errors.
 
     Example:
         >>> from pydantic import TypeAdapter

@@ -1,8 +1,8 @@
-"""YAML as plain data, from whoever wrote it.
+"""Read YAML of unknown origin as plain data.
 
-`yaml.safe_load` makes no foreign objects, but an alias may stand for a list of aliases: ten short lines can mean a
-billion values, which are harmless until somebody prints or checks them. So a document is measured before it is built.
-It is also held to what JSON knows: dates, sets, bytes and keys that are no text would break whoever writes it on.
+`yaml.safe_load` builds no foreign objects, but aliases of aliases can make ten short lines stand for a billion values,
+so the values are counted before they are built. Only types that JSON has are allowed: dates, sets, bytes and keys that
+are not text could not be written to JSON later.
 """
 
 from __future__ import annotations
@@ -12,14 +12,14 @@ from typing import Any
 
 import yaml
 
-#: Values that a document may mean, aliases written out. A sweep's file has some dozens.
+#: Most values in a document, with aliases expanded. A sweep's file has dozens.
 MOST_VALUES = 10_000
-#: How deep a document may nest.
+#: Most levels of nesting.
 DEEPEST = 50
 _TOO_DEEP = f"nested more than {DEEPEST} deep"
-# PyYAML reads a thousand letters ahead, and looks at all open brackets for each.
+# PyYAML reads a thousand characters ahead and checks all open brackets for each, which is slow.
 _OPEN = re.compile(rb"(?:[\[{]\s*+){%d}" % (DEEPEST + 1))
-#: Letters of a number. Colons make sixties of it, whose digits are costly to add.
+#: Most characters of a number. With colons YAML reads it in base 60, which is slow for a long one.
 _LONGEST_NUMBER = 100
 _TAG = "tag:yaml.org,2002:"
 _NUMBERS = (f"{_TAG}int", f"{_TAG}float")
@@ -27,7 +27,7 @@ _PLAIN = (*_NUMBERS, *(_TAG + name for name in ("str", "bool", "null", "seq", "m
 
 
 class _PlainLoader(yaml.SafeLoader):
-    """Counts values while it reads, so that reading ends early."""
+    """Counts values while it parses, so that it can stop early."""
 
     def __init__(self, text: str) -> None:
         super().__init__(text)
@@ -49,8 +49,8 @@ def load_yaml(data: bytes) -> Any:
     """Read one YAML document.
 
     Raises:
-        ValueError: it is not YAML in UTF-8, holds a value that JSON does not know or that cannot be made, nests too
-            deeply, or means too much.
+        ValueError: the data is not YAML in UTF-8, holds a value that JSON does not have or that cannot be built, nests
+            too deeply, or holds too many values.
     """
     if _OPEN.search(data):
         raise ValueError(_TOO_DEEP)
@@ -64,17 +64,17 @@ def load_yaml(data: bytes) -> Any:
             return loader.construct_document(node)
         finally:
             loader.dispose()
-    # PyYAML lets the errors of its scalar constructors through: !!int "", !!bool x.
+    # PyYAML lets errors of its scalar constructors escape: !!int "", !!bool x.
     except (yaml.YAMLError, LookupError, AttributeError, TypeError, OverflowError) as error:
         raise ValueError(str(error) or type(error).__name__) from error
 
 
 def _measure(node: yaml.Node, known: dict[int, int | None]) -> int:
-    """The values that a node means."""
+    """Count the values under a node, with aliases expanded."""
     if id(node) in known:
         size = known[id(node)]
         if size is None:
-            raise ValueError("an alias stands for what holds it")
+            raise ValueError("an alias refers to the value that contains it")
         return size
     known[id(node)] = None
     _check_plain(node)
@@ -91,13 +91,13 @@ def _check_plain(node: yaml.Node) -> None:
     line = node.start_mark.line + 1
     if node.tag not in _PLAIN:
         kind = node.tag.removeprefix(_TAG)
-        raise ValueError(f"line {line}: a {kind:.40}, where text, numbers, lists and mappings are known; quote a text")
+        raise ValueError(f"line {line}: a {kind:.40}, allowed: text, numbers, lists and mappings; quote text")
     if node.tag in _NUMBERS and len(node.value) > _LONGEST_NUMBER:
         raise ValueError(f"line {line}: a number of {len(node.value)} characters")
     if isinstance(node, yaml.MappingNode):
         for key, _ in node.value:
             if key.tag not in (f"{_TAG}str", f"{_TAG}merge"):
-                raise ValueError(f"line {line}: a key that is no text; quote it")
+                raise ValueError(f"line {line}: a key that is not text; quote it")
 
 
 def _children(node: yaml.Node) -> list[yaml.Node]:

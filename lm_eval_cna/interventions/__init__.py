@@ -1,1 +1,1 @@
-"""What steering applies: circuits and vectors, and the files that hold them."""
+"""Interventions, which steering applies: circuits and vectors, and their files."""

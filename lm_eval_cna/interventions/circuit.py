@@ -1,8 +1,4 @@
-"""Circuit and Vectors: what a file in `circuits/` holds. Frozen, validated, versioned; read and write.
-
-Importable without torch, so that reports can read layer profiles on any machine. File formats are in
-DESIGN section 6; nothing here or anywhere unpickles.
-"""
+"""Circuits and their JSON files (docs/formats.md describes the format). Importable without torch."""
 
 from __future__ import annotations
 
@@ -19,22 +15,24 @@ from pydantic import Field, model_validator
 from lm_eval_cna.errors import InterventionError
 from lm_eval_cna.files.atomic import read_whole
 from lm_eval_cna.files.checksum import ChecksumError, with_checksum, without_checksum
-from lm_eval_cna.interventions.header import Intervention, bytes_sha256, write_intervention
+from lm_eval_cna.files.hashing import json_sha256
+from lm_eval_cna.interventions.header import Intervention, write_intervention
 from lm_eval_cna.interventions.methods import CircuitMethod
 from lm_eval_cna.transformer.neurons import Expert, Neuron, Place, by_projection, in_order
 
 CIRCUIT_SCHEMA: Literal["lm-eval-cna/circuit/1"] = "lm-eval-cna/circuit/1"
 EXPERTS_SCHEMA: Literal["lm-eval-cna/circuit/2"] = "lm-eval-cna/circuit/2"
 _SCHEMAS = (CIRCUIT_SCHEMA, EXPERTS_SCHEMA)
-MOST_NEURONS = 1_000_000  # ten times a thousandth of the largest models' neurons; more is a mistake or an attack
+#: A circuit of 0.1 % of the largest model has a tenth of this; more is a mistake or an attack.
+MOST_NEURONS = 1_000_000
 _MAX_BYTES = 128 * 2**20
-_MOST_COMMAS = 4 * MOST_NEURONS + 10_000  # four a neuron, and the header's
+_MOST_COMMAS = 4 * MOST_NEURONS + 10_000  # four for each neuron, and some for the header
 
 
 class Circuit(Intervention):
-    """A set of neurons, so that a prefix is a smaller circuit.
+    """An ordered set of neurons; its first k neurons are a smaller circuit.
 
-    Strongest first (`cna`), most active first (`top-activation`), or in the order in which they were drawn (`random`).
+    The order is the strongest first (`cna`), the most active first (`top-activation`), or that of drawing (`random`).
 
     Example:
         >>> from lm_eval_cna import Circuit
@@ -50,12 +48,12 @@ class Circuit(Intervention):
     @model_validator(mode="before")
     @classmethod
     def _from_objects(cls, data: Any) -> Any:
-        """Accept the file's `{"layer": ..., "index": ..., "delta": ...}` objects; choose the schema of a new one."""
+        """Convert the objects of a file to neurons, and choose the schema of a new circuit."""
         if not isinstance(data, dict):
             return data
         neurons, model = data.get("neurons"), data.get("model")
         if isinstance(neurons, list):
-            neurons = neurons_of(neurons, data.get("schema"))
+            neurons = _neurons_of(neurons, data.get("schema"))
             data = {**data, "neurons": neurons}
         if "schema" not in data:
             named = any(getattr(neuron, "expert", None) is not None for neuron in neurons or ())
@@ -65,7 +63,7 @@ class Circuit(Intervention):
 
     @model_validator(mode="after")
     def _consistent(self) -> Self:
-        depth = self.model.num_layers  # None where a foreign file does not say
+        depth = self.model.num_layers  # None if a file from elsewhere does not name it
         if self.schema_ == CIRCUIT_SCHEMA and self.model.experts is not None:
             raise ValueError(f"model.experts needs the schema {EXPERTS_SCHEMA}")
         for position, (layer, index, delta, expert) in enumerate(self.neurons):
@@ -106,21 +104,21 @@ class Circuit(Intervention):
 
     @property
     def layers(self) -> tuple[int, ...]:
-        """The layers that are touched, ascending."""
+        """The layers with at least one of the neurons, ascending."""
         return tuple(sorted({neuron.layer for neuron in self.neurons}))
 
     @property
     def sha256(self) -> str:
-        """Hash of the set of neurons."""
-        return bytes_sha256(json.dumps(in_order(self.places)).encode())
+        """Hash of the set of neurons, whatever their order and deltas."""
+        return json_sha256(in_order(self.places))
 
     @property
     def places(self) -> tuple[Place, ...]:
-        """The neurons' names, (layer, index) or (layer, expert, index), in the circuit's order."""
+        """Each neuron as (layer, index) or (layer, expert, index), in the circuit's order."""
         return tuple(neuron.place for neuron in self.neurons)
 
     def prefix(self, k: int) -> Circuit:
-        """The circuit of its first k neurons.
+        """The smaller circuit of the first k neurons.
 
         Raises:
             InterventionError: k is not between 1 and the circuit's size.
@@ -131,15 +129,15 @@ class Circuit(Intervention):
             )
         if k == len(self.neurons):
             return self
-        # The header's hash is that of all the circuit's columns.
+        # The header has the hash of all neurons' columns, which does not fit fewer neurons.
         model = self.model.model_copy(update={"columns_sha256": None})
         return self.model_copy(update={"neurons": self.neurons[:k], "model": model})
 
     def by_layer(self) -> dict[int, list[int]]:
-        """Neuron indices of each touched layer of a model without experts, layers and indices ascending.
+        """Neuron indices by layer, both ascending; only for a model without experts.
 
         Raises:
-            InterventionError: the circuit names experts: see `by_projection`.
+            InterventionError: the circuit names experts; use `by_projection`.
         """
         grouped = self.by_projection()
         if any(expert is not None for _, expert in grouped):
@@ -147,26 +145,21 @@ class Circuit(Intervention):
         return {layer: indices for (layer, _), indices in grouped.items()}
 
     def by_projection(self) -> dict[tuple[int, Expert | None], list[int]]:
-        """Neuron indices of each touched down-projection (layer, expert), in order; a dense layer's expert is None."""
+        """Neuron indices by down-projection (layer, expert), ascending; the expert of a dense layer is None."""
         return by_projection(self.neurons)
 
     def write(self, path: str | Path) -> None:
-        """Write the circuit as one JSON document, whole or not at all.
+        """Write the circuit as a JSON document with a checksum, whole or not at all.
 
         Raises:
-            InterventionError: the file cannot be written there.
+            InterventionError: the file cannot be written.
         """
         header = self.model_dump(by_alias=True, mode="json", exclude={"neurons"})
-        write_intervention(Path(path), circuit_document(header, self.neurons))
+        write_intervention(Path(path), _document(header, self.neurons))
 
 
-def circuit_document(header: dict[str, Any], neurons: Iterable[Neuron]) -> bytes:
-    """One JSON document, a line a neuron, with its seal.
-
-    Args:
-        header: everything but the neurons, the schema under "schema".
-        neurons: in the circuit's order.
-    """
+def _document(header: dict[str, Any], neurons: Iterable[Neuron]) -> bytes:
+    """The file's JSON, with one line for each neuron, so that versions of a file can be compared by eye."""
     header = {"schema": header.pop("schema"), "method": header.pop("method"), **header}
     keys = _keys(header["schema"])
     opened = json.dumps(header, indent=1, allow_nan=False).removesuffix("\n}")
@@ -176,17 +169,16 @@ def circuit_document(header: dict[str, Any], neurons: Iterable[Neuron]) -> bytes
 
 
 def read_circuit_fields(path: Path) -> dict[str, Any]:
-    """The fields of a circuit, unchecked but for the schema.
+    """Read a circuit file for `Circuit.model_validate`, which checks the fields; only the schema is checked here.
 
     Raises:
-        InterventionError: the file is no JSON document of a known schema, or was changed since it was written.
-        OSError: it cannot be read.
+        InterventionError: the file is not a JSON document of a known schema, or has changed since it was written.
+        OSError: the file cannot be read.
     """
     try:
         raw = read_whole(path, limit=_MAX_BYTES)
-        if (
-            raw.count(b",") > _MOST_COMMAS or raw.count(b"[") > MOST_NEURONS
-        ):  # before they are objects, which take ten times the file's size
+        # Counted before parsing, since Python objects take ten times the file's size.
+        if raw.count(b",") > _MOST_COMMAS or raw.count(b"[") > MOST_NEURONS:
             raise InterventionError(f"{path} holds too many neurons", allowed=f"up to {MOST_NEURONS:,}")
         document, _ = without_checksum(raw)
     except ChecksumError as error:
@@ -204,11 +196,11 @@ def read_circuit_fields(path: Path) -> dict[str, Any]:
     return document
 
 
-def neurons_of(entries: list[Any], schema: Any) -> list[Any]:
-    """Neurons from a document's objects; what is no object is left for the caller to judge.
+def _neurons_of(entries: list[Any], schema: Any) -> list[Any]:
+    """Convert the objects of a document to neurons; other values are left for pydantic to refuse.
 
     Raises:
-        ValueError: an object has other keys than the schema's.
+        ValueError: the keys of an object are not those of the schema.
     """
     keys = _keys(schema)
     needed = set(keys) - {"delta"}
@@ -225,13 +217,13 @@ def _keys(schema: Any) -> tuple[str, ...]:
 
 
 def _from_reference(path: Path, document: dict[str, Any]) -> dict[str, Any]:
-    """Read `{"layer,position,neuron": value}`, keeping the largest value of a neuron named at several positions."""
+    """Convert `{"layer,position,neuron": value}`, keeping the largest |value| of a neuron named at several positions."""
     deltas: dict[tuple[int, int], float] = {}
     for key, value in document.items():
         try:
             layer, _, index = (int(part) for part in key.split(","))
             value = float(value)
-            if not math.isfinite(value):  # NaN is larger and smaller than nothing: its neuron would be lost
+            if not math.isfinite(value):  # every comparison with NaN is false, so its neuron would be lost
                 raise ValueError("not a finite number")
         except (TypeError, ValueError, OverflowError) as error:
             raise InterventionError(

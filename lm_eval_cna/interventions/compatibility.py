@@ -1,6 +1,6 @@
-"""Whether an intervention fits a model: shapes refuse, identity warns.
+"""Check whether an intervention fits a model: another shape is an error, other weights of that shape are a warning.
 
-Two models of one shape are told apart by a hash of the weight columns that the intervention names.
+Two models of the same shape are told apart by a hash of the weight columns of the intervention's neurons.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ def check_fit(intervention: Intervention, architecture: Architecture) -> None:
     """Refuse an intervention that was made for a model of another shape.
 
     Raises:
-        InterventionError: layers, MLP width, hidden width or a neuron do not fit.
+        InterventionError: the number of layers, the MLP width, the hidden size, the experts or a neuron do not fit.
     """
     ours = shape_of(architecture)
     for field in ("num_layers", "experts", "mlp_width", "hidden_size"):
@@ -49,7 +49,7 @@ def check_fit(intervention: Intervention, architecture: Architecture) -> None:
             raise InterventionError(
                 f"{intervention.name} names layer {max(intervention.layers)}", allowed=f"{ours.num_layers} layers"
             )
-        # The header need not say how wide the vectors are; they are of one width, Vectors makes sure of that.
+        # The header may leave the width out. `Vectors` makes sure that all have the same.
         width = next(iter(intervention.tensors.values())).shape[0]
         if width != architecture.hidden:
             raise InterventionError(
@@ -62,9 +62,9 @@ def check_fit(intervention: Intervention, architecture: Architecture) -> None:
 def fit_warnings(
     intervention: Intervention, architecture: Architecture, *, revision: str | None, chat_template_sha256: str | None
 ) -> tuple[str, ...]:
-    """What differs between the model an intervention was made on and the one it is applied to.
+    """Warn of differences between the model that an intervention was made on and the one that it is applied to.
 
-    The answer belongs in the results: a wrong circuit of the right shape steers without complaint.
+    These warnings belong in the results, since a circuit of another model with this shape would steer without an error.
     """
     made, warnings = intervention.model, []
     if made.revision is not None and revision is not None and made.revision != revision:
@@ -87,7 +87,7 @@ def fit_warnings(
 
 
 def shape_of(architecture: Architecture) -> ModelInfo:
-    """Layers, widths and experts of a model, nothing else."""
+    """The layers, widths and experts of a model; other fields stay None."""
     layout, mixtures = architecture.layout, [layer for layer in architecture.layers if layer.has_experts]
     experts = None
     if mixtures:
@@ -107,7 +107,7 @@ def shape_of(architecture: Architecture) -> ModelInfo:
 
 
 def identity_of(model: Any, id: str | None = None, revision: str | None = None) -> tuple[str | None, str | None]:
-    """What a header calls a model, and its revision: what is given, or else what the model says of itself."""
+    """A model's name and revision for a header: the given ones, or else those of its configuration."""
     config = getattr(model, "config", None)
     said = getattr(config, "_name_or_path", None), getattr(config, "_commit_hash", None)
     return id or said[0] or None, revision or said[1]
@@ -116,7 +116,7 @@ def identity_of(model: Any, id: str | None = None, revision: str | None = None) 
 def describe_model(
     architecture: Architecture, neurons: Iterable[Place], *, id: str | None, revision: str | None
 ) -> ModelInfo:
-    """Write down the model for a circuit's header; `neurons` are those whose columns are hashed."""
+    """Describe a model for a circuit's header, with a hash of the weight columns of `neurons`."""
     return shape_of(architecture).model_copy(
         update={
             "id": id,
@@ -131,7 +131,7 @@ def describe_model(
 def describe_for_vectors(
     architecture: Architecture, layers: Iterable[int], *, id: str | None, revision: str | None
 ) -> ModelInfo:
-    """Write down the model for the header of vectors, which have nothing to do with experts."""
+    """Describe a model for the header of vectors, which leaves experts out."""
     columns = first_columns(architecture, layers)
     return describe_model(architecture, columns, id=id, revision=revision).model_copy(update={"experts": None})
 
@@ -142,18 +142,17 @@ def first_columns(architecture: Architecture, layers: Iterable[int]) -> list[Pla
 
 
 def named_columns(intervention: Intervention, architecture: Architecture) -> list[Place]:
-    """The neurons whose columns identify the model: a circuit's own, or the first of every layer of vectors."""
+    """The neurons whose columns identify the model: a circuit's own, or the first one of each layer with a vector."""
     if isinstance(intervention, Circuit):
         return list(intervention.places)
     return first_columns(architecture, intervention.layers)
 
 
 def columns_sha256(architecture: Architecture, neurons: Iterable[Place]) -> str | None:
-    """Hash of the named neurons' weight columns, in the model's order; None where they cannot be read.
+    """Hash the weight columns of some neurons, in the model's order; None if the weights cannot be read.
 
-    A quantized weight has none: what the same model's columns are after rounding depends on the quantizer, its version
-    and its device, so a hash of them would differ where nothing is wrong. Where a weight is cut over processes, all of
-    them must call this.
+    Quantized weights count as unreadable: their rounding depends on the quantizer, its version and the device, so the
+    hash would differ for the same model. If a weight is sharded over processes, all of them must call this.
     """
     digest = hashlib.sha256()
     for key, indices in by_projection([neuron_at(place) for place in neurons]).items():

@@ -1,11 +1,7 @@
-"""Where an intervention comes from: the model it was made on and how it was found.
-
-These records are the header of every intervention file (DESIGN section 6).
-"""
+"""The header of every intervention file: the model that it was made on, and how it was found."""
 
 from __future__ import annotations
 
-import hashlib
 import platform
 from bisect import bisect_left
 from datetime import UTC, datetime
@@ -14,12 +10,7 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self, get_args
 
-from pydantic import (
-    Field,
-    SerializerFunctionWrapHandler,
-    model_serializer,
-    model_validator,
-)
+from pydantic import Field, SerializerFunctionWrapHandler, model_serializer, model_validator
 
 from lm_eval_cna.errors import InterventionError
 from lm_eval_cna.files.atomic import write_whole
@@ -31,8 +22,8 @@ NeuronIndex = Annotated[int, Field(ge=0, le=2**31)]
 Depth = Annotated[int, Field(ge=1, le=100_001)]
 Width = Annotated[int, Field(ge=1, le=2**31)]
 ExpertName = Annotated[int, Field(ge=0, le=100_000)] | Literal["shared"]
-#: Where a random control's neurons are drawn: in the layers of the circuit's, there among neurons of similar mean
-#: |activation|, or anywhere in a third of the layers.
+#: From which neurons a random control is drawn: those of the circuit's layers, those of these layers with a similar
+#: mean |activation|, or all of the bottom, middle or top third of the layers.
 Match = Literal["layer", "activation", "bottom", "middle", "top"]
 MATCHES: tuple[Match, ...] = get_args(Match)
 _version = cache(version)  # reading a package's metadata takes milliseconds
@@ -47,13 +38,13 @@ class ExpertsInfo(Record):
     """The mixture-of-experts layers of a model."""
 
     count: Annotated[int, Field(ge=1, le=100_000)]
-    """Routed experts of such a layer."""
+    """Routed experts in each of these layers."""
     width: Width
     """Neurons of a routed expert."""
     shared_width: Width | None = None
-    """Neurons of the shared expert; None where there is none."""
+    """Neurons of the shared expert; None if there is no shared expert."""
     layers: Annotated[tuple[LayerIndex, ...], Field(min_length=1, max_length=100_001, strict=False)]
-    """The layers that have experts, ascending; the others have a dense MLP."""
+    """The layers with experts, ascending; the other layers have a dense MLP."""
 
     @model_validator(mode="after")
     def _ascending(self) -> Self:
@@ -68,26 +59,26 @@ class ExpertsInfo(Record):
 
 
 class ModelInfo(Record):
-    """The model an intervention was made on; None where a file of foreign origin does not say."""
+    """The model that an intervention was made on; a file from elsewhere may leave fields out."""
 
     id: str | None = None
-    """Where it was loaded from."""
+    """The name or path that it was loaded from."""
     revision: str | None = None
-    """At which revision."""
+    """The commit on the hub."""
     architecture: str | None = None
     """Class name of the model."""
     num_layers: Depth | None = None
-    """Decoder layers."""
+    """Number of decoder layers."""
     mlp_width: Width | None = None
-    """Neurons of a layer with a dense MLP; None where all layers have experts."""
+    """Neurons in the MLP of a dense layer; None if all layers have experts."""
     experts: ExpertsInfo | None = None
-    """Of a mixture of experts; left out of the file of any other model."""
+    """The experts of a mixture-of-experts model; the file of any other model does not have this field."""
     hidden_size: Width | None = None
     """Width of the residual stream."""
     dtype: str | None = None
-    """Of the weights."""
+    """Data type of the weights, or how a quantizer packs them."""
     columns_sha256: str | None = None
-    """Hash of the named neurons' weight columns."""
+    """Hash of the weight columns of the intervention's neurons, which tells models of one shape apart."""
 
     @model_validator(mode="after")
     def _deep_enough(self) -> Self:
@@ -103,7 +94,7 @@ class ModelInfo(Record):
 
     @property
     def num_neurons(self) -> int | None:
-        """Neurons of the whole model; None where the header does not name its shape."""
+        """Neurons of the whole model; None if the header does not give its shape."""
         experts = self.experts
         mixed = 0 if experts is None else len(experts.layers)
         dense = None if self.num_layers is None else self.num_layers - mixed
@@ -115,10 +106,10 @@ class ModelInfo(Record):
         return found
 
     def width_of(self, layer: int, expert: Expert | None) -> int | None:
-        """Neurons of a down-projection; None where the header does not say.
+        """Neurons of a down-projection; None if the header does not give it.
 
         Raises:
-            ValueError: the model has no such expert, or has experts where none is named.
+            ValueError: the model has no such expert, or the layer has experts and none is named.
         """
         experts = self.experts
         if experts is None or not experts.has(layer):
@@ -137,7 +128,7 @@ class ModelInfo(Record):
 
     @property
     def shape(self) -> str | None:
-        """Layers and neurons in words."""
+        """Layers and neurons in words, for messages and tables; None if unknown."""
         if self.num_layers is None:
             return None
         if self.experts is None:
@@ -153,22 +144,22 @@ class ModelInfo(Record):
 
 
 class UniversalFilter(Record):
-    """The neurons that were left out because they are active on everything (DESIGN section 7)."""
+    """The neurons that were left out because they are active on almost every prompt."""
 
     fraction: Annotated[float, Field(gt=0, le=1)]
-    """Share of the model's neurons that count as the top of one prompt."""
+    """Share of the model's neurons that count as the most active ones on a prompt, 0 to 1."""
     share: Annotated[float, Field(gt=0, le=1)]
-    """Share of the prompts on which a universal neuron is in that top."""
+    """A neuron is universal if it is among the most active ones on this share of the prompts or more, 0 to 1."""
     prompts: Annotated[int, Field(ge=1)]
-    """Number of diverse prompts."""
+    """Number of prompts, of many kinds."""
     prompts_sha256: str
-    """Hash of them."""
+    """Hash of the prompts."""
     neurons: tuple[_Place, ...] = Field(default=(), strict=False)
-    """The universal neurons, (layer, index) or (layer, expert, index)."""
+    """The universal neurons, as (layer, index) or (layer, expert, index)."""
 
 
 class DiscoveryInfo(Record):
-    """How an intervention was found: enough to find it again."""
+    """How an intervention was found, in enough detail to find it again; fields that do not apply are None."""
 
     contrast: str | None = None
     contrast_sha256: str | None = None
@@ -189,14 +180,14 @@ class DiscoveryInfo(Record):
 
 
 def stamp() -> dict[str, Any]:
-    """The versions that are in use, and now: fields of `DiscoveryInfo`."""
+    """The versions in use and the current time, as fields of `DiscoveryInfo`."""
     versions = {name: _version(name) for name in ("torch", "transformers")}
     versions |= {"lm_eval_cna": _version("lm-eval-cna"), "python": platform.python_version()}
     return {"versions": versions, "created": datetime.now(UTC).isoformat(timespec="seconds")}
 
 
 class Intervention(Record):
-    """What circuits and vectors have in common: where they come from."""
+    """The common part of circuits and vectors: their name and origin."""
 
     name: str
     model: ModelInfo = Field(default_factory=ModelInfo)
@@ -204,25 +195,20 @@ class Intervention(Record):
 
     @property
     def layers(self) -> tuple[int, ...]:
-        """The layers that are touched, ascending."""
+        """The layers that steering changes, ascending."""
         raise NotImplementedError
 
     @property
     def sha256(self) -> str:
-        """Hash of what steering does with it; provenance and deltas do not enter."""
+        """Hash of everything that affects steering; the origin and the deltas do not."""
         raise NotImplementedError
-
-
-def bytes_sha256(data: bytes) -> str:
-    """SHA-256 in hexadecimal."""
-    return hashlib.sha256(data).hexdigest()
 
 
 def write_intervention(path: Path, data: bytes) -> None:
     """Write an intervention file whole, or not at all.
 
     Raises:
-        InterventionError: it cannot be written.
+        InterventionError: the file cannot be written.
     """
     try:
         write_whole(path, data)

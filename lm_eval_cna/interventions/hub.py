@@ -1,7 +1,8 @@
-"""Files on the Hugging Face hub: named with a revision, and held against the hash under which the hub keeps them.
+"""Fetch files from the Hugging Face hub by address and revision, and verify them.
 
-The hub's cache names a file by what the server said of it: the SHA-256 of a large file, git's hash of another.
-Downloads are not held against it by the client, and a cached file is taken as it lies.
+The hub's cache names a file by the hash that the server gave: SHA-256 of a large file, git's hash of a small one. The
+hub's client does not compare the two, so this module does: an intervention file from elsewhere may have no checksum of
+its own.
 """
 
 from __future__ import annotations
@@ -18,20 +19,20 @@ logger = logging.getLogger(__name__)
 SCHEME = "hf://"
 _FORM = "hf://owner/repo/file@revision"
 _COMMIT = re.compile(r"[0-9a-f]{40}")
-# Owner, repository, folders and file, and each part of a revision: they become names in the cache.
+# For the owner, repository, folders, file and parts of the revision, which become names in the cache.
 _NAME = re.compile(r"(?!\.\.?$)[\w. +-]{1,200}", re.ASCII)
 
 
 def fetch(address: str) -> Path:
-    """Bring a file into the hub's cache, or find it there.
+    """Find a file in the hub's cache, or download it into the cache.
 
-    A branch or a tag may move, so its commit is logged: with it in place of the name, the address is that of one file.
+    A branch or a tag may move, so a warning gives the address with the commit instead.
 
     Args:
         address: `hf://owner/repo/file@revision`; the revision is a commit, a tag or a branch.
 
     Raises:
-        InterventionError: it is no such address, the file cannot be fetched, or is not what the hub's hash says.
+        InterventionError: the address has another form, or the file cannot be fetched or does not match its hash.
     """
     from huggingface_hub import hf_hub_download
     from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
@@ -52,7 +53,7 @@ def fetch(address: str) -> Path:
 
 
 def _verify(address: str, blob: Path) -> None:
-    """Hold a file against its name in the cache; where the cache has no blobs (no links), there is none."""
+    """Compare a file with the hash in its name; a cache without symbolic links keeps no hashes."""
     if blob.parent.name != "blobs":
         return
     with blob.open("rb") as file:

@@ -1,12 +1,8 @@
-"""Where in the model a circuit's neurons lie, and how much two circuits have in common.
+"""How a circuit's neurons are spread over the layers, and how much two circuits overlap.
 
-The paper reports that circuits sit late in the model (Llama-3.2-1B: 87 % of the top 200 in the last three of 16
-layers; Qwen2.5-3B: 95 % in the final quarter) and that the circuits of a base model and its instruct twin share 8 to
-29 % of their (layer, neuron) pairs (arXiv 2605.12290, Table 8). Here are those figures for any circuit. Pure Python.
-
-A quarter or a tenth of a number of layers that 4 or 10 does not divide is rounded to the nearest whole number of
-layers, halves up, and is at least one layer: of 18 layers the final quarter is 5 (4.5), of 16 the final tenth is 2
-(1.6), of 4 it is 1. The numbers used stand in the profile.
+These are the figures of arXiv 2605.12290, Table 8, for any circuit: the share of neurons in the last layers, and the
+(layer, neuron) pairs that a base and an instruct model share. A quarter or tenth of the layers is rounded to the
+nearest whole number, halves up, and is at least 1.
 """
 
 from __future__ import annotations
@@ -25,18 +21,18 @@ LAST = 3
 
 @dataclass(frozen=True)
 class LayerShares:
-    """How the neurons of a circuit, or of its top, are spread over the layers."""
+    """How the neurons of a circuit, or its first ones, are spread over the layers."""
 
     neurons: int
-    """How many there are."""
+    """Number of neurons."""
     counts: tuple[int, ...]
-    """Neurons of each layer of the model, from layer 0."""
+    """Neurons in each layer of the model, from layer 0."""
     last_three: float
     """Share in the last three layers, 0 to 1."""
     final_quarter: float
-    """Share in the final quarter of the layers."""
+    """Share in the final quarter of the layers, 0 to 1."""
     final_tenth: float
-    """Share in the final tenth of the layers."""
+    """Share in the final tenth of the layers, 0 to 1."""
 
 
 @dataclass(frozen=True)
@@ -44,47 +40,47 @@ class LayerProfile:
     """The layer profile of a circuit."""
 
     num_layers: int
-    """Layers of the model."""
+    """Number of layers of the model."""
     quarter_layers: int
     tenth_layers: int
-    """How many layers the final quarter and the final tenth are."""
+    """Numbers of layers that the final quarter and the final tenth stand for."""
     whole: LayerShares
-    """All neurons."""
+    """For all neurons."""
     top: LayerShares
-    """The first 200, the strongest ones of a `cna` circuit; equal to `whole` for a smaller circuit."""
+    """For the first 200 neurons, the strongest of a `cna` circuit; equal to `whole` for a smaller circuit."""
 
 
 @dataclass(frozen=True)
 class Overlap:
-    """What two circuits of one shape have in common."""
+    """The neurons that two circuits of one shape share."""
 
     common: int
-    """Neurons in both, of the same layer and, in a mixture of experts, of the same expert."""
+    """Neurons in both circuits; an index counts as the same neuron only in the same layer and expert."""
     size_a: int
     size_b: int
-    """Neurons of each."""
+    """Neurons of each circuit."""
     of_smaller: float
-    """Common neurons over the smaller circuit's size: 1 where one circuit holds the other."""
+    """Common neurons over the size of the smaller circuit; 1 if one circuit contains the other."""
     of_a: float
     of_b: float
-    """Common neurons over each circuit's size."""
+    """Common neurons over the size of each circuit."""
     jaccard: float
-    """Common neurons over the neurons in either."""
+    """Common neurons over the neurons in at least one circuit."""
     by_chance: float | None
-    """The `of_smaller` to expect of two circuits of these sizes drawn at random from the whole model, larger size over
-    all neurons; None where neither file names the model's shape."""
+    """Expected `of_smaller` of two random circuits of these sizes: the larger size over all neurons of the model. None
+    if neither file gives the model's shape."""
 
 
 def layer_profile(circuit: Circuit, *, num_layers: int | None = None, top: int = TOP) -> LayerProfile:
-    """Count a circuit's neurons by layer, and give the shares that lie late in the model.
+    """Count a circuit's neurons by layer, and compute the shares in the last layers.
 
     Args:
         circuit: the circuit.
-        num_layers: layers of the model, for a file that does not name them (the reference repository's).
-        top: how many neurons count as the top.
+        num_layers: number of layers of the model, for a file that does not give it (the reference repository's).
+        top: how many of the first neurons `LayerProfile.top` covers.
 
     Raises:
-        InterventionError: the number of layers is not known, contradicts the file, or is too small for the circuit.
+        InterventionError: the number of layers is unknown, contradicts the file, or is too small for the circuit.
     """
     layers = _num_layers(circuit, num_layers)
     quarter, tenth = final_layers(layers, 4), final_layers(layers, 10)
@@ -94,18 +90,18 @@ def layer_profile(circuit: Circuit, *, num_layers: int | None = None, top: int =
 
 
 def final_layers(num_layers: int, parts: int) -> int:
-    """How many layers the final `parts`-th of a model is: the nearest whole number, halves up, at least 1."""
+    """Number of layers in the last 1/`parts` of a model: the nearest whole number, halves up, at least 1."""
     return max(1, (2 * num_layers + parts) // (2 * parts))
 
 
 def overlap(a: Circuit, b: Circuit) -> Overlap:
-    """Compare two circuits of models of one shape, neuron by neuron; deltas play no part.
+    """Count the neurons that two circuits share; deltas are ignored.
 
-    A shape that a file does not name is taken from the other one.
+    A shape that one file does not give is taken from the other file.
 
     Raises:
-        InterventionError: the models differ in layers, MLP width or experts, or a circuit has neurons outside the
-            other's model.
+        InterventionError: the models differ in layers, MLP width or experts, or a circuit has neurons that the other's
+            model does not have.
     """
     neurons = _common_shape(a, b).num_neurons
     pairs_a, pairs_b = set(a.places), set(b.places)
@@ -151,7 +147,7 @@ def _num_layers(circuit: Circuit, given: int | None) -> int:
 
 
 def _common_shape(a: Circuit, b: Circuit) -> ModelInfo:
-    """The layers, MLP width and experts that both circuits belong to, as far as these are named."""
+    """The layers, MLP width and experts of both models, as far as the files give them."""
     shape: dict[str, Any] = {}
     for field, words in (("num_layers", "layers"), ("mlp_width", "neurons a layer"), ("experts", "experts")):
         of_a, of_b = getattr(a.model, field), getattr(b.model, field)

@@ -1,4 +1,4 @@
-"""Read any intervention file: a circuit's JSON or the safetensors of vectors."""
+"""Read an intervention file of either kind: a circuit's JSON or the safetensors of vectors."""
 
 from __future__ import annotations
 
@@ -10,18 +10,12 @@ from lm_eval_cna.errors import InterventionError
 from lm_eval_cna.files.atomic import is_file
 from lm_eval_cna.files.records import first_error
 from lm_eval_cna.interventions import hub
-from lm_eval_cna.interventions.circuit import (
-    Circuit,
-    read_circuit_fields,
-)
-from lm_eval_cna.interventions.vectors import (
-    Vectors,
-    read_vectors_fields,
-)
+from lm_eval_cna.interventions.circuit import Circuit, read_circuit_fields
+from lm_eval_cna.interventions.vectors import Vectors, read_vectors_fields
 
 
 def read_intervention(source: str | Path) -> Circuit | Vectors:
-    """Read a circuit or vectors.
+    """Read a circuit or vectors from a file or from the Hugging Face hub.
 
     Args:
         source: a path, or `hf://owner/repo/file@revision`. A JSON file is a circuit, also in the reference

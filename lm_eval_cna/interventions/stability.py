@@ -1,17 +1,7 @@
-"""How stable a circuit is over prompts, as a file beside the circuit's. Pure Python.
+"""The cross-validation of a circuit, stored in a file beside it.
 
-The contrast set is split into folds; for each a circuit of the same size is found on the prompts of the other
-folds, and held against the prompts that were left out (`folds.assess` measures, `analysis.stability` judges):
-
-- overlap: the Jaccard index of each two folds' circuits. Two such circuits share most of their prompts, so the index of
-  circuits drawn at random is too low a bar; beside it stands that of circuits found in the same way after labels were
-  shuffled, which set nothing apart.
-- delta: mean over the circuit's neurons of sign(d) * (mean(positive) - mean(negative)), where d is a neuron's delta on
-  the prompts that the circuit was found on. There it is the mean |delta|; on the prompts that were left out it is
-  smaller by as much as the choice of neurons flattered it. In units of activation.
-- kl: KL(untouched || circuit ablated) of the first generated token, in nats, on each positive prompt that was left out:
-  of the fold's circuit, which has not seen the prompt; of the whole circuit, which has; and of random neurons of the
-  fold's circuit's layers.
+For each fold of the contrast set a circuit of the same size is found on the other folds and tested on the prompts that
+were left out. `validation.cross_validation` measures, `analysis.stability` judges.
 """
 
 from __future__ import annotations
@@ -23,10 +13,10 @@ from typing import Annotated, Literal, Self
 from pydantic import Field, ValidationError, model_validator
 
 from lm_eval_cna.errors import InterventionError
-from lm_eval_cna.files.atomic import read_whole, write_whole
+from lm_eval_cna.files.atomic import read_whole
 from lm_eval_cna.files.checksum import with_checksum, without_checksum
 from lm_eval_cna.files.records import Record, first_error
-from lm_eval_cna.interventions.header import ModelInfo
+from lm_eval_cna.interventions.header import ModelInfo, write_intervention
 
 STABILITY_SCHEMA: Literal["lm-eval-cna/stability/1"] = "lm-eval-cna/stability/1"
 _MAX_BYTES = 64 * 2**20
@@ -35,27 +25,33 @@ Kls = tuple[Annotated[float, Field(ge=0)] | None, ...]
 
 
 class Fold(Record):
-    """One fold: the circuit that was found without its prompts, and what it does on them."""
+    """One fold: the circuit found without its prompts, tested on them.
+
+    A delta here is the mean over the circuit's neurons of sign(d) * (mean(positive) - mean(negative)), where d is a
+    neuron's delta on the prompts that the circuit was found on, in units of activation. It is smaller on the prompts
+    left out, by as much as choosing the neurons on the other prompts overstates it. A KL is KL(untouched || ablated) of
+    the first generated token, in nats.
+    """
 
     positive: Annotated[int, Field(ge=1)]
     negative: Annotated[int, Field(ge=1)]
-    """Prompts of the fold."""
+    """Numbers of prompts in the fold."""
     prompts_sha256: str
-    """Hash of them."""
+    """Hash of the prompts."""
     circuit_sha256: str
     """Hash of the circuit found on the prompts of the other folds."""
     of_whole: Share
-    """Jaccard index of that circuit and the whole one."""
+    """Jaccard index of this circuit and the one found on all prompts."""
     delta_seen: float
     """Delta on the prompts of the other folds."""
     delta_left_out: float
-    """Delta on the fold's own."""
+    """Delta on the prompts of the fold."""
     kl: Kls
-    """For each positive prompt of the fold, its circuit ablated; None where it is not a finite number."""
+    """KL for each positive prompt of the fold, with the fold's circuit ablated; None if it is not finite."""
     kl_whole: Kls
-    """The same with the whole circuit."""
+    """The same with the circuit found on all prompts, this fold's included."""
     kl_random: Kls
-    """The same with random neurons."""
+    """The same with random neurons of the layers of the fold's circuit."""
 
     @model_validator(mode="after")
     def _consistent(self) -> Self:
@@ -69,30 +65,30 @@ class Stability(Record):
 
     schema_: Literal["lm-eval-cna/stability/1"] = Field(default=STABILITY_SCHEMA, alias="schema")
     model: ModelInfo = Field(default_factory=ModelInfo)
-    """That it was found on."""
+    """The model that the circuit was found on."""
     circuit_sha256: str
-    """Hash of the whole circuit, found on all prompts."""
+    """Hash of the circuit found on all prompts."""
     size: Annotated[int, Field(ge=1)]
-    """Neurons of it and of each fold's."""
+    """Neurons of this circuit and of each fold's circuit."""
     contrast: str
     contrast_sha256: str
-    """The contrast set."""
+    """Name and hash of the contrast set."""
     seed: int
-    """Of the split."""
+    """Seed of the split into folds."""
     folds: Annotated[tuple[Fold, ...], Field(min_length=2)]
-    """The folds."""
     found_in: tuple[Annotated[int, Field(ge=0)], ...]
-    """For each neuron of the whole circuit, in its order, how many folds' circuits hold it."""
+    """For each neuron of the circuit, in its order, the number of folds whose circuit has it."""
     jaccard: tuple[Share, ...]
-    """Of each two folds' circuits, in the order (0, 1), (0, 2), ... (1, 2), ..."""
+    """Jaccard index of each two folds' circuits, in the order (0, 1), (0, 2), ... (1, 2), ..."""
     jaccard_shuffled: tuple[Share, ...] | None
-    """The same for circuits found with shuffled labels; None where there are too few prompts."""
+    """The same for circuits found with shuffled labels, a higher bar than random circuits since two folds share most of
+    their prompts; None if there are too few prompts."""
     jaccard_random: Share
-    """To expect of two circuits drawn at random."""
+    """Expected Jaccard index of two random circuits."""
     versions: dict[str, str] = Field(default_factory=dict)
-    """Of the libraries."""
+    """Versions of the libraries."""
     created: str | None = None
-    """When."""
+    """When it was measured, ISO 8601."""
 
     @model_validator(mode="after")
     def _consistent(self) -> Self:
@@ -107,24 +103,21 @@ class Stability(Record):
         """Write the record, whole or not at all.
 
         Raises:
-            InterventionError: the file cannot be written there.
+            InterventionError: the file cannot be written.
         """
-        try:
-            write_whole(path, with_checksum(json.dumps(self.model_dump(by_alias=True, mode="json"), indent=1)))
-        except OSError as error:
-            raise InterventionError(f"cannot write {path}: {error.strerror or error}") from error
+        write_intervention(path, with_checksum(json.dumps(self.model_dump(by_alias=True, mode="json"), indent=1)))
 
 
 def stability_path(circuit: Path) -> Path:
-    """Where the stability of a circuit file is kept: beside it, `circuit.stability.json` for `circuit.json`."""
+    """The file beside a circuit's with its stability: `circuit.stability.json` for `circuit.json`."""
     return circuit.with_name(f"{circuit.stem}.stability.json")
 
 
 def read_stability(path: Path) -> Stability:
-    """Read a record.
+    """Read a stability record.
 
     Raises:
-        InterventionError: it is missing, damaged or of another schema.
+        InterventionError: the file is missing, damaged or of another schema.
     """
     try:
         document, _ = without_checksum(read_whole(path, limit=_MAX_BYTES))
@@ -135,9 +128,6 @@ def read_stability(path: Path) -> Stability:
         ) from error
     except OSError as error:
         raise InterventionError(f"cannot read {path}: {error.strerror or error}") from error
-    except ValidationError as error:
-        raise InterventionError(
-            f"{path} is no stability record of schema {STABILITY_SCHEMA}: {first_error(error)}"
-        ) from error
     except ValueError as error:
-        raise InterventionError(f"{path} is no stability record of schema {STABILITY_SCHEMA}: {error}") from error
+        reason = first_error(error) if isinstance(error, ValidationError) else error
+        raise InterventionError(f"{path} is no stability record of schema {STABILITY_SCHEMA}: {reason}") from error

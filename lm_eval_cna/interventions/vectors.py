@@ -1,4 +1,4 @@
-"""Vectors: one per layer, in the width of the residual stream, and their safetensors file."""
+"""Vectors, one for each layer, to be added to the residual stream; and their safetensors files."""
 
 from __future__ import annotations
 
@@ -7,21 +7,18 @@ import json
 import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, Literal, Self
+
+from pydantic import ConfigDict, Field, model_validator
 
 from lm_eval_cna.errors import InterventionError
 from lm_eval_cna.files.checksum import CHECKSUM
 from lm_eval_cna.files.json_reader import load_json
+from lm_eval_cna.interventions.header import Intervention, LayerIndex, write_intervention
+from lm_eval_cna.interventions.methods import VectorsMethod
 
 if TYPE_CHECKING:
     import torch
-
-from typing import Self
-
-from pydantic import ConfigDict, Field, model_validator
-
-from lm_eval_cna.interventions.header import Intervention, LayerIndex, bytes_sha256, write_intervention
-from lm_eval_cna.interventions.methods import VectorsMethod
 
 VECTORS_SCHEMA: Literal["lm-eval-cna/vectors/1"] = "lm-eval-cna/vectors/1"
 _METADATA_KEY = "lm-eval-cna"
@@ -29,7 +26,7 @@ _MAX_BYTES = 2**30  # the largest models have 10 MB of vectors
 
 
 class Vectors(Intervention):
-    """One vector per layer in the residual width: mean(positive) - mean(negative).
+    """One vector [hidden] for each layer: mean(positive) - mean(negative) of what was read there.
 
     Example:
         >>> import torch
@@ -44,8 +41,8 @@ class Vectors(Intervention):
     schema_: Literal["lm-eval-cna/vectors/1"] = Field(default=VECTORS_SCHEMA, alias="schema")
     method: VectorsMethod
     place: Literal["write", "block"] = "write"
-    """"write", added to what the MLP contributes to the residual stream, or "block", added to the residual stream
-    behind the layer."""
+    """Where it is added: "write", to the MLP's output before that joins the residual stream, or "block", to the
+    residual stream behind the layer."""
     tensors: dict[LayerIndex, Any] = Field(exclude=True, min_length=1)
     """Layer -> tensor [hidden], float32."""
 
@@ -70,48 +67,38 @@ class Vectors(Intervention):
 
     @property
     def layers(self) -> tuple[int, ...]:
-        """The layers that are touched, ascending."""
+        """The layers that have a vector, ascending."""
         return tuple(sorted(self.tensors))
 
     @property
     def sha256(self) -> str:
-        """Hash of the place and of the tensors."""
+        """Hash of the place and the tensors."""
         data = self.place.encode()
         for layer in self.layers:
             data += str(layer).encode() + tensor_bytes(self.tensors[layer].float())
-        return bytes_sha256(data)
+        return hashlib.sha256(data).hexdigest()
 
     def write(self, path: str | Path) -> None:
-        """Write the vectors as safetensors with the header in the metadata, whole or not at all.
+        """Write the vectors as safetensors, float32, with the header in the metadata; whole or not at all.
 
         Raises:
-            InterventionError: the file cannot be written there.
+            InterventionError: the file cannot be written.
         """
-        header = self.model_dump(by_alias=True, mode="json")
-        write_intervention(Path(path), vectors_document(header, {layer: self.tensors[layer] for layer in self.layers}))
+        from safetensors.torch import save
 
-
-def vectors_document(header: Mapping[str, Any], vectors: Mapping[int, torch.Tensor]) -> bytes:
-    """The bytes of a vectors file.
-
-    Args:
-        header: everything but the tensors, as plain data.
-        vectors: layer -> tensor [hidden]; written as float32.
-    """
-    from safetensors.torch import save
-
-    text = json.dumps(header, allow_nan=False)
-    tensors = {f"layer.{layer}": vector.float().contiguous().cpu() for layer, vector in vectors.items()}
-    raw: bytes = save(tensors, metadata={_METADATA_KEY: text, CHECKSUM: _contents_sha256(text, tensors)})
-    return raw
+        header = json.dumps(self.model_dump(by_alias=True, mode="json"), allow_nan=False)
+        tensors = {f"layer.{layer}": self.tensors[layer].float().contiguous().cpu() for layer in self.layers}
+        metadata = {_METADATA_KEY: header, CHECKSUM: _contents_sha256(header, tensors)}
+        write_intervention(Path(path), save(tensors, metadata=metadata))
 
 
 def read_vectors_fields(path: Path) -> dict[str, Any]:
-    """The fields of vectors, unchecked but for the schema and the tensors' names; `tensors` by layer.
+    """Read a vectors file for `Vectors.model_validate`; only the schema and the tensors' names are checked here.
 
     Raises:
-        InterventionError: the file is no safetensors file of vectors, too large, or not what was written there.
-        OSError: it cannot be read.
+        InterventionError: the file is not a safetensors file of vectors, is too large, or has changed since it was
+            written.
+        OSError: the file cannot be read.
     """
     from safetensors import SafetensorError, safe_open
 
@@ -122,7 +109,7 @@ def read_vectors_fields(path: Path) -> dict[str, Any]:
         with safe_open(path, framework="pt") as file:
             metadata, keys = file.metadata() or {}, sorted(file.keys())
             header = load_json(metadata.get(_METADATA_KEY, "null").encode())
-            layers = _layers_of(path, keys)  # before any of them is read
+            layers = _layers_of(path, keys)  # checked before any tensor is read
             tensors = {key: file.get_tensor(key) for key in keys}
     except (SafetensorError, ValueError) as error:
         raise InterventionError(f"{path} is not a readable safetensors file: {error}") from error
@@ -135,7 +122,7 @@ def read_vectors_fields(path: Path) -> dict[str, Any]:
 
 
 def tensor_bytes(tensor: torch.Tensor) -> bytes:
-    """The raw bytes of a tensor, on the host."""
+    """The raw bytes of a tensor on any device."""
     import torch
 
     raw: bytes = tensor.detach().cpu().contiguous().view(torch.uint8).numpy().tobytes()
@@ -151,7 +138,7 @@ def _layers_of(path: Path, keys: Sequence[str]) -> list[int]:
 
 
 def _contents_sha256(header: str, tensors: Mapping[str, torch.Tensor]) -> str:
-    """Hash of all that a vectors file holds."""
+    """Hash of everything in a vectors file."""
     data = header.encode()
     for key, tensor in sorted(tensors.items()):
         data += f"{key} {tuple(tensor.shape)} {tensor.dtype} ".encode() + tensor_bytes(tensor)

@@ -325,7 +325,7 @@ def test_a_contrast_set_with_half_a_character(tmp_path: Path) -> None:
 
 def test_a_contrast_set_that_names_a_device() -> None:
     source = Source(url="/dev/zero", sha256="a" * 64, column="c")
-    with no_hang(), pytest.raises(ContrastError, match="no regular file"):
+    with no_hang(), pytest.raises(ContrastError, match="not a regular file"):
         rows(source)
 
 
