@@ -58,13 +58,17 @@ def draw(panels: Sequence[Panel], *, title: str, stem: Path) -> list[Path]:
     stem.parent.mkdir(parents=True, exist_ok=True)
     # Not with_suffix, for which qwen-1.5b and qwen-1.7b are one name.
     files = [stem.with_name(stem.name + suffix) for suffix in (".png", ".pdf")]
-    for file in files:
-        temporary = file.with_name(f".{file.stem}.tmp{file.suffix}")
-        # The same figures twice are the same bytes.
-        figure.savefig(temporary, dpi=150, metadata={"CreationDate": None} if file.suffix == ".pdf" else None)
-        temporary.replace(file)
-        figure.set_layout_engine("none")  # the places found for the first file are those of the second
+    # Without a date, so that the same figures twice are the same bytes.
+    facts = ({"Software": signature(stem.name)}, {"Creator": signature(stem.name), "CreationDate": None})
+    for file, metadata in zip(files, facts, strict=True):
+        figure.savefig(file, dpi=150, metadata=metadata)
+        figure.set_layout_engine("none")  # keep the layout of the first file for the second
     return files
+
+
+def signature(name: str) -> str:
+    """What a report writes into its table or figure of a name, to tell it from files of the user's later."""
+    return f"lm-eval-cna report [{name}]"
 
 
 def _panel(axis: Any, panel: Panel) -> None:

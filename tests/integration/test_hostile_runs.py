@@ -17,7 +17,7 @@ from lm_eval_cna.analysis.outcomes import read_outcomes
 from lm_eval_cna.analysis.verdicts import DamageBudget
 from lm_eval_cna.errors import RunError
 from lm_eval_cna.organism.store import load_organism
-from lm_eval_cna.report.files import ReportFiles
+from lm_eval_cna.report.figures import signature
 from lm_eval_cna.report.page import write_report
 from lm_eval_cna.report.run import read_runs
 from lm_eval_cna.results.directory import RunDirectory
@@ -103,24 +103,25 @@ def test_folders_that_are_links_out_are_neither_written_to_nor_emptied(run: RunD
     before = sorted(path for path in outside.rglob("*"))
     with pytest.raises(RunError, match=r"cells leads out of .*, to .*outside"):
         run.write_json("cells/new.json", {})
-    run.write_text("report.files.json", '{"schema": "lm-eval-cna/report-files/1", "files": ["tables/kept.tex"]}')
     (run.path / "manifest.json").unlink()
     with pytest.raises(RunError, match="leads out"):  # results without a manifest are removed, but not those
         run.adopt({"plan": {}})
     assert sorted(path for path in outside.rglob("*")) == before
 
 
-def test_a_report_stays_in_its_place(run: RunDirectory) -> None:
+@pytest.mark.parametrize("folder", ["tables", "figures"])
+def test_a_report_stays_in_its_place(folder: str, run: RunDirectory, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("lm_eval_cna.report.page.draw", lambda *_, **__: [])
     outside = run.path.parents[1] / "outside"
     outside.mkdir()
-    (outside / "kept.tex").write_text("")
+    (outside / "kept.tex").write_text(signature("kept"))
     output = run.path.parent / "report"
     output.mkdir()
-    (output / "tables").symlink_to(outside, target_is_directory=True)
-    (output / "report.files.json").write_text('{"schema": "lm-eval-cna/report-files/1", "files": ["tables/kept.tex"]}')
-    with pytest.raises(RunError, match="tables leads out of"):
+    (output / folder).symlink_to(outside, target_is_directory=True)
+    with pytest.raises(RunError, match=f"{folder} leads out of"):
         write_report([run], output)
     assert [path.name for path in outside.iterdir()] == ["kept.tex"]
+    assert [path.name for path in output.iterdir()] == [folder], "nothing was replaced and nothing temporary is left"
 
 
 def test_a_link_to_a_file_is_read_and_replaced_but_not_written_through(run: RunDirectory) -> None:
@@ -173,12 +174,6 @@ def test_a_lock_is_neither_waited_for_nor_made_elsewhere(run: RunDirectory) -> N
     with pytest.raises(RunError, match="cannot write to"), run.lock():
         pass
     assert not elsewhere.exists()
-
-
-def test_a_list_of_a_report_s_files_that_is_a_pipe_is_replaced(tmp_path: Path) -> None:
-    os.mkfifo(tmp_path / "report.files.json")
-    ReportFiles(tmp_path).finish()
-    assert json.loads((tmp_path / "report.files.json").read_bytes())["files"] == []
 
 
 def test_an_organism_whose_record_is_a_pipe_is_none(tmp_path: Path) -> None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import json
+import os
 import re
 from collections.abc import Sequence
 from pathlib import Path
@@ -14,6 +14,7 @@ from lm_eval_cna.analysis.evidence import read_evidence
 from lm_eval_cna.analysis.verdicts import DamageBudget
 from lm_eval_cna.errors import InterventionError, RunError
 from lm_eval_cna.interventions.reading import read_intervention
+from lm_eval_cna.report.figures import signature
 from lm_eval_cna.report.page import write_report
 from lm_eval_cna.results.cells import BASELINE, Cell
 from lm_eval_cna.results.directory import RunDirectory
@@ -317,9 +318,10 @@ def test_figures_and_tables_are_written_and_named_in_the_report(tmp_path: Path) 
     for figure in named:
         assert (tmp_path / figure).read_bytes().startswith(b"\x89PNG")
         assert (tmp_path / figure).with_suffix(".pdf").read_bytes().startswith(b"%PDF")
-    written = ["figures", "report.files.json", "report.html", "report.md", "run", "tables"]
+    for file in (tmp_path / "figures").iterdir():
+        assert signature(file.stem).encode() in file.read_bytes(), "a later report knows it again"
+    written = ["figures", "report.html", "report.md", "run", "tables"]
     assert sorted(path.name for path in tmp_path.iterdir()) == written
-    assert not [path for path in tmp_path.rglob("*") if ".tmp" in path.name], "nothing temporary is left"
     assert (directory.path / "evidence.json").is_file()
 
 
@@ -332,51 +334,52 @@ def test_a_name_is_no_formula_and_no_path(tmp_path: Path) -> None:
     assert all(path.parent.name == "tables" for path in (tmp_path / "out").rglob("*.tex"))
 
 
+def drawn(panels: Sequence[Any], *, title: str, stem: Path) -> list[Path]:
+    stem.parent.mkdir(exist_ok=True)
+    files = [stem.with_name(stem.name + suffix) for suffix in (".png", ".pdf")] if panels else []
+    for file in files:
+        file.write_text(signature(stem.name))
+    return files
+
+
+def names_in(folder: Path) -> set[str]:
+    return {path.relative_to(folder).as_posix() for path in folder.rglob("*")}
+
+
 def test_a_report_with_less_in_it_leaves_nothing_of_the_earlier_one(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def quick_draw(panels: Sequence[Any], *, title: str, stem: Path) -> list[Path]:
-        stem.parent.mkdir(parents=True, exist_ok=True)
-        files = [stem.with_name(stem.name + suffix) for suffix in (".png", ".pdf")] if panels else []
-        for file in files:
-            file.write_text(title)
-        return files
-
-    monkeypatch.setattr("lm_eval_cna.report.page.draw", quick_draw)
+    monkeypatch.setattr("lm_eval_cna.report.page.draw", drawn)
     out = tmp_path / "out"
     write_report([special_run(tmp_path / "more"), run(tmp_path / "run")], out)
-    before = {path.relative_to(out).as_posix() for path in out.rglob("*") if path.is_file()}
-    assert {"tables/more-special.tex", "figures/more-sizes.pdf", "tables/overlap.tex"} <= before
-    for name in ("tables/mine.tex", "figures/mine.png", "tables/notes.txt", "more.txt"):
+    assert {"tables/more-special.tex", "figures/more-sizes.pdf", "tables/overlap.tex"} <= names_in(out)
+    mine = {"tables/mine.tex", "figures/mine.png", "tables/notes.txt", "more.txt", "tables/copied.tex", "tables/a.tex"}
+    for name in mine - {"tables/copied.tex", "tables/a.tex"}:
         (out / name).write_text("the user's")
-    (out / "tables" / "more-harm.tex").unlink()  # gone already is no error
+    # A copy under another name is the user's, and so is whatever is no regular file.
+    (out / "tables/copied.tex").write_bytes((out / "tables/more-harm.tex").read_bytes())
+    os.mkfifo(out / "tables/a.tex")
+    (out / "tables/more-special.tex").unlink()  # gone already is no error
     write_report([run(tmp_path / "again" / "run")], out)
-    after = {path.relative_to(out).as_posix() for path in out.rglob("*") if path.is_file()}
-    assert not [name for name in after if "more-" in name or "overlap" in name]
-    assert {"tables/mine.tex", "figures/mine.png", "tables/notes.txt", "more.txt", "tables/run-harm.tex"} <= after
-    # What a report does not list it does not remove: of another place, of another kind, or without a list at all.
-    (tmp_path / "outside.tex").write_text("the user's")
-    listed = [
-        "tables/mine.tex",
-        "../outside.tex",
-        "tables/../../outside.tex",
-        "/etc/hosts",
-        "tables/notes.txt",
-        "more.txt",
-    ]
-    document = {"schema": "lm-eval-cna/report-files/1", "files": listed}
-    (out / "report.files.json").write_text(json.dumps(document))
-    write_report([run(tmp_path / "third" / "run")], out)
-    assert (
-        (tmp_path / "outside.tex").is_file()
-        and (out / "tables" / "notes.txt").is_file()
-        and (out / "more.txt").is_file()
-    )
-    assert not (out / "tables" / "mine.tex").exists(), "a name that a report gives, listed as its own"
-    for text in ("[]", "{", "\x00", '{"files": 3}'):
-        (out / "report.files.json").write_text(text)
-        write_report([run(tmp_path / "third" / "run")], out)
-    assert (out / "figures" / "mine.png").is_file()
+    assert mine | {"tables/run-harm.tex", "figures/run-metrics.png"} <= names_in(out)
+    assert not [name for name in names_in(out) if "/more-" in name or "overlap" in name]
+
+
+@pytest.mark.parametrize("fails", ["lm_eval_cna.report.page.latex_table", "lm_eval_cna.report.page.document"])
+def test_an_interrupted_report_leaves_the_earlier_one(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, fails: str
+) -> None:
+    def interrupt(*_: Any) -> str:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("lm_eval_cna.report.page.draw", drawn)
+    out = tmp_path / "out"
+    write_report([run(tmp_path / "run")], out)
+    before = {path: path.read_bytes() for path in out.rglob("*") if path.is_file()}
+    monkeypatch.setattr(fails, interrupt)
+    with pytest.raises(KeyboardInterrupt):
+        write_report([special_run(tmp_path / "more")], out)
+    assert {path: path.read_bytes() for path in out.rglob("*") if path.is_file()} == before
 
 
 def test_the_same_report_twice_is_the_same(tmp_path: Path) -> None:

@@ -34,7 +34,7 @@ OPENED = {
     "models/vllm_engine/checkpoint.py": "reads what transformers reads, with its library",
     "organism/store.py": "holds every file against its hash, in the user's own cache",
     "paper/plan.py": ("prompts", "prompts as text"),
-    "report/files.py": "takes its list of files for absent where pydantic does not know it",
+    "report/page.py": "only looks for its own name in figures and tables",
     "results/directory.py": ("manifest", "results", "summary", "verdicts", "divergences", "self-check", "evidence"),
     "results/responses.py": ("response store",),
     "sweep/config.py": ("sweep", "many sweeps"),
