@@ -10,7 +10,7 @@ import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import cached_property
-from typing import Any
+from typing import Any, TypeGuard
 
 import torch
 from lm_eval.api.registry import register_model
@@ -18,11 +18,14 @@ from lm_eval.models.huggingface import HFLM
 from torch import nn
 
 from lm_eval_cna.files.hashing import json_sha256
+from lm_eval_cna.interventions.circuit import Circuit
+from lm_eval_cna.interventions.vectors import Vectors
 from lm_eval_cna.models.arguments import check_batch_size, check_device, check_dtype, naming_the_model
 from lm_eval_cna.models.decoding.likelihood import can_share, score_tokens
 from lm_eval_cna.models.quantization import describe_quantization, quantization_asked_for
 from lm_eval_cna.models.steered import Steered, described, read_arguments
 from lm_eval_cna.steering.apply import Steering, apply
+from lm_eval_cna.steering.modes import Mode, resolve_mode
 from lm_eval_cna.steering.setting import Setting
 from lm_eval_cna.transformer.decoder import Architecture, find_architecture
 from lm_eval_cna.transformer.fingerprint import weights_sha256
@@ -77,7 +80,7 @@ class CNAHFLM(Steered, HFLM):  # type: ignore[misc]  # lm-eval carries no type i
         if asked.setting.intervention is not None:
             self.steer(asked.setting)
 
-    engine = "hf"
+    shares_batches = computes_here = True
 
     @property
     def module(self) -> nn.Module:
@@ -106,6 +109,14 @@ class CNAHFLM(Steered, HFLM):  # type: ignore[misc]  # lm-eval carries no type i
             self.accept(intervention)
             self.steering = apply(self.model, setting, mode=self.mode, architecture=self.architecture)
         self.setting = setting
+
+    def resolve_mode(self, intervention: Circuit | Vectors, mode: Mode) -> str:
+        """How the model would be steered with an intervention: "fold" or "hook".
+
+        Raises:
+            SteeringError: not at all in this mode.
+        """
+        return resolve_mode(intervention, self.architecture, self.model, mode)
 
     def unsteer(self) -> None:
         """Put the model back, bit for bit."""
@@ -191,6 +202,11 @@ class CNAHFLM(Steered, HFLM):  # type: ignore[misc]  # lm-eval carries no type i
             self._device = accelerator.device
         if self._device.type == "cpu":
             self._device = torch.device("cpu")  # HFLM numbers the CPUs of a tp_plan's processes
+
+
+def shares_batches(lm: Steered) -> TypeGuard[CNAHFLM]:
+    """Whether a model takes rows of several settings in one batch, and so goes into `models.shared_batches`."""
+    return lm.shares_batches and isinstance(lm, CNAHFLM)
 
 
 @contextmanager

@@ -6,7 +6,8 @@ A mixin that stands in front of one of lm-eval's model classes: it answers nothi
 from __future__ import annotations
 
 import logging
-from typing import Any, NamedTuple
+from collections.abc import Callable
+from typing import Any, ClassVar, NamedTuple
 
 from torch import nn
 
@@ -61,10 +62,13 @@ def read_arguments(
 
 
 class Steered:
-    """Mixin of an lm-eval model that steers."""
+    """An lm-eval model that steers: the type that a sweep works with. A mixin that stands before lm-eval's class."""
 
-    engine: str
-    """What computes, "hf" or "vllm"."""
+    shares_batches: ClassVar[bool]
+    """Whether one batch may hold rows of several settings."""
+    computes_here: ClassVar[bool]
+    """Whether `module` runs forward passes in this process, as the self-check and the first-token KL need; a model
+    elsewhere must check by itself that it is steered."""
     setting: Setting = Setting()
     """What the model is steered with now."""
     mode: Mode = "auto"
@@ -81,6 +85,16 @@ class Steered:
     """As lm-eval's models call them."""
     revision: str
     """Of the model; "main" says nothing about it."""
+
+    # lm-eval's class has these, but carries no type information.
+    config: Any
+    max_length: int
+    max_gen_toks: int
+    batch_size: Any
+    batch_sizes: Any
+    tokenizer_name: str
+    chat_template: Callable[[bool | str], str | None]
+    apply_chat_template: Callable[[list[dict[str, str]], bool], str]
 
     @property
     def module(self) -> nn.Module:
@@ -104,6 +118,18 @@ class Steered:
 
     def steer(self, setting: Setting) -> None:
         """Put the model back and steer it anew; the baseline setting leaves it untouched."""
+        raise NotImplementedError
+
+    def unsteer(self) -> None:
+        """Put the model back, bit for bit."""
+        raise NotImplementedError
+
+    def resolve_mode(self, intervention: Circuit | Vectors, mode: Mode) -> str:
+        """How the model would be steered with an intervention: "fold" or "hook".
+
+        Raises:
+            SteeringError: not at all in this mode.
+        """
         raise NotImplementedError
 
     def accept(self, intervention: Circuit | Vectors) -> None:

@@ -33,6 +33,7 @@ from lm_eval_cna.models.vllm_engine.checkpoint import (
 )
 from lm_eval_cna.models.vllm_engine.library import VLLM, VLLM_VERSION, current_platform
 from lm_eval_cna.models.vllm_engine.plan import Answer, check_steered, check_workers, plan_for, resolve_mode
+from lm_eval_cna.steering.modes import Mode
 from lm_eval_cna.steering.setting import Setting
 from lm_eval_cna.transformer.decoder import Architecture, find_architecture
 
@@ -109,7 +110,7 @@ class CNAVLLM(Steered, VLLM):  # type: ignore[misc]  # lm-eval carries no type i
         if asked.setting.intervention is not None:
             self.steer(asked.setting)
 
-    engine = "vllm"
+    shares_batches = computes_here = False
 
     @property
     def module(self) -> nn.Module:
@@ -161,13 +162,13 @@ class CNAVLLM(Steered, VLLM):  # type: ignore[misc]  # lm-eval carries no type i
         """How the model is steered now: "fold", "hook" or "none"."""
         return self._mode_in_use
 
-    def resolve_mode(self, intervention: Circuit | Vectors) -> str:
-        """How the engine would be steered with an intervention: "fold" or "hook".
+    def resolve_mode(self, intervention: Circuit | Vectors, mode: Mode) -> str:
+        """How the engine would be steered with an intervention: "fold" or "hook"; "auto" is the model's own mode.
 
         Raises:
-            SteeringError: not at all in the mode that was asked for.
+            SteeringError: not at all in this mode.
         """
-        return resolve_mode(self._workers, intervention, self.mode)
+        return resolve_mode(self._workers, intervention, self.mode if mode == "auto" else mode)
 
     def steer(self, setting: Setting) -> None:
         """Put the model back and steer it anew; the baseline setting leaves it untouched.
@@ -181,7 +182,7 @@ class CNAVLLM(Steered, VLLM):  # type: ignore[misc]  # lm-eval carries no type i
         intervention = setting.intervention
         if intervention is not None:
             self.accept(intervention)
-            mode = self.resolve_mode(intervention)
+            mode = self.resolve_mode(intervention, self.mode)
             if not setting.is_baseline:
                 self._steer(plan_for(setting, mode), mode)
         self.setting = setting

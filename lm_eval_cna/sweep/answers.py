@@ -14,10 +14,11 @@ from typing import Any, cast
 from lm_eval.api.instance import Instance
 
 from lm_eval_cna.files.hashing import json_sha256
-from lm_eval_cna.models.hf import CNAHFLM
+from lm_eval_cna.models.hf import CNAHFLM, shares_batches
 from lm_eval_cna.models.shared_batches.capacity import can_pack
 from lm_eval_cna.models.shared_batches.generation import Completion, GenerationJob, SharedGenerator
 from lm_eval_cna.models.shared_batches.likelihood import score_settings
+from lm_eval_cna.models.steered import Steered
 from lm_eval_cna.results.responses import Response
 from lm_eval_cna.steering.modes import Mode
 from lm_eval_cna.steering.setting import Setting
@@ -29,7 +30,7 @@ _SCORED = "loglikelihood"
 
 
 def compute(
-    lm: CNAHFLM, settings: Sequence[Setting], plan: Sequence[Batch], prompts: Prompts, *, mode: str
+    lm: Steered, settings: Sequence[Setting], plan: Sequence[Batch], prompts: Prompts, *, mode: str
 ) -> Iterator[tuple[Batch, list[Response]]]:
     """Compute batches: first those that the packed generator takes, then the others.
 
@@ -43,7 +44,7 @@ def compute(
     Yields:
         Each batch with its responses, in the order of its rows.
     """
-    if lm.engine == "vllm":
+    if not shares_batches(lm):
         yield from ((batch, _cell_by_cell(lm, settings, batch)) for batch in plan)
         lm.unsteer()
         return
@@ -92,7 +93,7 @@ def _score(lm: CNAHFLM, settings: Sequence[Setting], batch: Batch, mode: str) ->
     return [found[cell, request.key] for cell, request in batch.rows]
 
 
-def _cell_by_cell(lm: CNAHFLM, settings: Sequence[Setting], batch: Batch) -> list[Response]:
+def _cell_by_cell(lm: Steered, settings: Sequence[Setting], batch: Batch) -> list[Response]:
     found: dict[tuple[int, str], Response] = {}
     for cell in batch.cells:
         requests = [request for position, request in batch.rows if position == cell]
@@ -106,9 +107,9 @@ def _cell_by_cell(lm: CNAHFLM, settings: Sequence[Setting], batch: Batch) -> lis
     return [found[cell, request.key] for cell, request in batch.rows]
 
 
-def _in_batches_that_fit(lm: CNAHFLM, ask: Callable[[], list[Any]]) -> list[Any]:
+def _in_batches_that_fit(lm: Steered, ask: Callable[[], list[Any]]) -> list[Any]:
     """Ask with the model's own batch size; where memory runs out, with a smaller one from then on."""
-    if not isinstance(lm.batch_size, int) or lm.lockstep:
+    if not shares_batches(lm) or not isinstance(lm.batch_size, int) or lm.lockstep:
         return ask()
 
     def ask_with(batch_size: int) -> list[Any]:

@@ -211,6 +211,16 @@ def parse_config(values: dict[str, Any]) -> SweepConfig:
         ) from error
 
 
+def check_elsewhere(config: SweepConfig) -> None:
+    """Refuse a sweep that cannot be computed in another process than its own.
+
+    Raises:
+        ConfigError: for vLLM, whose engine runs in the sweep's process.
+    """
+    if config.engine == "vllm":
+        raise ConfigError("engine vllm computes in the sweep's own process", do="leave out --ray, or the engine")
+
+
 def read_config(path: Path) -> dict[str, Any]:
     """Read a sweep's YAML file as plain values, to be completed by flags.
 

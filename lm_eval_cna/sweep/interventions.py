@@ -18,7 +18,7 @@ from lm_eval_cna.interventions.methods import CONTROLS, LOCAL, METHODS, OF_VECTO
 from lm_eval_cna.interventions.reading import read_intervention
 from lm_eval_cna.interventions.stability import Stability, read_stability, stability_path
 from lm_eval_cna.interventions.vectors import Vectors
-from lm_eval_cna.models.hf import CNAHFLM
+from lm_eval_cna.models.steered import Steered
 from lm_eval_cna.results.cells import Cell
 from lm_eval_cna.results.directory import RunDirectory
 from lm_eval_cna.results.reading import check_hash, read_plan
@@ -77,7 +77,7 @@ def file_of(cell: Cell) -> str | None:
     return _file(cell.method, cell.seed)
 
 
-def find_interventions(config: SweepConfig, lm: CNAHFLM, directory: RunDirectory) -> Interventions:
+def find_interventions(config: SweepConfig, lm: Steered, directory: RunDirectory) -> Interventions:
     """Read, find and draw what the sweep needs; nothing is written.
 
     A sweep that is continued takes what its directory keeps, so it has one circuit throughout. Files in a directory
@@ -109,7 +109,7 @@ def find_interventions(config: SweepConfig, lm: CNAHFLM, directory: RunDirectory
             found[method] = finder_of(method)(measurement, **taken)
         if "cna" in missing and config.folds is not None:
             settings, circuit = Settings(rendering_of(config, lm)), cast("Circuit", found["cna"])
-            stability = assess(lm.model, lm.tokenizer, measurement, circuit, settings=settings, mode=lm.mode)
+            stability = assess(lm.module, lm.tokenizer, measurement, circuit, settings=settings, mode=lm.mode)
     for intervention in found.values():
         if isinstance(intervention, Circuit) and config.top_k:
             intervention.prefix(max(config.top_k))  # refuses a size above the circuit's, before anything is asked
@@ -155,7 +155,7 @@ def _file(method: str, seed: int | None = None) -> str:
 
 
 def _measure(
-    config: SweepConfig, lm: CNAHFLM, missing: list[str], *, fraction: float | None = None, top_k: int | None = None
+    config: SweepConfig, lm: Steered, missing: list[str], *, fraction: float | None = None, top_k: int | None = None
 ) -> Measurement:
     read = [read for method in missing if (read := METHODS[method].reads) is not None]
     if config.match == "activation":
@@ -170,7 +170,7 @@ def _measure(
             "split": None if config.folds is None else split_prompts(contrast, config.folds),
         }
     return measure(
-        lm.model,
+        lm.module,
         lm.tokenizer,
         contrast,
         read=tuple(dict.fromkeys(read)),
@@ -181,13 +181,13 @@ def _measure(
     )
 
 
-def rendering_of(config: SweepConfig, lm: CNAHFLM) -> Rendering:
+def rendering_of(config: SweepConfig, lm: Steered) -> Rendering:
     """How prompts outside the tasks are rendered: with the chat template, unless all tasks do without it."""
     return lm.rendering(any(task.chat_template is not False for task in config.tasks))
 
 
 def _draw(
-    config: SweepConfig, lm: CNAHFLM, found: dict[str, Circuit | Vectors], magnitudes: Any, directory: RunDirectory
+    config: SweepConfig, lm: Steered, found: dict[str, Circuit | Vectors], magnitudes: Any, directory: RunDirectory
 ) -> dict[tuple[str, int], Circuit | Vectors]:
     drawn: dict[tuple[str, int], Circuit | Vectors] = {}
     identity: dict[str, Any] = {"model_id": config.model, "revision": lm.revision}

@@ -18,11 +18,10 @@ from lm_eval_cna.files.progress import Progress, named, silent
 from lm_eval_cna.interventions.reading import read_intervention
 from lm_eval_cna.models.arguments import naming_the_model
 from lm_eval_cna.results.directory import RunDirectory
-from lm_eval_cna.sweep.config import SweepConfig
+from lm_eval_cna.sweep.config import SweepConfig, check_elsewhere
 from lm_eval_cna.sweep.executors.base import Executor
 from lm_eval_cna.sweep.prepare import CheckedSweep, PreparedSweep, check_sweep, prepare
 from lm_eval_cna.sweep.runner import compute, conclude, evaluate, lm_eval_once, run_checked, self_check
-from lm_eval_cna.sweep.vllm import check_elsewhere
 
 #: Makes the executor of one run, which gives up soon after the event is set.
 Executors = Callable[[Event], Executor]

@@ -8,11 +8,10 @@ from dataclasses import dataclass
 from lm_eval.tasks import TaskManager
 
 from lm_eval_cna.errors import SteeringError
-from lm_eval_cna.models.hf import CNAHFLM
+from lm_eval_cna.models.steered import Steered
 from lm_eval_cna.results.cells import Cell
 from lm_eval_cna.results.directory import RunDirectory
 from lm_eval_cna.results.reading import read_plan
-from lm_eval_cna.steering.modes import resolve_mode
 from lm_eval_cna.steering.rows import why_not_rows
 from lm_eval_cna.steering.setting import Setting
 from lm_eval_cna.sweep.batches import ROWS, Batch, Request, plan_batches
@@ -48,7 +47,7 @@ class SweepPlan:
 
 
 def plan_sweep(
-    config: SweepConfig, lm: CNAHFLM, interventions: Interventions, manager: TaskManager, directory: RunDirectory
+    config: SweepConfig, lm: Steered, interventions: Interventions, manager: TaskManager, directory: RunDirectory
 ) -> SweepPlan:
     """Collect what is asked and put it into batches.
 
@@ -93,13 +92,13 @@ def plan_sweep(
     )
 
 
-def mode_of(config: SweepConfig, lm: CNAHFLM, settings: Sequence[Setting]) -> str:
+def mode_of(config: SweepConfig, lm: Steered, settings: Sequence[Setting]) -> str:
     """How a sweep steers: as it was asked to, or by default in rows if all its circuits allow it.
 
     Raises:
         SteeringError: rows are asked for where they cannot be steered.
     """
-    if config.mode not in ("auto", ROWS) or lm.engine == "vllm":
+    if config.mode not in ("auto", ROWS) or not lm.shares_batches:
         return config.mode
     reason = next((reason for setting in settings if (reason := why_not_rows(setting, lm.architecture))), None)
     if reason is None:
@@ -109,12 +108,10 @@ def mode_of(config: SweepConfig, lm: CNAHFLM, settings: Sequence[Setting]) -> st
     return "auto"
 
 
-def _resolved(mode: str, lm: CNAHFLM, setting: Setting) -> str:
+def _resolved(mode: str, lm: Steered, setting: Setting) -> str:
     if mode != "auto" or setting.intervention is None:
         return mode
-    if lm.engine == "vllm":
-        return str(lm.resolve_mode(setting.intervention))
-    return resolve_mode(setting.intervention, lm.architecture, lm.model, "auto")
+    return lm.resolve_mode(setting.intervention, "auto")
 
 
 def evaluations_of(cell: Cell, evaluations: Iterable[Evaluation]) -> list[Evaluation]:

@@ -1,4 +1,4 @@
-"""What happens before a sweep computes anything: checks, the model, its interventions, the plan in the manifest."""
+"""What a sweep does before it computes: check the request, load the model, plan, write the manifest, self-check."""
 
 from __future__ import annotations
 
@@ -20,30 +20,27 @@ from lm_eval_cna.judging.config import JudgeConfig
 from lm_eval_cna.judging.judge import shared_judge
 from lm_eval_cna.judging.task import LATER
 from lm_eval_cna.models.arguments import check_device, check_dtype
-from lm_eval_cna.models.hf import CNAHFLM
+from lm_eval_cna.models.steered import Steered
 from lm_eval_cna.results.directory import SELF_CHECK, RunDirectory
-from lm_eval_cna.sweep.batches import ROWS
 from lm_eval_cna.sweep.config import LOG_FIELDS, SweepConfig
-from lm_eval_cna.sweep.interventions import Interventions, find_interventions, measures, rendering_of
+from lm_eval_cna.sweep.interventions import Interventions, rendering_of
+from lm_eval_cna.sweep.loading import load_with_interventions
 from lm_eval_cna.sweep.loggers import CellLogs
 from lm_eval_cna.sweep.plan import SweepPlan, plan_sweep
-from lm_eval_cna.sweep.vllm import discovery_config, free_memory, load_vllm
 from lm_eval_cna.validation.self_check import SelfCheck, self_check
-
-_SCORED_ROWS = 32  # rows of a batch of log-likelihoods where the user does not say
 
 
 @dataclass(frozen=True)
 class PreparedSweep:
-    """A sweep of which everything is decided, and nothing computed."""
+    """A sweep that is planned down to the last batch, before anything is computed."""
 
     config: SweepConfig
     """What was asked for."""
     directory: RunDirectory
-    """Where it goes; the manifest is there."""
+    """The run directory, which has its manifest."""
     manager: TaskManager
     """Loads the tasks."""
-    lm: CNAHFLM
+    lm: Steered
     """The model, unsteered."""
     interventions: Interventions
     """What cells steer with."""
@@ -53,15 +50,12 @@ class PreparedSweep:
     @property
     def chat_template(self) -> str | None:
         """The model's chat template, if any prompt is rendered with it."""
-        template: str | None = self.lm.chat_template(
-            any(evaluation.chat_template for evaluation in self.plan.evaluations)
-        )
-        return template
+        return self.lm.chat_template(any(evaluation.chat_template for evaluation in self.plan.evaluations))
 
 
 @dataclass(frozen=True)
 class CheckedSweep:
-    """A sweep of which nothing is known to be wrong."""
+    """A sweep whose request has passed every check that needs no model."""
 
     config: SweepConfig
     """What was asked for."""
@@ -77,14 +71,14 @@ class CheckedSweep:
 
 
 def check_sweep(config: SweepConfig, manager: TaskManager | None = None) -> CheckedSweep:
-    """Find out what is wrong before anything is loaded or written: directory, device, precision, loggers, tasks, judge.
+    """Check directory, device, precision, loggers, tasks and judge before anything is loaded or written.
 
     Args:
         config: what to do.
         manager: one that knows our tasks; building one takes seconds.
 
     Raises:
-        CNAError: something is.
+        CNAError: one of them is not usable.
     """
     RunDirectory(config.output).check_plan(_asked_for(config))
     check_device(config.model_args.get("device"))
@@ -106,7 +100,7 @@ def check_sweep(config: SweepConfig, manager: TaskManager | None = None) -> Chec
 
 
 def prepare(checked: CheckedSweep, command: list[str] | None = None) -> PreparedSweep:
-    """Load the model, find or draw the interventions, lay the sweep out and write its manifest.
+    """Load the model, find the interventions, plan the batches and write the manifest.
 
     Args:
         checked: the sweep.
@@ -116,7 +110,7 @@ def prepare(checked: CheckedSweep, command: list[str] | None = None) -> Prepared
         CNAError: a file, the model or the run directory is not usable.
     """
     config, manager, directory = checked.config, checked.manager, checked.directory
-    lm, interventions = _model_and_interventions(config, directory)
+    lm, interventions = load_with_interventions(config, directory)
     plan = plan_sweep(config, lm, interventions, manager, directory)
     interventions.keep(directory)
     directory.adopt(
@@ -147,36 +141,6 @@ def prepare(checked: CheckedSweep, command: list[str] | None = None) -> Prepared
     return PreparedSweep(config, directory, manager, lm, interventions, plan)
 
 
-def load(config: SweepConfig) -> CNAHFLM:
-    """The model of a sweep, unsteered.
-
-    Raises:
-        ConfigError: it cannot be loaded with these arguments.
-    """
-    if config.engine == "vllm":
-        return load_vllm(config)
-    arguments = {name: value for name, value in config.model_args.items() if name != "batch_size"}
-    # Rows are hooks with several settings; what runs one cell at a time in such a sweep is a hook too.
-    mode = "hook" if config.mode in ("auto", ROWS) else config.mode
-    lm = CNAHFLM(pretrained=config.model, **arguments, mode=mode)
-    lm.quiet = True
-    lm._rank, lm._world_size = 0, 1  # of several processes too: a sweep shares its batches out itself
-    given = config.model_args.get("batch_size", "auto")
-    lm.batch_size_per_gpu = _SCORED_ROWS if given == "auto" else int(given)
-    return lm
-
-
-def _model_and_interventions(config: SweepConfig, directory: RunDirectory) -> tuple[CNAHFLM, Interventions]:
-    if config.engine == "vllm" and measures(config, directory):
-        reader = load(discovery_config(config))
-        interventions = find_interventions(config, reader, directory)
-        del reader
-        free_memory()
-        return load(config), interventions
-    lm = load(config)
-    return lm, find_interventions(config, lm, directory)
-
-
 def _asked_for(config: SweepConfig) -> dict[str, Any]:
     """The part of a manifest's plan that the user decides."""
     return config.model_dump(mode="json", exclude={"output", "judge", *LOG_FIELDS})
@@ -193,7 +157,7 @@ def _check_judge(config: JudgeConfig) -> None:
 
 
 def _machine() -> dict[str, Any]:
-    """What a figure's reader wants to know of the machine and the versions."""
+    """The machine and the versions, for whoever reads the numbers."""
     return {
         "platform": platform.platform(),
         "python": platform.python_version(),
@@ -204,25 +168,25 @@ def _machine() -> dict[str, Any]:
 
 
 def self_check_sweep(prepared: PreparedSweep) -> None:
-    """Prove all interventions of a sweep on its model, and write down what was seen.
+    """Check all interventions of a sweep on its model, and write the result down.
 
-    A sweep that is continued proves anew: the model was loaded anew, maybe on another machine.
+    A continued sweep is checked again, since its model was loaded again, perhaps on another machine.
 
     Raises:
-        SteeringError: something is not as it should be; no answer has been computed since.
+        SteeringError: the steering does not do what it says; no answer has been computed with it.
     """
-    proof = self_check_of(prepared.lm, prepared.config, prepared.interventions, prepared.plan.mode)
-    prepared.directory.write_json(SELF_CHECK, proof.model_dump(mode="json"))
+    checked = self_check_of(prepared.lm, prepared.config, prepared.interventions, prepared.plan.mode)
+    prepared.directory.write_json(SELF_CHECK, checked.model_dump(mode="json"))
 
 
-def self_check_of(lm: CNAHFLM, config: SweepConfig, interventions: Interventions, mode: str) -> SelfCheck:
-    """Prove the interventions on a model, in the mode of the sweep.
+def self_check_of(lm: Steered, config: SweepConfig, interventions: Interventions, mode: str) -> SelfCheck:
+    """Check the interventions on a model, in the mode of the sweep.
 
     Raises:
-        SteeringError: something is not as it should be.
+        SteeringError: the steering does not do what it says.
     """
     return self_check(
-        lm.model,
+        lm.module,
         lm.tokenizer,
         interventions.files,
         mode=cast(Literal["rows", "auto", "fold", "hook"], mode),
@@ -233,14 +197,14 @@ def self_check_of(lm: CNAHFLM, config: SweepConfig, interventions: Interventions
 
 
 def self_check_result(directory: RunDirectory, file: str | None) -> dict[str, Any] | None:
-    """What was proven of one intervention, for a cell's results.
+    """What the self-check measured of one intervention, for a cell's results.
 
     Args:
         directory: the run's.
         file: where the run keeps the intervention; None for the baseline.
 
     Returns:
-        None where the run made no proof.
+        None where the run has no self-check.
 
     Raises:
         RunError: the file is damaged.
@@ -251,5 +215,5 @@ def self_check_result(directory: RunDirectory, file: str | None) -> dict[str, An
         kept = SelfCheck.model_validate(directory.read_json(SELF_CHECK))
     except ValueError as error:
         raise RunError(f"{directory.path / SELF_CHECK} is damaged", do="delete it and run the sweep again") from error
-    seen = kept.interventions.get(file or "")
-    return {"mode": kept.mode, "noise": kept.noise} | ({} if seen is None else seen.model_dump(mode="json"))
+    measured = kept.interventions.get(file or "")
+    return {"mode": kept.mode, "noise": kept.noise} | ({} if measured is None else measured.model_dump(mode="json"))

@@ -8,7 +8,7 @@ from typing import Any
 from lm_eval.api.model import LM
 
 from lm_eval_cna.errors import RunError
-from lm_eval_cna.models.hf import CNAHFLM
+from lm_eval_cna.models.steered import Steered
 from lm_eval_cna.results.responses import Response
 from lm_eval_cna.sweep.requests import in_order
 
@@ -22,7 +22,7 @@ class Replay(LM):  # type: ignore[misc]  # lm-eval carries no type information
         info: what the results file says of model and setting.
     """
 
-    def __init__(self, lm: CNAHFLM, answers: Mapping[str, Response], info: dict[str, Any]) -> None:
+    def __init__(self, lm: Steered, answers: Mapping[str, Response], info: dict[str, Any]) -> None:
         super().__init__()
         self._lm = lm
         self._answers = answers
@@ -45,16 +45,15 @@ class Replay(LM):  # type: ignore[misc]  # lm-eval carries no type information
     @property
     def tokenizer_name(self) -> str:
         """As of the model."""
-        return str(self._lm.tokenizer_name)
+        return self._lm.tokenizer_name
 
     def apply_chat_template(self, chat_history: list[dict[str, str]], add_generation_prompt: bool = True) -> str:
         """As of the model."""
-        return str(self._lm.apply_chat_template(chat_history, add_generation_prompt))
+        return self._lm.apply_chat_template(chat_history, add_generation_prompt)
 
     def chat_template(self, chat_template: bool | str = False) -> str | None:
         """As of the model."""
-        template: str | None = self._lm.chat_template(chat_template)
-        return template
+        return self._lm.chat_template(chat_template)
 
     def get_model_info(self) -> dict[str, Any]:
         """As of the model under the cell's setting."""

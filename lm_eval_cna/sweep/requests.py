@@ -19,9 +19,10 @@ from lm_eval.tasks import TaskManager
 
 from lm_eval_cna.errors import ConfigError
 from lm_eval_cna.judging.task import JudgedTask
-from lm_eval_cna.models.hf import CNAHFLM
+from lm_eval_cna.models.hf import shares_batches
 from lm_eval_cna.models.shared_batches.capacity import rows_that_fit
 from lm_eval_cna.models.shared_batches.generation import GenerationJob
+from lm_eval_cna.models.steered import Steered
 from lm_eval_cna.results.responses import request_key
 from lm_eval_cna.sweep.batches import GENERATED, HANDED_OVER, Request
 from lm_eval_cna.sweep.config import SweepConfig, TaskSpec
@@ -49,7 +50,7 @@ class Evaluation:
     """Names of those tasks whose responses a judge grades."""
 
 
-def load_evaluations(config: SweepConfig, lm: CNAHFLM, manager: TaskManager) -> list[Evaluation]:
+def load_evaluations(config: SweepConfig, lm: Steered, manager: TaskManager) -> list[Evaluation]:
     """Group the tasks by their evaluation settings and load each group once."""
     evaluations: dict[tuple[bool, int | None, bool], Evaluation] = {}
     for spec in config.tasks:
@@ -67,7 +68,7 @@ def load_evaluations(config: SweepConfig, lm: CNAHFLM, manager: TaskManager) -> 
     return list(evaluations.values())
 
 
-def collect(evaluation: Evaluation, lm: CNAHFLM, manager: TaskManager, limit: int | None) -> list[Request]:
+def collect(evaluation: Evaluation, lm: Steered, manager: TaskManager, limit: int | None) -> list[Request]:
     """The requests of an evaluation, in lm-eval's order and each once.
 
     Tasks are prepared as `lm_eval.simple_evaluate` prepares them, so that it builds the same requests later.
@@ -132,7 +133,7 @@ class Prompts:
         ContrastError: a prompt has no token.
     """
 
-    def __init__(self, lm: CNAHFLM, requests: Sequence[Request]) -> None:
+    def __init__(self, lm: Steered, requests: Sequence[Request]) -> None:
         generated = [request for request in requests if request.kind == GENERATED]
         encoded = encode_prompts([r.arguments[0] for r in generated], lm.tokenizer, add_bos_token=lm.add_bos_token)
         self._jobs: dict[str, tuple[tuple[int, ...], int, tuple[str, ...]]] = {}
@@ -151,9 +152,9 @@ class Prompts:
         """Tokens of each prompt, by request key."""
         return {key: len(ids) for key, (ids, _, _) in self._jobs.items()}
 
-    def rows(self, lm: CNAHFLM) -> int:
+    def rows(self, lm: Steered) -> int:
         """How many of these prompts with their answers fit into one batch; without any, how many scored rows."""
-        if lm.engine == "vllm":
+        if not shares_batches(lm):
             return HANDED_OVER
         longest = max((len(ids) for ids, _, _ in self._jobs.values()), default=1)
         return rows_that_fit(lm, longest, max((new for _, new, _ in self._jobs.values()), default=1))

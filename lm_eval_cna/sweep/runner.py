@@ -28,7 +28,7 @@ from lm_eval_cna.results.directory import HARMLESS_KL, SELF_CHECK, RunDirectory
 from lm_eval_cna.results.responses import ResponseStore
 from lm_eval_cna.results.summary import generated, summarize
 from lm_eval_cna.sweep.batches import Batch
-from lm_eval_cna.sweep.config import SweepConfig
+from lm_eval_cna.sweep.config import SweepConfig, check_elsewhere
 from lm_eval_cna.sweep.executors.base import Executor, ThisProcess
 from lm_eval_cna.sweep.interventions import file_of
 from lm_eval_cna.sweep.plan import evaluations_of
@@ -41,7 +41,6 @@ from lm_eval_cna.sweep.prepare import (
     self_check_sweep,
 )
 from lm_eval_cna.sweep.replay import Replay
-from lm_eval_cna.sweep.vllm import check_elsewhere
 
 
 def run_sweep(
@@ -102,13 +101,13 @@ def run_checked(
 
 
 def self_check(prepared: PreparedSweep, progress: Progress, executor: Executor | None = None) -> None:
-    """Prove the steering on the model that is there, if an answer is missing or the proof is.
+    """Check the steering on the loaded model, unless every answer and the self-check's own file are there.
 
     Raises:
-        SteeringError: it does not do what it says.
+        SteeringError: the steering does not do what it says.
     """
-    if prepared.lm.engine == "vllm":
-        return  # its workers check what they did, whenever they steer
+    if not prepared.lm.computes_here:
+        return  # cna-vllm's workers check what they did, whenever they steer
     with ResponseStore(prepared.directory.path) as store:
         todo = _missing(prepared, store)
     if todo or not prepared.directory.has(SELF_CHECK):

@@ -1,4 +1,4 @@
-"""A sweep proves its steering before it computes, and its results carry the proof."""
+"""A sweep checks its steering before it computes, and its results hold the self-check."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ def values(model: Path, output: Path, **more: Any) -> dict[str, Any]:
 
 
 @pytest.mark.parametrize("mode", ["rows", "fold", "hook"])
-def test_the_results_carry_the_proof(model: Path, manager: TaskManager, tmp_path: Path, mode: str) -> None:
+def test_results_hold_the_self_check(model: Path, manager: TaskManager, tmp_path: Path, mode: str) -> None:
     more = {"mode": mode, "methods": ["cna", "random"]} if mode == "fold" else {"mode": mode}
     run = runner.run_sweep(parse_config(values(model, tmp_path / "run", **more)), task_manager=manager)
     kept = run.read_json(SELF_CHECK)
@@ -43,9 +43,9 @@ def test_the_results_carry_the_proof(model: Path, manager: TaskManager, tmp_path
     assert kept["interventions"].keys() == wanted | ({"vectors.safetensors"} if mode != "fold" else set())
     for cell, file in (("cna-m0", "circuit.json"), ("random-s1-m0", "controls/random-1.json")):
         results = run.read_json(f"cells/{cell}/chat.json")
-        said = results["config"]["cna"]["self_check"]
-        assert said == {"mode": mode, "noise": 0.0, **kept["interventions"][file]}
-        assert said["identity"] == 0 and said["change"] > 0
+        shown = results["config"]["cna"]["self_check"]
+        assert shown == {"mode": mode, "noise": 0.0, **kept["interventions"][file]}
+        assert shown["identity"] == 0 and shown["change"] > 0
     assert run.read_json("cells/baseline/chat.json")["config"]["cna"]["self_check"] == {"mode": mode, "noise": 0.0}
     text = write_report([run], tmp_path / "report").read_text(encoding="utf-8")
     assert f"in mode {mode}: at m = 1 a logit moves by at most 0, at m = 0 by up to" in text
@@ -69,16 +69,16 @@ def test_a_sweep_whose_steering_does_nothing_computes_nothing(
         runner.run_sweep(parse_config(values(model, tmp_path / "other", mode="hook")), task_manager=manager)
 
 
-def test_a_finished_sweep_proves_nothing_but_what_is_gone(
+def test_a_finished_sweep_is_checked_again_only_where_the_file_is_gone(
     model: Path, manager: TaskManager, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     config = parse_config(values(model, tmp_path / "run", methods=["cna"]))
     run = runner.run_sweep(config, task_manager=manager)
     before = json.dumps(run.read_json(SELF_CHECK))
     with monkeypatch.context() as patch:
-        patch.setattr(runner, "prove_sweep", None)
+        patch.setattr(runner, "self_check_sweep", None)
         runner.run_sweep(config, task_manager=manager)
     assert json.dumps(run.read_json(SELF_CHECK)) == before
-    (run.path / SELF_CHECK).unlink()  # as who was told that it is damaged
+    (run.path / SELF_CHECK).unlink()  # as a user does who is told that it is damaged
     runner.run_sweep(config, task_manager=manager)
     assert json.dumps(run.read_json(SELF_CHECK)) == before

@@ -7,7 +7,7 @@ from dataclasses import asdict
 from typing import Any, Protocol, cast
 
 from lm_eval_cna.files.progress import Progress
-from lm_eval_cna.models.hf import CNAHFLM
+from lm_eval_cna.models.steered import Steered
 from lm_eval_cna.results.responses import Response
 from lm_eval_cna.steering.modes import Mode
 from lm_eval_cna.steering.setting import Setting
@@ -18,8 +18,6 @@ from lm_eval_cna.sweep.interventions import rendering_of
 from lm_eval_cna.sweep.plan import mode_of
 from lm_eval_cna.sweep.prepare import PreparedSweep
 from lm_eval_cna.validation.first_token_kl import harmless_kl
-
-#: (stage, done, in all, detail)
 
 
 class Executor(Protocol):
@@ -55,11 +53,11 @@ class ThisProcess:
         return measure_divergence(prepared.lm, prepared.config, prepared.plan.settings)
 
 
-def measure_divergence(lm: CNAHFLM, config: SweepConfig, settings: Sequence[Setting]) -> list[dict[str, Any]]:
+def measure_divergence(lm: Steered, config: SweepConfig, settings: Sequence[Setting]) -> list[dict[str, Any]]:
     """KL of the first generated token on harmless prompts; lm-eval has no output type for distributions."""
     mode = mode_of(config, lm, settings)
     measured = harmless_kl(
-        lm.model,
+        lm.module,
         lm.tokenizer,
         settings,
         mode="hook" if mode == ROWS else cast(Mode, mode),

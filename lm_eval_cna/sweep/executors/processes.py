@@ -22,7 +22,7 @@ from torch import distributed
 from lm_eval_cna import errors
 from lm_eval_cna.errors import RunError
 from lm_eval_cna.files.progress import Progress
-from lm_eval_cna.models.hf import CNAHFLM
+from lm_eval_cna.models.steered import Steered
 from lm_eval_cna.results.directory import HARMLESS_KL, RunDirectory
 from lm_eval_cna.results.responses import Response
 from lm_eval_cna.steering.setting import Setting
@@ -32,7 +32,8 @@ from lm_eval_cna.sweep.executors.base import ThisProcess
 from lm_eval_cna.sweep.executors.transfer import pack_batch, pack_sweep, unpack_responses
 from lm_eval_cna.sweep.executors.worker import Worker, reply_of
 from lm_eval_cna.sweep.interventions import Interventions, find_interventions
-from lm_eval_cna.sweep.prepare import PreparedSweep, load, self_check_of
+from lm_eval_cna.sweep.loading import load
+from lm_eval_cna.sweep.prepare import PreparedSweep, self_check_of
 
 _PATIENCE = timedelta(weeks=52)  # a process may compute one batch for as long as it takes
 Message = dict[str, Any]
@@ -233,11 +234,11 @@ def follow(processes: Processes, config: SweepConfig) -> None:
         processes.answer(reply)
 
 
-def _self_check(lm: CNAHFLM, config: SweepConfig, interventions: Interventions, mode: str) -> None:
+def _self_check(lm: Steered, config: SweepConfig, interventions: Interventions, mode: str) -> None:
     self_check_of(lm, config, interventions, mode)  # the leader writes it down
 
 
-def _look(lm: CNAHFLM, settings: Sequence[Setting]) -> None:
+def _look(lm: Steered, settings: Sequence[Setting]) -> None:
     """Compare the weights with those that the settings were made for, which takes all processes where they are cut.
 
     The model keeps what it finds out, so that the leader can write it into results files alone.

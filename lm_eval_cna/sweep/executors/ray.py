@@ -128,7 +128,7 @@ def put_weights_away(prepared: PreparedSweep) -> None:
     """
     for setting, mode in zip(prepared.plan.settings, prepared.plan.modes, strict=True):
         prepared.lm.steering_info(setting, mode)  # looks at weights, once
-    model = prepared.lm.model
+    model = prepared.lm.module
     if getattr(model, "hf_quantizer", None) is not None:
         return
     remove_hook_from_submodules(model)  # of a model that is cut over devices

@@ -58,7 +58,7 @@ class Worker:
         from lm_eval_cna.results.cells import Cell
         from lm_eval_cna.sweep.config import parse_config
         from lm_eval_cna.sweep.executors.transfer import unpack_interventions, versions
-        from lm_eval_cna.sweep.prepare import load
+        from lm_eval_cna.sweep.loading import load
 
         for name, here in versions().items():
             if here != parcel["versions"][name]:
