@@ -15,7 +15,7 @@ from lm_eval.api.instance import Instance
 
 from lm_eval_cna.files.hashing import json_sha256
 from lm_eval_cna.models.hf import CNAHFLM, shares_batches
-from lm_eval_cna.models.shared_batches.capacity import can_pack
+from lm_eval_cna.models.shared_batches.capacity import why_not_shared
 from lm_eval_cna.models.shared_batches.generation import Completion, GenerationJob, SharedGenerator
 from lm_eval_cna.models.shared_batches.likelihood import score_settings
 from lm_eval_cna.models.steered import Steered
@@ -68,7 +68,7 @@ def compute(
 
 
 def _packs(lm: CNAHFLM, batch: Batch) -> bool:
-    return batch.kind == GENERATED and not lm.truncation and can_pack(lm, batch.rows[0][1].arguments[1]) is None
+    return batch.kind == GENERATED and not lm.truncation and why_not_shared(lm, batch.rows[0][1].arguments[1]) is None
 
 
 def _generate(generator: SharedGenerator, jobs: list[GenerationJob], lockstep: bool) -> list[Completion]:

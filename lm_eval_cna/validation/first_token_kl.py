@@ -116,8 +116,7 @@ def harmless_kl(
 def kl_divergence(log_p: torch.Tensor, log_q: torch.Tensor) -> torch.Tensor:
     """KL(p || q) over the last dimension, in nats.
 
-    A token of probability 0 under p adds nothing. Where rounding makes the KL of nearly equal distributions negative, it
-    is 0.
+    A token of probability 0 under p adds nothing. A KL that rounding makes negative is 0.
 
     Args:
         log_p: log-probabilities of p [..., vocabulary].

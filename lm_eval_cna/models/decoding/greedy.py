@@ -1,21 +1,15 @@
-"""A greedy decoding loop whose finished rows leave the batch and its KV cache.
+"""A greedy decoding loop in which finished rows leave the batch and its KV cache.
 
-The loop is a decoding method that transformers' `generate` is given as `custom_generate`, so everything
-before it is transformers' own: the merged generation settings, the position ids, the logits processors.
-
-A row is decoded as if it were alone and without padding, whatever the batch. Two things make that so:
-
-- In the ids that processors see, the padding on a row's left is the row's own first token. A repetition penalty
-  counts a token once however often it occurs, so it is exact; the stock `generate` of some transformers versions
-  penalises the padding token instead, in padded rows only.
-- Processors that read a row's tail or its length (`_BY_LENGTH`) are called once for all rows with the same padding,
-  with the padding cut off.
+transformers' `generate` runs the loop as `custom_generate`, so generation settings, position ids and logits processors
+are its own. A row is decoded as if it were alone and without padding: in the ids that processors see, a row's padding
+is its own first token, and processors that read a row's tail or length (`_BY_LENGTH`) see no padding.
 """
 
 from __future__ import annotations
 
 import inspect
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -24,12 +18,14 @@ from transformers.generation import logits_process as processors
 from lm_eval_cna.errors import ConfigError
 from lm_eval_cna.models.decoding.row_cache import closed_up, keep_rows, roomy_cache
 
-#: Scores closer than this, relative to the larger of 1 and the top score's size, are a near-tie: rounding that depends
-#: on the batch (padding, the order of sums) may decide them. Measured on the organism in float32: 60 columns of padding
-#: move the gap between the two largest scores by at most 2.3e-7. It is 8 steps of float32; otherwise 8 of the dtype.
+#: Two scores closer than this, relative to the larger of 1 and |top score|, are a near-tie: rounding that depends on
+#: the batch (padding, the order of sums) may decide between them. It is 8 steps of float32, and 8 steps of any other
+#: dtype. Measured on the organism in float32: 60 columns of padding move the gap of the two largest scores by at most
+#: 2.3e-7.
 NEAR_TIE = 1e-6
 
-#: Processors that give the same on a row whose padding is its own first token.
+#: Processors that give the same result if a row's padding is its own first token. (A repetition penalty counts a token
+#: once however often it occurs; some versions of transformers' `generate` penalise the padding token instead.)
 _ANY_PADDING: tuple[type, ...] = (
     processors.RepetitionPenaltyLogitsProcessor,
     processors.MinNewTokensLengthLogitsProcessor,
@@ -40,7 +36,7 @@ _ANY_PADDING: tuple[type, ...] = (
     processors.InfNanRemoveLogitsProcessor,
     processors.LogitNormalization,
 )
-#: Processors that must not see padding: n-grams and bad words would match in it, lengths would count it.
+#: Processors that must not see padding: n-grams and bad words would match in it, and lengths would count it.
 _BY_LENGTH: tuple[type, ...] = (
     processors.MinLengthLogitsProcessor,
     processors.NoRepeatNGramLogitsProcessor,
@@ -48,34 +44,27 @@ _BY_LENGTH: tuple[type, ...] = (
     processors.ForcedBOSTokenLogitsProcessor,
 )
 
-#: On an accelerator, tokens are looked at every so many steps: reading them waits for the device. What a row generated
-#: past its end is thrown away.
+#: Steps between two looks at the tokens on an accelerator, since reading them waits for the device. What a row
+#: generates past its end is thrown away.
 LOOK_EVERY = 8
 
 
+@dataclass
 class GeneratedRow:
-    """One response in the making.
+    """One response while it is generated."""
 
-    Args:
-        limit: the most tokens to generate.
-        ends: token ids that end the response; the ending token is kept.
-        stopped: called with the tokens so far after each one; True ends the response. None where nothing else does.
-
-    Attributes:
-        tokens: generated so far.
-        near_ties: steps at which the choice was a near-tie.
-        done: whether the response is complete.
-    """
-
-    def __init__(
-        self, limit: int, ends: frozenset[int], stopped: Callable[[Sequence[int]], bool] | None = None
-    ) -> None:
-        self.limit = limit
-        self.tokens: list[int] = []
-        self.near_ties = 0
-        self.done = False
-        self._ends = ends
-        self._stopped = stopped
+    limit: int
+    """The most tokens to generate."""
+    ends: frozenset[int]
+    """Token ids that end the response; the ending token is kept."""
+    stopped: Callable[[Sequence[int]], bool] | None = None
+    """Called with the tokens so far after each token; True ends the response."""
+    tokens: list[int] = field(default_factory=list)
+    """Generated so far."""
+    near_ties: int = 0
+    """Steps at which the choice was a near-tie."""
+    done: bool = False
+    """Whether the response is complete."""
 
     def add(self, token: int, near: int) -> None:
         """Take the next token, unless the response is complete."""
@@ -84,9 +73,9 @@ class GeneratedRow:
         self.tokens.append(token)
         self.near_ties += near
         self.done = (
-            token in self._ends
+            token in self.ends
             or len(self.tokens) >= self.limit
-            or (self._stopped is not None and self._stopped(self.tokens))
+            or (self.stopped is not None and self.stopped(self.tokens))
         )
 
 
@@ -97,11 +86,11 @@ def greedy_rows(
 
     Args:
         rows: one for each row of the batch.
-        moved: called with the numbers of the rows that make up the batch, before its first forward pass and whenever
-            rows have left it.
+        moved: called with the numbers of the rows in the batch, before the first forward pass and whenever rows have
+            left.
 
     Raises:
-        ConfigError: from decoding: the generation settings ask for a logits processor that is not known here.
+        ConfigError: while decoding, if the generation settings ask for a logits processor that is not supported.
     """
 
     def decode(
@@ -110,14 +99,14 @@ def greedy_rows(
         logits_processor: Any = (),
         stopping_criteria: Any = None,
         generation_config: Any = None,
-        # No other names: `generate` passes those that differ from its own methods' on by another way.
+        # Only parameters of transformers' own decoding methods: `generate` treats others differently.
         **model_kwargs: Any,
     ) -> Sequence[GeneratedRow]:
-        # `stopping_criteria` are the rows' own affair.
+        # `stopping_criteria` are ignored: each row knows when it is done.
         mask, positions = model_kwargs.pop("attention_mask", None), model_kwargs.pop("position_ids", None)
         model_kwargs.pop("past_key_values", None)
         if positions is None and mask is not None and "position_ids" in inspect.signature(model.forward).parameters:
-            positions = (mask.cumsum(-1) - 1).clamp(min=0)  # later versions of transformers give them
+            positions = (mask.cumsum(-1) - 1).clamp(min=0)  # later versions of transformers pass them
         cache = roomy_cache(model, input_ids.shape[1] + max(row.limit for row in rows))
         options = {name: value for name, value in model_kwargs.items() if name not in ("synced_gpus", "streamer")}
         batch = _RunningBatch(rows, input_ids, mask, positions, cache, logits_processor)
@@ -155,7 +144,7 @@ class _RunningBatch:
         mask: torch.Tensor | None,
         positions: torch.Tensor | None,
         cache: Any,
-        found: Sequence[Any],
+        logits_processors: Sequence[Any],
     ) -> None:
         self.active = list(range(len(rows)))
         self._rows = rows
@@ -172,7 +161,7 @@ class _RunningBatch:
             self._inputs["position_ids"] = positions
             positions = positions.expand(len(rows), -1)[:, -1:]
         self._positions = positions
-        self._processors = [_ready(processor) for processor in found]
+        self._processors = [_ready(processor) for processor in logits_processors]
         self._ids: torch.Tensor | None = None
         if self._processors:
             first = ids.gather(1, torch.tensor(self._padding, device=ids.device)[:, None])
@@ -183,15 +172,15 @@ class _RunningBatch:
         self._processors = [each for each in self._processors if not isinstance(each, kind)]
 
     def inputs(self) -> dict[str, Any]:
-        """What the model's next call is given besides the cache."""
+        """Arguments of the model's next call, besides the cache."""
         return self._inputs
 
     def advance(self, scores: torch.Tensor, dtype: torch.dtype) -> None:
-        """Choose the next token of every row from its scores [rows, vocabulary], which are used up."""
+        """Choose the next token of every row from its scores [rows, vocabulary], which are overwritten."""
         scores = self._process(scores)
         token = scores.argmax(dim=-1, keepdim=True)
         top = scores.gather(1, token)
-        # A second maximum is far cheaper than the two largest at once.
+        # A second maximum is far cheaper than `topk`.
         second = scores.scatter_(1, token, -torch.inf).amax(dim=-1, keepdim=True)
         close = NEAR_TIE * torch.finfo(dtype).eps / torch.finfo(torch.float32).eps
         near = (top - second) < close * top.abs().clamp(min=1.0)
@@ -207,7 +196,7 @@ class _RunningBatch:
         self._inputs["attention_mask"] = None if self._mask is None else self._mask[:, : end + 1]
 
     def look(self) -> bool:
-        """Hand the tokens to the rows, if it is time to."""
+        """Give the pending tokens to the rows if it is time; returns whether it was."""
         last = max(self._rows[number].limit for number in self.active)
         if len(self._pending) < self._look_every and self._steps < last:
             return False
@@ -218,7 +207,7 @@ class _RunningBatch:
         return True
 
     def keep(self, places: list[int]) -> None:
-        """Let all rows go but those at `places` of the batch, which come to stand in this order."""
+        """Keep the rows at `places` of the batch, in this order, and remove all others."""
         self.active = [self.active[place] for place in places]
         index = torch.tensor(places, device=self._inputs["input_ids"].device)
         keep_rows(self._cache, places, index)
@@ -262,10 +251,10 @@ def _tensor(value: Any) -> torch.Tensor:
 
 
 def _ready(processor: Any) -> Any:
-    """A processor fit for a batch that loses rows."""
+    """A processor that works in a batch that loses rows."""
     if not isinstance(processor, _ANY_PADDING + _BY_LENGTH):
         raise ConfigError(f"a packed batch cannot run {type(processor).__name__}", do="generate without packing")
     if isinstance(processor, processors.RepetitionPenaltyLogitsProcessor):
-        # transformers may have given it each row's padding, to be left out; filled padding needs no such thing.
+        # transformers may have told it each row's padding, which our ids do not have.
         return processors.RepetitionPenaltyLogitsProcessor(processor.penalty)
     return processor

@@ -1,9 +1,8 @@
 """Log-likelihoods that read each shared prefix once and compute logits only where something is scored.
 
-lm-eval's HFLM reads every distinct text whole and takes a log-softmax over [batch, sequence, vocabulary].
-Here `prefixes` plans trunks (the few-shot examples of a subject) and stems (the question before several answers), and
-`prefix_reader` reads them. The answers are HFLM's but for rounding: the same truncation, order, greedy flags and calls
-of lm-eval's response cache.
+lm-eval's HFLM reads every distinct text whole and takes a log-softmax over [batch, sequence, vocabulary]. Here
+`prefix_plan` decides what is shared and `prefix_reader` reads it. Answers equal HFLM's within rounding, with the same
+truncation, order, greedy flags and calls of lm-eval's response cache.
 """
 
 from __future__ import annotations
@@ -19,7 +18,14 @@ from transformers.cache_utils import DynamicCache
 
 from lm_eval_cna.errors import ConfigError
 from lm_eval_cna.models.decoding.prefix_plan import Text, plan
-from lm_eval_cna.models.decoding.prefix_reader import Passes, Reader, Score, Scored, ScoredSpan, can_share
+from lm_eval_cna.models.decoding.prefix_reader import (
+    PassSchedule,
+    PrefixReader,
+    Score,
+    ScoredSpan,
+    ScoredTexts,
+    can_share,
+)
 
 __all__ = ["can_share", "score_passes", "score_tokens"]
 
@@ -35,65 +41,65 @@ def score_tokens(
 
     Args:
         lm: the model, steered or not.
-        requests: what lm-eval's cache is to be told, or None; tokens of the context; tokens of the continuation.
-        disable_tqdm: draw no bar.
-        override_bs: batch size where the model's is "auto".
+        requests: each a key for lm-eval's response cache or None, tokens of the context, tokens of the continuation.
+        disable_tqdm: draw no progress bar.
+        override_bs: batch size if the model's is "auto".
 
     Returns:
-        Log-likelihood of each continuation and whether it is what the model would have said, in the order of requests.
+        For each request, the continuation's log-likelihood and whether greedy decoding would have said it.
 
     Raises:
         ConfigError: a continuation is empty or longer than the model's context, or a context is empty.
     """
     scores: list[Score | None] = [None] * len(requests)
     with tqdm(total=len(requests), disable=disable_tqdm or lm.rank != 0, desc="Running loglikelihood requests") as bar:
-        for _, asked, score in score_passes(lm, requests, Passes(), override_bs=override_bs):
-            scores[asked.request] = score
-            told = requests[asked.request][0]
-            if told is not None:  # parts of a rolling request are not told
-                lm.cache_hook.add_partial("loglikelihood", told, score)
+        for _, span, score in score_passes(lm, requests, PassSchedule(), override_bs=override_bs):
+            scores[span.request] = score
+            key = requests[span.request][0]
+            if key is not None:  # parts of a rolling request have none
+                lm.cache_hook.add_partial("loglikelihood", key, score)
             bar.update(1)
     return [score for score in scores if score is not None]
 
 
 def score_passes(
-    lm: HFLM, requests: Sequence[Request], passes: Passes, *, override_bs: int | None = None
+    lm: HFLM, requests: Sequence[Request], schedule: PassSchedule, *, override_bs: int | None = None
 ) -> Iterator[tuple[int, ScoredSpan, Score]]:
     """Score requests in one or more passes over each batch.
 
     Args:
         lm: a model that `can_share`.
         requests: see `score_tokens`.
-        passes: what is done to the model before each.
+        schedule: how many passes, and what happens before each.
         override_bs: see `score_tokens`.
 
     Yields:
-        The pass, the request and its score.
+        The pass's number, what was asked, and its score.
 
     Raises:
         ConfigError: see `score_tokens`.
     """
-    scored = _texts(requests, lm.max_length)
+    scored = _scored_texts(requests, lm.max_length)
     texts, rows = scored.texts, _rows(lm, requests, override_bs)
-    reader = Reader(lm, passes)
+    reader = PrefixReader(lm, schedule)
     for block in plan(texts, rows=rows, pass_cost=reader.pass_cost):
-        trunks: list[DynamicCache] = []
-        if block.depth:
-            tokens = texts[block.units[0].texts[0]].tokens[: block.depth]
-            for position in range(passes.count):
-                passes.begin(position)
-                trunks.append(reader.read([tokens]))
+        prefixes: list[DynamicCache] = []  # the outer prefix, as each pass reads it
+        if block.outer:
+            tokens = texts[block.groups[0].texts[0]].tokens[: block.outer]
+            for number in range(schedule.count):
+                schedule.before_pass(number)
+                prefixes.append(reader.read([tokens]))
         for batch in reader.batches(block, texts, rows):
-            for position in range(passes.count):
-                passes.begin(position)
-                for asked, score in reader.score(trunks[position] if trunks else None, batch, scored):
-                    yield position, asked, score
+            for number in range(schedule.count):
+                schedule.before_pass(number)
+                for span, score in reader.score(prefixes[number] if prefixes else None, batch, scored):
+                    yield number, span, score
 
 
-def _texts(requests: Sequence[Request], max_length: int) -> Scored:
+def _scored_texts(requests: Sequence[Request], max_length: int) -> ScoredTexts:
     """The distinct texts that the model must read, each with what is asked of it."""
     found: dict[bytes, int] = {}
-    scored = Scored()
+    scored = ScoredTexts()
     too_long = 0
     for number, (_, context, continuation) in enumerate(requests):
         if not context or not 0 < len(continuation) <= max_length:
@@ -103,23 +109,23 @@ def _texts(requests: Sequence[Request], max_length: int) -> Scored:
                 allowed=f"at least 1 of each, and at most the model's {max_length} of the continuation",
             )
         too_long += len(context) + len(continuation) > max_length + 1
-        # As HFLM does: cut on the left, and the last token is predicted but not read.
+        # As in HFLM: cut on the left; the last token is predicted and not read.
         tokens = np.array((context + continuation)[-(max_length + 1) : -1], dtype=np.int64)
         start = len(tokens) - len(continuation)
         position = found.setdefault(tokens.tobytes(), len(scored.texts))
         if position == len(scored.texts):
             scored.texts.append(Text(tokens, start))
-            scored.asked.append([])
-        elif start < scored.texts[position].first:
+            scored.spans.append([])
+        elif start < scored.texts[position].first_scored:
             scored.texts[position] = Text(tokens, start)
-        scored.asked[position].append(ScoredSpan(number, start, continuation))
+        scored.spans[position].append(ScoredSpan(number, start, continuation))
     if too_long:
         logger.warning("%d requests are longer than the model's %d tokens and cut on the left", too_long, max_length)
     return scored
 
 
 def _rows(lm: HFLM, requests: Sequence[Request], override_bs: int | None) -> int:
-    """Rows of a batch, as HFLM takes them: "auto" tries what fits with the longest request."""
+    """Rows of a batch, chosen as HFLM does: "auto" tries what fits with the longest request."""
     if lm.batch_size != "auto":
         return int(lm.batch_size)
     if override_bs is not None:

@@ -1,13 +1,11 @@
-"""Which token prefixes of a set of texts are read once, and in which batches. Importable without torch.
+"""Plan which token prefixes of a set of texts the model reads once, and in which batches. Importable without torch.
 
-The distinct texts, sorted, form a trie; each inner node is a prefix that several of them share. Reading it
-once costs one more forward pass and saves its tokens in all texts but one. Two levels of sharing are planned, since
-each level is one more forward pass:
+A prefix can be shared on two levels: an outer prefix by all batches of a block (the few-shot examples of a subject), an
+inner prefix by some rows of one batch (the question before four answers). The rest of a text is its suffix.
 
-- a trunk is shared by all batches of a block (the few-shot examples of a subject), read once as one row;
-- a stem is shared by some rows of one batch (the question that four answers follow); a batch's stems are read together.
-
-Costs are counted in tokens that are read; what a forward pass costs beside its tokens is given in tokens too.
+The cost of a plan is the number of tokens that the model reads, padding included, plus `pass_cost` for every forward
+pass. `pass_cost` is what a forward pass costs beside its tokens, expressed in tokens. A prefix is read once where the
+tokens that this saves outweigh the pass that it adds.
 """
 
 from __future__ import annotations
@@ -22,7 +20,7 @@ import numpy.typing as npt
 
 Tokens = npt.NDArray[np.int64]
 
-# Stems of a batch differ in length and are filled up; a trunk is not, and its rows are sorted by length.
+# Inner prefixes of a batch differ in length and are padded: by about 5 %.
 _PADDING = 1.05
 
 
@@ -31,58 +29,57 @@ class Text(NamedTuple):
 
     tokens: Tokens
     """What the model reads."""
-    first: int
-    """The first position whose logits are wanted; a shared prefix ends here at the latest."""
+    first_scored: int
+    """The first position whose logits are scored; a shared prefix ends before it."""
 
 
-class Unit(NamedTuple):
-    """Texts of one batch that share a stem, or one text alone."""
+class TextGroup(NamedTuple):
+    """Texts of one batch that share an inner prefix, or one text alone."""
 
-    depth: int
-    """Where the stem ends, counted from the beginning of the text; that of the trunk where there is no stem."""
+    prefix_end: int
+    """Where the inner prefix ends, counted from the beginning of the text; without one, where the outer prefix ends."""
     texts: tuple[int, ...]
-    """Their positions."""
+    """The texts' positions in the list that was planned."""
 
 
 class Block(NamedTuple):
-    """Units that share a trunk."""
+    """Groups that share an outer prefix."""
 
-    depth: int
-    """Length of the trunk, 0 without one."""
-    units: tuple[Unit, ...]
-    """What shares it."""
+    outer: int
+    """Length of the outer prefix, 0 without one."""
+    groups: tuple[TextGroup, ...]
 
 
-class PrefixBatch(NamedTuple):
-    """Rows that are read together."""
+class SuffixBatch(NamedTuple):
+    """Rows that the model reads together, each behind its prefixes."""
 
-    trunk: int
-    """Length of the prefix that all rows share and that has been read before."""
-    units: tuple[Unit, ...]
-    """What is read; either all have a stem or none has."""
+    outer: int
+    """Length of the outer prefix, which all rows share and which has been read before."""
+    groups: tuple[TextGroup, ...]
+    """Either all of them have an inner prefix or none has."""
 
     @property
     def texts(self) -> tuple[int, ...]:
         """The texts, one row each."""
-        return tuple(text for unit in self.units for text in unit.texts)
+        return tuple(text for group in self.groups for text in group.texts)
 
     @property
-    def has_stems(self) -> bool:
-        """Whether the units' stems are to be read first."""
-        return self.units[0].depth > self.trunk
+    def has_inner_prefixes(self) -> bool:
+        """Whether the groups' inner prefixes must be read first."""
+        return self.groups[0].prefix_end > self.outer
 
 
 @dataclass
 class _Node:
-    """A node of the trie: the texts from `low` to `high` in sorted order share `depth` tokens."""
+    """A node of the prefix tree: the texts from `low` to `high` in sorted order share `depth` tokens."""
 
     depth: int
     low: int = 0
     high: int = 0
-    first: int = 0
+    first_scored: int = 0
     tokens: int = 0  # of all its texts together
     cost: float = 0.0  # of the cheapest plan for its texts
-    reading: str = "apart"  # "trunk", "stem" or "apart"
+    shared_as: str | None = None  # "outer" or "inner" prefix, if it is cheapest to share this node's tokens
     children: list[_Node] = field(default_factory=list)
 
     @property
@@ -91,83 +88,79 @@ class _Node:
 
 
 def plan(texts: Sequence[Text], *, rows: int, pass_cost: float) -> list[Block]:
-    """Decide what is read once.
+    """Decide which prefixes are read once.
 
     Args:
         texts: distinct sequences, in any order.
-        rows: of a batch.
+        rows: the most rows of a batch.
         pass_cost: what a forward pass costs beside its tokens, in tokens.
 
     Returns:
-        Blocks that hold every text once; the one without a trunk, if any, comes last.
+        Blocks that together hold every text once; the one without an outer prefix, if any, comes last.
     """
     if not texts:
         return []
     order = sorted(range(len(texts)), key=lambda text: texts[text].tokens.astype(">i4").tobytes())
-    root = _trie([texts[text] for text in order], rows, pass_cost)
+    root = _prefix_tree([texts[text] for text in order], rows, pass_cost)
     blocks, alone, pending = [], [], [root]
     while pending:
         node = pending.pop()
-        if node.reading == "trunk":
-            units = _units(node, order, node.depth, rows, pass_cost)
-            blocks.append(Block(node.depth, tuple(units)))
-        elif node.reading == "stem" or not node.children:
-            alone.append(_unit(node, order, 0))
+        if node.shared_as == "outer":
+            blocks.append(Block(node.depth, tuple(_groups(node, order, node.depth, rows, pass_cost))))
+        elif node.shared_as == "inner" or not node.children:
+            alone.append(_group(node, order, 0))
         else:
             pending += node.children
     return [*blocks, Block(0, tuple(alone))] if alone else blocks
 
 
-def batches(block: Block, texts: Sequence[Text], *, rows: int, pass_cost: float, scored: int) -> Iterator[PrefixBatch]:
-    """Cut a block into batches, long texts first, so that padding and further passes together cost least.
+def batches(block: Block, texts: Sequence[Text], *, rows: int, pass_cost: float, scored: int) -> Iterator[SuffixBatch]:
+    """Cut a block into the batches that cost least, long texts first.
 
     Args:
         block: of `plan`.
         texts: as given to `plan`.
-        rows: at most so many in a batch.
+        rows: the most rows of a batch.
         pass_cost: as given to `plan`.
-        scored: at most so many positions with logits in a batch, unless one unit alone has more.
+        scored: the most scored positions of a batch, unless one group alone has more.
     """
-    sizes = {unit: _size(unit, texts, block.depth) for unit in block.units}
-    with_stem = [unit for unit in block.units if unit.depth > block.depth]
-    without = [unit for unit in block.units if unit.depth <= block.depth]
-    for units in (with_stem, without):
-        units.sort(key=lambda unit: (sizes[unit].stem, sizes[unit].tail), reverse=True)
-        starts = _cuts([sizes[unit] for unit in units], rows, pass_cost, scored)
-        for start, end in pairwise([*starts, len(units)]):
-            yield PrefixBatch(block.depth, tuple(units[start:end]))
+    sizes = {group: _size(group, texts, block.outer) for group in block.groups}
+    for has_inner in (True, False):
+        groups = [group for group in block.groups if (sizes[group].inner > 0) == has_inner]
+        groups.sort(key=lambda group: (sizes[group].inner, sizes[group].suffix), reverse=True)
+        starts = _cuts([sizes[group] for group in groups], rows, pass_cost, scored)
+        for start, end in pairwise([*starts, len(groups)]):
+            yield SuffixBatch(block.outer, tuple(groups[start:end]))
 
 
-class _PassSize(NamedTuple):
-    """Of a unit: tokens of its stem and of its longest tail, rows, positions with logits."""
-
-    stem: int
-    tail: int
+class _GroupSize(NamedTuple):
+    inner: int  # tokens of the inner prefix
+    suffix: int  # tokens of the longest suffix
     rows: int
     scored: int
 
 
-def _size(unit: Unit, texts: Sequence[Text], trunk: int) -> _PassSize:
-    lengths = [len(texts[text].tokens) for text in unit.texts]
-    scored = sum(length - texts[text].first for length, text in zip(lengths, unit.texts, strict=True))
-    return _PassSize(unit.depth - trunk, max(lengths) - unit.depth, len(unit.texts), scored)
+def _size(group: TextGroup, texts: Sequence[Text], outer: int) -> _GroupSize:
+    lengths = [len(texts[text].tokens) for text in group.texts]
+    scored = sum(length - texts[text].first_scored for length, text in zip(lengths, group.texts, strict=True))
+    return _GroupSize(group.prefix_end - outer, max(lengths) - group.prefix_end, len(group.texts), scored)
 
 
-def _cuts(sizes: Sequence[_PassSize], rows: int, pass_cost: float, scored: int) -> list[int]:
-    """Where the batches of sorted units begin: the cheapest of all ways to cut, found from the left."""
-    cheapest, begins = [0.0], [0]  # of the first n units: their cost, and where the last batch begins
+def _cuts(sizes: Sequence[_GroupSize], rows: int, pass_cost: float, scored: int) -> list[int]:
+    """Where the batches of sorted groups begin, in the cheapest of all ways to cut (dynamic programming)."""
+    cheapest, begins = [0.0], [0]  # for the first n groups: their cost, and where their last batch begins
     for end in range(1, len(sizes) + 1):
         best, begin = float("inf"), end - 1
-        tail = held_rows = held_scored = 0
+        suffix = held_rows = held_scored = 0
         for start in range(end - 1, -1, -1):
             size = sizes[start]
-            tail, held_rows, held_scored = max(tail, size.tail), held_rows + size.rows, held_scored + size.scored
+            suffix = max(suffix, size.suffix)
+            held_rows, held_scored = held_rows + size.rows, held_scored + size.scored
             if start < end - 1 and (held_rows > rows or held_scored > scored):
                 break
-            # The first stem is the longest.
-            cost = cheapest[start] + tail * held_rows + pass_cost
-            if size.stem:
-                cost += size.stem * (end - start) + pass_cost
+            cost = cheapest[start] + suffix * held_rows + pass_cost
+            if size.inner:  # the batch's first inner prefix is its longest
+                cost += size.inner * (end - start) + pass_cost
             if cost < best:
                 best, begin = cost, start
         cheapest.append(best)
@@ -180,12 +173,12 @@ def _cuts(sizes: Sequence[_PassSize], rows: int, pass_cost: float, scored: int) 
     return starts
 
 
-def _trie(texts: Sequence[Text], rows: int, pass_cost: float) -> _Node:
-    """The inner nodes and leaves over sorted texts, closed from the left and from the bottom up."""
+def _prefix_tree(texts: Sequence[Text], rows: int, pass_cost: float) -> _Node:
+    """The prefix tree of sorted texts. A node is complete when the next text does not share all its tokens."""
     stack = [_Node(0)]
     node = _leaf(texts, 0, rows, pass_cost)
     for index in range(1, len(texts)):
-        shared = _shared(texts[index - 1].tokens, texts[index].tokens)
+        shared = _common_length(texts[index - 1].tokens, texts[index].tokens)
         while stack[-1].depth > shared:
             stack[-1].children.append(node)
             node = _close(stack.pop(), rows, pass_cost)
@@ -201,62 +194,62 @@ def _trie(texts: Sequence[Text], rows: int, pass_cost: float) -> _Node:
 
 def _leaf(texts: Sequence[Text], index: int, rows: int, pass_cost: float) -> _Node:
     size = len(texts[index].tokens)
-    return _Node(size, index, index + 1, texts[index].first, size, size + pass_cost / rows)
+    return _Node(size, index, index + 1, texts[index].first_scored, size, size + pass_cost / rows)
 
 
 def _close(node: _Node, rows: int, pass_cost: float) -> _Node:
-    """Fill in a node whose children are complete, and choose how its texts are read."""
+    """Fill in a node whose children are complete, and choose whether to share its tokens."""
     node.low, node.high = node.children[0].low, node.children[-1].high
-    node.first = min(child.first for child in node.children)
+    node.first_scored = min(child.first_scored for child in node.children)
     node.tokens = sum(child.tokens for child in node.children)
-    # Logits are taken from the last pass only, so what is read before ends before the first of them.
-    node.depth = min(node.depth, node.first)
+    # Only the pass over the suffixes gives logits, so a shared prefix ends before the first scored position.
+    node.depth = min(node.depth, node.first_scored)
     node.cost = sum(child.cost for child in node.children)
     if node.count == 1 or node.depth == 0:
         return node
     read = node.tokens - (node.count - 1) * node.depth
-    ways = {"trunk": read + pass_cost * (1 + -(-node.count // rows))}
+    costs = {"outer": read + pass_cost * (1 + -(-node.count // rows))}
     if node.count <= rows:
-        ways["stem"] = read * _PADDING + pass_cost * 2 * node.count / rows
-    way = min(ways, key=lambda name: ways[name])
-    if ways[way] < node.cost:
-        node.cost, node.reading = ways[way], way
+        costs["inner"] = read * _PADDING + pass_cost * 2 * node.count / rows
+    cheapest = min(costs, key=lambda level: costs[level])
+    if costs[cheapest] < node.cost:
+        node.cost, node.shared_as = costs[cheapest], cheapest
     return node
 
 
-def _units(top: _Node, order: Sequence[int], base: int, rows: int, pass_cost: float) -> Iterator[Unit]:
-    """The stems and single texts under a trunk of `base` tokens."""
+def _groups(top: _Node, order: Sequence[int], outer: int, rows: int, pass_cost: float) -> Iterator[TextGroup]:
+    """The inner prefixes and single texts behind an outer prefix of `outer` tokens."""
     nodes = [top]
     for node in nodes:  # grows: parents before children
         nodes += node.children
     costs: dict[int, float] = {}
-    stems: set[int] = set()
+    shared: set[int] = set()
     for node in reversed(nodes):
         if not node.children:
-            costs[id(node)] = node.tokens - base
+            costs[id(node)] = node.tokens - outer
             continue
         costs[id(node)] = sum(costs[id(child)] for child in node.children)
-        depth = node.depth - base
-        read = node.tokens - node.count * base - (node.count - 1) * depth
-        stem = read * _PADDING + pass_cost * node.count / rows
-        if node.count <= rows and depth > 0 and stem < costs[id(node)]:
-            costs[id(node)] = stem
-            stems.add(id(node))
+        depth = node.depth - outer
+        read = node.tokens - node.count * outer - (node.count - 1) * depth
+        cost = read * _PADDING + pass_cost * node.count / rows
+        if node.count <= rows and depth > 0 and cost < costs[id(node)]:
+            costs[id(node)] = cost
+            shared.add(id(node))
     pending = [top]
     while pending:
         node = pending.pop()
-        if id(node) in stems or not node.children:
-            yield _unit(node, order, base)
+        if id(node) in shared or not node.children:
+            yield _group(node, order, outer)
         else:
             pending += node.children
 
 
-def _unit(node: _Node, order: Sequence[int], base: int) -> Unit:
-    return Unit(node.depth if node.children else base, tuple(order[node.low : node.high]))
+def _group(node: _Node, order: Sequence[int], outer: int) -> TextGroup:
+    return TextGroup(node.depth if node.children else outer, tuple(order[node.low : node.high]))
 
 
-def _shared(one: Tokens, other: Tokens) -> int:
-    """How many tokens two sequences begin with in common."""
+def _common_length(one: Tokens, other: Tokens) -> int:
+    """Length of the longest common prefix of two sequences."""
     size = min(len(one), len(other))
     differ = one[:size] != other[:size]
     where = int(differ.argmax()) if size else 0

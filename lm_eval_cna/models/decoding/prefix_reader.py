@@ -1,7 +1,7 @@
-"""Reads batches of a prefix plan with a model: what is shared stays in a cache, logits are made where they are scored.
+"""Read batches of a prefix plan with a model: shared prefixes stay in a cache, logits exist only where they are scored.
 
-Rows are filled up on the right, so causal attention needs no mask and no positions: each row continues a copy
-of its prefix's keys and values. Only behind stems of different lengths are there holes, which a mask hides.
+Rows are padded on the right, so causal attention needs no mask and no positions: each row continues a copy of its
+prefix's keys and values. Only behind inner prefixes of different lengths are there gaps, which a mask hides.
 """
 
 from __future__ import annotations
@@ -20,46 +20,49 @@ from torch import nn
 from transformers.cache_utils import DynamicCache, DynamicLayer, DynamicSlidingWindowLayer
 
 from lm_eval_cna.errors import ArchitectureError
-from lm_eval_cna.models.decoding.prefix_plan import Block, PrefixBatch, Text, Tokens, batches
+from lm_eval_cna.models.decoding.prefix_plan import Block, SuffixBatch, Text, Tokens, batches
 from lm_eval_cna.transformer.decoder import find_architecture
 
 Score = tuple[float, bool]
 
-# What a forward pass costs beside its tokens, in tokens: a GPU reads a thousand in the time that its launches take.
+# What a forward pass costs beside its tokens, in tokens. A GPU is slower to launch a pass than to read many tokens.
 _PASS_COST = {"cpu": 16.0}
 _PASS_COST_ELSEWHERE = 512.0
-# Bytes of float32 logits that one batch may have. Few answers come near; whole documents (rolling) do.
+# The most bytes of float32 logits of a batch. Whole documents (rolling log-likelihood) come near, answers do not.
 _LOGITS_BYTES = 2**30
-# Rows of logits that are reduced at a time.
-_REDUCED_ROWS = 1024
+# Positions whose logits are turned into scores at a time.
+_SCORED_AT_ONCE = 1024
 
 
 class ScoredSpan(NamedTuple):
-    """A request on a text: log-likelihood of `targets`, whose logits are those of the positions from `start`."""
+    """What one request asks of a text: the log-likelihood of `targets`."""
 
     request: int
+    """The request's position."""
     start: int
+    """The position in the text whose logits predict the first target."""
     targets: list[int]
 
 
 @dataclass
-class Scored:
-    """The requests by text."""
+class ScoredTexts:
+    """The distinct texts of some requests."""
 
     texts: list[Text] = field(default_factory=list)
-    asked: list[list[ScoredSpan]] = field(default_factory=list)
+    spans: list[list[ScoredSpan]] = field(default_factory=list)
+    """For each text, what is asked of it."""
 
 
-class Passes:
-    """How often each trunk and each batch is read: once, with the model as it is. See `likelihood_settings`."""
+class PassSchedule:
+    """How often each prefix and each batch is read; this one reads all once, with the model as it is."""
 
     count = 1
 
-    def begin(self, position: int) -> None:
-        """Called before pass `position` over a trunk or a batch; pass 0 is the first over something new."""
+    def before_pass(self, number: int) -> None:
+        """Called before each pass over an outer prefix or a batch; pass 0 is the first."""
 
-    def keep(self, cache: DynamicCache) -> None:
-        """Called with the keys and values of whatever has been read to be continued."""
+    def prefix_read(self, cache: DynamicCache) -> None:
+        """Called with the keys and values of a prefix that has been read."""
 
 
 def can_share(lm: HFLM) -> bool:
@@ -69,9 +72,9 @@ def can_share(lm: HFLM) -> bool:
     accelerator = getattr(lm, "accelerator", None)
     if (
         lm.backend != "causal"
-        # Virtual tokens before the text.
+        # Prompt learning puts virtual tokens before the text.
         or getattr(adapter, "is_prompt_learning", False)
-        # Its processes must make the same forward passes, and plans differ.
+        # FSDP's processes must make the same forward passes, but their plans differ.
         or (accelerator is not None and accelerator.distributed_type == DistributedType.FSDP)
         or not isinstance(_head(model), nn.Module)
     ):
@@ -83,11 +86,11 @@ def can_share(lm: HFLM) -> bool:
     return all(type(layer) in (DynamicLayer, DynamicSlidingWindowLayer) for layer in DynamicCache(config=config).layers)
 
 
-class Reader:
-    """Runs a model over batches of a plan."""
+class PrefixReader:
+    """Runs a model over the batches of a plan."""
 
-    def __init__(self, lm: HFLM, passes: Passes) -> None:
-        self._lm, self._passes = lm, passes
+    def __init__(self, lm: HFLM, schedule: PassSchedule) -> None:
+        self._lm, self._schedule = lm, schedule
         stack: Any = find_architecture(lm.model).stack
         self._config = stack.config
         self._head = _head(lm.model)
@@ -96,68 +99,66 @@ class Reader:
         self.pass_cost = _PASS_COST.get(lm.device.type, _PASS_COST_ELSEWHERE)
         self.most_scored: int = max(1, _LOGITS_BYTES // (4 * self._config.vocab_size))
 
-    def batches(self, block: Block, texts: Sequence[Text], rows: int) -> Iterator[PrefixBatch]:
+    def batches(self, block: Block, texts: Sequence[Text], rows: int) -> Iterator[SuffixBatch]:
         """The batches of a block, as this model can read them."""
         cut = batches(block, texts, rows=rows, pass_cost=self.pass_cost, scored=self.most_scored)
-        return (part for batch in cut for part in self._without_holes(batch, texts))
+        return (part for batch in cut for part in self._without_gaps(batch, texts))
 
-    def _without_holes(self, batch: PrefixBatch, texts: Sequence[Text]) -> list[PrefixBatch]:
-        """Split a batch whose stems differ in length, if a sliding window could then be counted wrongly.
+    def _without_gaps(self, batch: SuffixBatch, texts: Sequence[Text]) -> list[SuffixBatch]:
+        """Split a batch whose inner prefixes differ in length, if gaps could count in a sliding window.
 
-        A shorter stem leaves a hole between itself and what follows, which the attention mask hides. A sliding window
-        counts hidden positions too, so while it cuts anything off there must be none.
+        A shorter prefix leaves a gap before its suffixes. The attention mask hides it, but a sliding window counts
+        hidden positions too, so there must be no gap where the window cuts anything off.
         """
-        depths = {unit.depth for unit in batch.units}
-        if self._window is None or not batch.has_stems or len(depths) == 1:
+        ends = {group.prefix_end for group in batch.groups}
+        if self._window is None or not batch.has_inner_prefixes or len(ends) == 1:
             return [batch]
-        tails = (len(texts[text].tokens) - unit.depth for unit in batch.units for text in unit.texts)
-        if max(depths) + max(tails) < self._window:
+        suffixes = (len(texts[text].tokens) - group.prefix_end for group in batch.groups for text in group.texts)
+        if max(ends) + max(suffixes) < self._window:
             return [batch]
         return [
-            PrefixBatch(batch.trunk, tuple(unit for unit in batch.units if unit.depth == depth))
-            for depth in sorted(depths, reverse=True)
+            SuffixBatch(batch.outer, tuple(group for group in batch.groups if group.prefix_end == end))
+            for end in sorted(ends, reverse=True)
         ]
 
     def read(self, rows: Sequence[Tokens], past: DynamicCache | None = None) -> DynamicCache:
-        """Read rows and keep their keys and values; without logits."""
+        """Read prefixes, in one pass and without logits; returns their keys and values."""
         cache = DynamicCache(config=self._config) if past is None else past
-        # Even a head that wants one position at least is content with the first.
+        # Some heads fail on an empty input, so logits are made at one position.
         with self._logits_of(torch.zeros(1, dtype=torch.long)):
             self._forward(_padded(rows), past_key_values=cache, use_cache=True)
-        self._passes.keep(cache)
+        self._schedule.prefix_read(cache)
         return cache
 
     def score(
-        self, trunk: DynamicCache | None, batch: PrefixBatch, scored: Scored
+        self, outer: DynamicCache | None, batch: SuffixBatch, scored: ScoredTexts
     ) -> Iterator[tuple[ScoredSpan, Score]]:
-        """Read what a batch adds to its trunk, and score what is asked of it."""
+        """Read a batch behind its outer prefix, whose keys and values are given, and score what is asked of it."""
         texts = [scored.texts[text] for text in batch.texts]
-        begins = [unit.depth for unit in batch.units for _ in unit.texts]
-        tails = _padded([text.tokens[begin:] for text, begin in zip(texts, begins, strict=True)])
-        width = tails.shape[1]
+        begins = [group.prefix_end for group in batch.groups for _ in group.texts]
+        suffixes = _padded([text.tokens[begin:] for text, begin in zip(texts, begins, strict=True)])
+        width = suffixes.shape[1]
         arguments: dict[str, Any] = {"use_cache": False}
-        if batch.has_stems:
-            arguments = self._behind_stems(trunk, batch, scored.texts, begins, width)
-        elif trunk is not None:
-            arguments = {"past_key_values": _rows_of(trunk, [0] * len(texts)), "use_cache": True}
-        where: list[int] = []
-        places: list[tuple[ScoredSpan, int]] = []
-        for row, (text, begin, asked_here) in enumerate(
-            zip(texts, begins, (scored.asked[text] for text in batch.texts), strict=True)
-        ):
-            places += [(asked, len(where) + asked.start - text.first) for asked in asked_here]
-            where += range(row * width + text.first - begin, row * width + len(text.tokens) - begin)
-        with self._logits_of(torch.tensor(where)):
-            logits = self._forward(tails, **arguments)
-        yield from _reduced(logits[0], places, self._lm.softmax_dtype or torch.float32)
+        if batch.has_inner_prefixes:
+            arguments = self._behind_inner_prefixes(outer, batch, scored.texts, begins, width)
+        elif outer is not None:
+            arguments = {"past_key_values": _rows_of(outer, [0] * len(texts)), "use_cache": True}
+        positions: list[int] = []  # in the flattened batch [rows * width], where logits are wanted
+        first_rows: list[tuple[ScoredSpan, int]] = []
+        for row, (text, begin, number) in enumerate(zip(texts, begins, batch.texts, strict=True)):
+            first_rows += [(span, len(positions) + span.start - text.first_scored) for span in scored.spans[number]]
+            positions += range(row * width + text.first_scored - begin, row * width + len(text.tokens) - begin)
+        with self._logits_of(torch.tensor(positions)):
+            logits = self._forward(suffixes, **arguments)
+        yield from _scores(logits[0], first_rows, self._lm.softmax_dtype or torch.float32)
 
-    def _behind_stems(
-        self, trunk: DynamicCache | None, batch: PrefixBatch, texts: Sequence[Text], begins: list[int], width: int
+    def _behind_inner_prefixes(
+        self, outer: DynamicCache | None, batch: SuffixBatch, texts: Sequence[Text], begins: list[int], width: int
     ) -> dict[str, Any]:
-        """Read the stems of a batch; returns what the forward pass over its tails needs."""
-        stems = [texts[unit.texts[0]].tokens[batch.trunk : unit.depth] for unit in batch.units]
-        past = self.read(stems, None if trunk is None else _rows_of(trunk, [0] * len(stems)))
-        parents = [number for number, unit in enumerate(batch.units) for _ in unit.texts]
+        """Read the inner prefixes of a batch; returns what the forward pass over its suffixes needs."""
+        prefixes = [texts[group.texts[0]].tokens[batch.outer : group.prefix_end] for group in batch.groups]
+        past = self.read(prefixes, None if outer is None else _rows_of(outer, [0] * len(prefixes)))
+        parents = [number for number, group in enumerate(batch.groups) for _ in group.texts]
         arguments: dict[str, Any] = {"past_key_values": _rows_of(past, parents), "use_cache": True}
         longest = max(begins)
         if min(begins) < longest:
@@ -178,15 +179,15 @@ class Reader:
         return logits
 
     @contextmanager
-    def _logits_of(self, where: torch.Tensor) -> Iterator[None]:
-        """Let the model compute logits [1, n, vocabulary] of the n positions in `where`, counted through all rows.
+    def _logits_of(self, positions: torch.Tensor) -> Iterator[None]:
+        """Let the model compute logits [1, n, vocabulary] at n positions of the flattened batch [rows * tokens] only.
 
-        A hook on the head, since what models do to its output (a soft cap, a factor) is theirs and stays so.
+        This hooks the head's input, so that the model still does to its output what it does (a soft cap, a factor).
         """
 
         def chosen(module: nn.Module, args: tuple[Any, ...]) -> tuple[Any, ...]:
             hidden = args[0]
-            return (hidden.flatten(0, 1).index_select(0, where.to(hidden.device))[None], *args[1:])
+            return (hidden.flatten(0, 1).index_select(0, positions.to(hidden.device))[None], *args[1:])
 
         handle = self._head.register_forward_pre_hook(chosen)
         try:
@@ -196,23 +197,23 @@ class Reader:
 
 
 def _head(model: nn.Module) -> Any:
-    """The module that makes logits of hidden states, or None."""
+    """The module that turns hidden states into logits, or None."""
     find: Any = getattr(model, "get_output_embeddings", None)
     return None if find is None else find()
 
 
 def _padded(rows: Sequence[Tokens]) -> torch.Tensor:
-    """Rows of tokens in one tensor, filled up on the right, where causal attention needs no mask."""
-    filled = np.zeros((len(rows), max(map(len, rows))), dtype=np.int64)
-    for row, tokens in zip(filled, rows, strict=True):
+    """Rows of tokens in one tensor, padded on the right, where causal attention needs no mask."""
+    padded = np.zeros((len(rows), max(map(len, rows))), dtype=np.int64)
+    for row, tokens in zip(padded, rows, strict=True):
         row[: len(tokens)] = tokens
-    return torch.from_numpy(filled)
+    return torch.from_numpy(padded)
 
 
 def _rows_of(cache: DynamicCache, parents: Sequence[int]) -> DynamicCache:
-    """A cache whose row i is row `parents[i]` of another, which stays as it is.
+    """A cache whose row i is row `parents[i]` of `cache`, which stays as it is.
 
-    Layers put a longer tensor into the place of theirs when they are updated, so one row is copied only then.
+    A single row is expanded without a copy: an update replaces a layer's tensors and never edits them.
     """
     taken = copy.copy(cache)
     taken.layers = [copy.copy(layer) for layer in cache.layers]
@@ -227,27 +228,27 @@ def _rows_of(cache: DynamicCache, parents: Sequence[int]) -> DynamicCache:
     return taken
 
 
-def _reduced(
-    logits: torch.Tensor, places: Sequence[tuple[ScoredSpan, int]], dtype: torch.dtype
+def _scores(
+    logits: torch.Tensor, spans: Sequence[tuple[ScoredSpan, int]], dtype: torch.dtype
 ) -> Iterator[tuple[ScoredSpan, Score]]:
-    """Scores from the logits [n, vocabulary] of the scored positions.
+    """Score spans from the logits [n, vocabulary] of a batch's scored positions.
 
     Args:
         logits: of a batch.
-        places: what is asked, and the row of `logits` that its first target is predicted by.
-        dtype: what log-likelihoods are computed in.
+        spans: each with the row of `logits` that predicts its first target.
+        dtype: the precision of log-likelihoods.
     """
-    rows = torch.tensor([place + step for asked, place in places for step in range(len(asked.targets))])
-    targets = torch.tensor([target for asked, _ in places for target in asked.targets])
+    rows = torch.tensor([first + step for span, first in spans for step in range(len(span.targets))])
+    targets = torch.tensor([target for span, _ in spans for target in span.targets])
     rows, targets = rows.to(logits.device), targets.to(logits.device)
     chosen = logits[rows, targets].to(dtype)
-    chunks = torch.split(logits, _REDUCED_ROWS)
+    chunks = torch.split(logits, _SCORED_AT_ONCE)
     total = torch.cat([chunk.to(dtype).logsumexp(-1) for chunk in chunks])
     best = torch.cat([chunk.argmax(-1) for chunk in chunks])
-    gains = (chosen - total[rows]).tolist()
+    log_probs = (chosen - total[rows]).tolist()
     greedy = (best[rows] == targets).tolist()
     begin = 0
-    for asked, _ in places:
-        end = begin + len(asked.targets)
-        yield asked, (sum(gains[begin:end]), all(greedy[begin:end]))
+    for span, _ in spans:
+        end = begin + len(span.targets)
+        yield span, (sum(log_probs[begin:end]), all(greedy[begin:end]))
         begin = end

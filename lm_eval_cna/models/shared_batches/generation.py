@@ -1,10 +1,8 @@
-"""Greedy responses in batches whose rows follow different settings, each equal to the response of its row alone.
+"""Greedy responses in batches whose rows follow different settings, each equal to its row's response alone.
 
-What `CNAHFLM.generate_until` does to one prompt under one setting, done for many at once: the same ids go
-in, the same logits processors run, a row ends where it would end alone (end tokens, stop strings, the limit), and the
-text is decoded and cut by the same rules. A row that ends leaves the batch, so a short refusal does not wait for a
-long answer. HFLM itself lets ended rows wait, and where a row ends only by a stop string lets it write on until all
-rows have ended; the text after the first stop string is cut off by both.
+It does what `CNAHFLM.generate_until` does to one prompt under one setting, for many at once: the same token ids, logits
+processors, end conditions (end tokens, stop strings, the limit) and decoding. A finished row leaves the batch, so a
+short refusal does not wait for a long answer.
 """
 
 from __future__ import annotations
@@ -33,11 +31,11 @@ class GenerationJob:
     """One response to generate."""
 
     ids: tuple[int, ...]
-    """The encoded prompt, left-truncated already."""
+    """The encoded prompt, truncated on the left already; at least one token."""
     setting: int
     """Position among the generator's settings."""
     max_new_tokens: int
-    """At least 1."""
+    """The most tokens to generate, at least 1."""
     stop: tuple[str, ...] = ()
     """Strings that end the text and are cut off (lm-eval's `until`)."""
 
@@ -53,24 +51,25 @@ class Completion:
     """One response."""
 
     text: str
-    """As `generate_until` returns it."""
+    """The response, as `generate_until` returns it."""
     tokens: int
-    """Generated, the one that ended the response included."""
+    """Tokens generated, including the one that ended the response."""
     near_ties: int
-    """Steps at which the two largest processed scores were closer than `greedy.NEAR_TIE`."""
+    """Steps at which the two largest scores, after all processors, were closer than `greedy.NEAR_TIE`."""
 
 
 class SharedGenerator:
-    """Generates batches of responses. A context manager; between entering and leaving it the model is its own.
+    """Generates batches of responses. A context manager, inside which nothing else may steer the model.
 
     Args:
-        lm: the model. A steering it has is undone when the generator is entered.
+        lm: the model. Entering the context undoes its own steering.
         settings: the settings that jobs name by position.
-        mode: "rows" lets the jobs of one batch follow different settings. "fold", "hook" or "auto" apply one setting
-            around the batch, which all its jobs must share.
+        mode: "rows" lets the jobs of one batch follow different settings. "fold", "hook" and "auto" steer the whole
+            model, so all jobs of a batch must share a setting.
 
     Raises:
-        InterventionError, SteeringError, ArchitectureError: from entering: see `lm_eval_cna.steering.apply`.
+        SteeringError: the mode is unknown.
+        InterventionError, SteeringError, ArchitectureError: on entering, as in `lm_eval_cna.steering.apply`.
     """
 
     def __init__(self, lm: CNAHFLM, settings: Sequence[Setting], *, mode: Mode | Literal["rows"] = "rows") -> None:
@@ -105,7 +104,7 @@ class SharedGenerator:
             The responses, in the jobs' order.
 
         Raises:
-            SteeringError: the jobs' settings differ in a mode that applies one around the batch.
+            SteeringError: the jobs' settings differ in a mode other than "rows".
         """
         if not jobs:
             return []
@@ -113,7 +112,9 @@ class SharedGenerator:
             self._apply({job.setting for job in jobs})
         config = base_of(self._lm).generation_config
         limits = {job.max_new_tokens for job in jobs}
-        if config.forced_eos_token_id is not None and len(limits) > 1:  # it is forced at one length for all rows
+        if (
+            config.forced_eos_token_id is not None and len(limits) > 1
+        ):  # transformers forces it at one length for all rows
             found: dict[int, Completion] = {}
             for limit in sorted(limits):
                 places = [place for place, job in enumerate(jobs) if job.max_new_tokens == limit]
@@ -154,13 +155,13 @@ class SharedGenerator:
 
     @property
     def _ends(self) -> frozenset[int]:
-        """Tokens that end a response: those of the generation settings, and the one that HFLM adds to `until`."""
+        """Tokens that end a response: the generation settings' and the one that HFLM adds to `until`."""
         ends = base_of(self._lm).generation_config.eos_token_id
         ends = [] if ends is None else [ends] if isinstance(ends, int) else list(ends)
         return frozenset([*ends, self._lm.eot_token_id])
 
     def _stopper(self, stop: tuple[str, ...]) -> Callable[[Sequence[int]], bool] | None:
-        """What HFLM tests after each token: a stop string in the text of as many tokens as it encodes to, and two."""
+        """As in HFLM: whether the last tokens contain a stop string; two tokens more than the string encodes to."""
         if not stop:
             return None
         tokenizer = self._lm.tokenizer
@@ -173,7 +174,7 @@ class SharedGenerator:
         return stopped
 
     def _text(self, tokens: list[int], stop: tuple[str, ...]) -> str:
-        """HFLM's decoding: thinking left out, special tokens left out, cut at the first stop string."""
+        """As in HFLM: the text without thinking and special tokens, cut at the first stop string."""
         think = self._lm.think_end_token
         if isinstance(think, int) and think in tokens:
             tokens = tokens[len(tokens) - tokens[::-1].index(think) :]
@@ -186,7 +187,7 @@ class SharedGenerator:
         return cut
 
     def _apply(self, chosen: set[int]) -> None:
-        """Apply the one setting of a batch, unless it is applied already."""
+        """Steer the whole model with a batch's one setting."""
         if len(chosen) > 1:
             raise SteeringError("settings in one batch", got=sorted(chosen), allowed=f"one in mode {self._mode}")
         (position,) = chosen

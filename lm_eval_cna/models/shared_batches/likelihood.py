@@ -1,8 +1,8 @@
-"""Log-likelihoods of the same requests under several settings, layers below the steered ones computed once.
+"""Log-likelihoods of the same requests under several settings; layers below the steered ones are computed once.
 
-A setting changes nothing below the first layer that it touches. So each trunk and each batch is read under
-all settings in turn; the first pass records what leaves the last common layer, and in the others that layer and all
-before it do nothing but hand the record on. Only the record of one batch is held at a time.
+A setting changes nothing below the first layer that it touches. So each prefix and each batch is read under each
+setting in turn: the first pass records what leaves the last common layer, and in the other passes the common layers
+only replay this record. Only one batch's record is held at a time.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from transformers.cache_utils import DynamicCache
 
 from lm_eval_cna.errors import ConfigError
 from lm_eval_cna.models.decoding.likelihood import Request, score_passes
-from lm_eval_cna.models.decoding.prefix_reader import Passes, Score, can_share
+from lm_eval_cna.models.decoding.prefix_reader import PassSchedule, Score, can_share
 from lm_eval_cna.models.hf import CNAHFLM
 from lm_eval_cna.steering.modes import MODES, Mode
 from lm_eval_cna.steering.rows import RowSteering
@@ -28,19 +28,19 @@ ROWS = "rows"
 def score_settings(
     lm: CNAHFLM, requests: Sequence[tuple[str, str]], settings: Sequence[Setting], *, mode: str = "auto"
 ) -> list[list[Score]]:
-    """What `lm.loglikelihood` says under each setting.
+    """Score requests under each setting, as `lm.loglikelihood` would.
 
     Args:
-        lm: the model; however it is steered, it is so again afterwards.
-        requests: (context, continuation) as lm-eval has them.
-        settings: in any order, the baseline may be among them.
-        mode: "auto", "fold" or "hook" as in `lm_eval_cna.steering.apply`, or "rows" for that of `RowSteering`.
+        lm: the model; it is steered afterwards as it was before.
+        requests: (context, continuation), as in lm-eval.
+        settings: in any order; the baseline may be among them.
+        mode: "auto", "fold" or "hook" as in `lm_eval_cna.steering.apply`, or "rows" to steer with `RowSteering`.
 
     Returns:
         For each setting, the log-likelihood and greedy flag of each request.
 
     Raises:
-        ConfigError: the mode is none of these, or a request has no token.
+        ConfigError: the mode is unknown, or a request has no token.
         InterventionError, SteeringError: a setting cannot be applied.
     """
     if mode not in (*MODES, ROWS):
@@ -49,14 +49,17 @@ def score_settings(
     with ExitStack() as stack:
         stack.callback(_steer_back, lm, lm.setting, lm.mode)
         lm.unsteer()
-        steered = _Rows(lm, settings) if mode == ROWS else _Applied(lm, settings, mode)
-        stack.callback(steered.undo)
-        if not can_share(lm):
-            return [_whole(lm, encoded, steered, position) for position in range(len(settings))]
+        switch = _switched_by_row(lm, settings, stack) if mode == ROWS else _switched_whole(lm, settings, mode, stack)
         found: list[list[Score]] = [[(0.0, False)] * len(encoded) for _ in settings]
-        passes = stack.enter_context(_LowerLayers(lm, settings, steered))
-        for position, asked, score in score_passes(lm, encoded, passes):
-            found[position][asked.request] = score
+        if not can_share(lm):
+            for position in range(len(settings)):
+                switch(position)
+                found[position] = lm._loglikelihood_tokens(encoded, disable_tqdm=True)
+            return found
+        schedule = _PassPerSetting(lm, settings, switch)
+        stack.callback(schedule.close)
+        for position, span, score in score_passes(lm, encoded, schedule):
+            found[position][span.request] = score
         return found
 
 
@@ -66,7 +69,7 @@ def _steer_back(lm: CNAHFLM, setting: Setting, mode: Mode) -> None:
 
 
 def _encoded(lm: CNAHFLM, context: str, continuation: str) -> Request:
-    """Tokens of a request, as lm-eval's `TemplateLM.loglikelihood` makes them. The response cache is told nothing."""
+    """Tokens of a request, as lm-eval's `TemplateLM.loglikelihood` makes them; without a key for its cache."""
     if context:
         return (None, *lm._encode_pair(context, continuation))
     tokens = lm.tok_encode(continuation, add_special_tokens=False)
@@ -74,52 +77,42 @@ def _encoded(lm: CNAHFLM, context: str, continuation: str) -> Request:
     return (None, tokens[:1], tokens[1:]) if tokens[:1] == [prefix] else (None, [prefix], tokens)
 
 
-def _whole(lm: CNAHFLM, encoded: list[Request], steered: _Applied | _Rows, position: int) -> list[Score]:
-    steered.switch(position)
-    return lm._loglikelihood_tokens(encoded, disable_tqdm=True)
+def _switched_whole(lm: CNAHFLM, settings: Sequence[Setting], mode: str, stack: ExitStack) -> Callable[[int], None]:
+    """A function that steers the whole model with the setting at a position."""
+    lm.mode = cast(Mode, mode)
+    stack.callback(lm.unsteer)
+
+    def switch(position: int) -> None:
+        if lm.setting != settings[position]:
+            lm.steer(settings[position])
+
+    return switch
 
 
-class _Applied:
-    """Settings that are applied to the whole model in turn."""
+def _switched_by_row(lm: CNAHFLM, settings: Sequence[Setting], stack: ExitStack) -> Callable[[int], None]:
+    """A function that lets all rows of the next batches follow the setting at a position."""
+    steering = stack.enter_context(RowSteering(lm.model, settings, lm.architecture))
+    current = 0
 
-    def __init__(self, lm: CNAHFLM, settings: Sequence[Setting], mode: str) -> None:
-        self._lm, self._settings = lm, settings
-        lm.mode = cast(Mode, mode)
-
-    def switch(self, position: int) -> None:
-        if self._lm.setting != self._settings[position]:
-            self._lm.steer(self._settings[position])
-
-    def undo(self) -> None:
-        self._lm.unsteer()
-
-
-class _Rows:
-    """Settings that all rows of a batch follow in turn."""
-
-    def __init__(self, lm: CNAHFLM, settings: Sequence[Setting]) -> None:
-        self._steering = RowSteering(lm.model, settings, lm.architecture)
-        self._position = 0
-        self._handle = lm.architecture.stack.register_forward_pre_hook(self._assign, with_kwargs=True)
-
-    def _assign(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+    def assign(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         tokens = args[0] if args else kwargs["input_ids"]
-        self._steering.assign([self._position] * tokens.shape[0])
+        steering.assign([current] * tokens.shape[0])
 
-    def switch(self, position: int) -> None:
-        self._position = position
+    stack.callback(lm.architecture.stack.register_forward_pre_hook(assign, with_kwargs=True).remove)
 
-    def undo(self) -> None:
-        self._handle.remove()
-        self._steering.undo()
+    def switch(position: int) -> None:
+        nonlocal current
+        current = position
+
+    return switch
 
 
-class _LowerLayers(Passes):
-    """One pass per setting; the layers that no setting touches are computed in the first. A context manager."""
+class _PassPerSetting(PassSchedule):
+    """One pass per setting; the layers that no setting touches are computed in the first."""
 
-    def __init__(self, lm: CNAHFLM, settings: Sequence[Setting], steered: _Applied | _Rows) -> None:
+    def __init__(self, lm: CNAHFLM, settings: Sequence[Setting], switch: Callable[[int], None]) -> None:
         self.count = len(settings)
-        self._steered = steered
+        self._switch = switch
         touched = [min(s.intervention.layers) for s in settings if s.intervention is not None and not s.is_baseline]
         layers = lm.architecture.layers
         common = min(touched, default=len(layers)) if self.count > 1 else 0
@@ -127,31 +120,29 @@ class _LowerLayers(Passes):
         self._outputs: list[Any] = []
         self._caches: list[DynamicCache] = []
         self._next_output = self._next_cache = 0
-        self._stop: list[Callable[[], Any]] = []
+        self._hooks = ExitStack()
 
-    def __enter__(self) -> _LowerLayers:
-        return self
+    def close(self) -> None:
+        """Let the common layers compute again."""
+        self._hooks.close()
 
-    def __exit__(self, *exception: object) -> None:
-        self._let_go()
-
-    def begin(self, position: int) -> None:
+    def before_pass(self, number: int) -> None:
         """Steer; record in the first pass, replay in the others."""
-        self._steered.switch(position)
+        self._switch(number)
         self._next_output = self._next_cache = 0
-        if not self._blocks or position > 1:
+        if not self._blocks or number > 1:
             return
-        self._let_go()
-        if position == 0:
+        self._hooks.close()
+        if number == 0:
             self._outputs, self._caches = [], []
-            self._stop.append(self._blocks[-1].register_forward_hook(self._record).remove)
+            self._hooks.callback(self._blocks[-1].register_forward_hook(self._record).remove)
         else:
             for block in self._blocks:
-                self._stop.append(_replaced_forward(block, self._replay))
+                self._hooks.callback(_replaced_forward(block, self._replay))
             # Called once per forward pass, after all common layers.
-            self._stop.append(self._blocks[-1].register_forward_hook(self._advance).remove)
+            self._hooks.callback(self._blocks[-1].register_forward_hook(self._advance).remove)
 
-    def keep(self, cache: DynamicCache) -> None:
+    def prefix_read(self, cache: DynamicCache) -> None:
         """Give a replayed pass the keys and values of the layers that it did not compute."""
         common = len(self._blocks)
         if self._next_cache == len(self._caches):
@@ -169,14 +160,10 @@ class _LowerLayers(Passes):
     def _advance(self, module: nn.Module, args: tuple[Any, ...], output: Any) -> None:
         self._next_output += 1
 
-    def _let_go(self) -> None:
-        while self._stop:
-            self._stop.pop()()
-
 
 def _replaced_forward(block: nn.Module, forward: Callable[..., Any]) -> Callable[[], None]:
-    """Put another `forward` into a module; returns what undoes it."""
-    own = block.__dict__.get("forward")  # of accelerate, say
+    """Replace a module's `forward`; returns a function that undoes it."""
+    own = block.__dict__.get("forward")  # accelerate sets one, for example
     block.forward = forward
 
     def undo() -> None:

@@ -22,7 +22,7 @@ from lm_eval.tasks import TaskManager
 
 from lm_eval_cna.errors import ConfigError
 from lm_eval_cna.models.decoding.likelihood import can_share, score_tokens
-from lm_eval_cna.models.decoding.prefix_reader import Reader
+from lm_eval_cna.models.decoding.prefix_reader import PrefixReader
 from lm_eval_cna.models.hf import CNAHFLM
 from lm_eval_cna.steering.apply import steer
 from lm_eval_cna.steering.modes import Mode
@@ -107,13 +107,13 @@ def both(model: Any, requests: list[Request], **arguments: Any) -> list[tuple[fl
 def read(monkeypatch: pytest.MonkeyPatch) -> list[int]:
     """Counts the tokens of every forward pass from here on."""
     counts: list[int] = []
-    forward = Reader._forward
+    forward = PrefixReader._forward
 
-    def counted(self: Reader, tokens: torch.Tensor, **arguments: Any) -> torch.Tensor:
+    def counted(self: PrefixReader, tokens: torch.Tensor, **arguments: Any) -> torch.Tensor:
         counts.append(tokens.numel())
         return forward(self, tokens, **arguments)
 
-    monkeypatch.setattr(Reader, "_forward", counted)
+    monkeypatch.setattr(PrefixReader, "_forward", counted)
     return counts
 
 
@@ -328,7 +328,7 @@ def evaluated(lm: HFLM, task: dict[str, Any]) -> dict[str, Any] | None:
 WORKER = """
 import json, sys
 from lm_eval_cna.models.hf import CNAHFLM
-from lm_eval_cna.steering.apply import Setting
+from lm_eval_cna.steering.setting import Setting
 from tests.models.decoding.test_likelihood import evaluated
 from tests.helpers.interventions import circuit
 checkpoint, config, out = sys.argv[1:]

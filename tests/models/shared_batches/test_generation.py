@@ -16,7 +16,7 @@ from lm_eval_cna.errors import ConfigError, SteeringError
 from lm_eval_cna.models.decoding import greedy
 from lm_eval_cna.models.decoding.row_cache import closed_up
 from lm_eval_cna.models.hf import CNAHFLM
-from lm_eval_cna.models.shared_batches.capacity import CPU_ROWS, DEVICE_ROWS, can_pack, rows_that_fit
+from lm_eval_cna.models.shared_batches.capacity import CPU_ROWS, DEVICE_ROWS, rows_that_fit, why_not_shared
 from lm_eval_cna.models.shared_batches.generation import Completion, GenerationJob, SharedGenerator
 from lm_eval_cna.steering.apply import steer
 from lm_eval_cna.steering.setting import Setting
@@ -169,7 +169,7 @@ def test_under_an_adapter() -> None:
     torch.manual_seed(0)
     adapter = LoraConfig(target_modules=["down_proj", "q_proj"], r=4, init_lora_weights=False)
     lm = loaded(get_peft_model(tiny("llama"), adapter).eval())
-    assert can_pack(lm, {"until": []}) is None
+    assert why_not_shared(lm, {"until": []}) is None
     settings = settings_of(lm)[:4]
     check_rows(lm, [GenerationJob(ids, p, NEW) for ids in prompts() for p in range(len(settings))], settings)
 
@@ -327,15 +327,15 @@ NEVER: dict[str, tuple[dict[str, Any], str]] = {
 @pytest.mark.parametrize("case", NEVER)
 def test_what_is_asked_for_but_is_not_greedy(lm: CNAHFLM, case: str) -> None:
     asked, word = NEVER[case]
-    assert word in (can_pack(lm, {"until": [], **asked}) or "")
+    assert word in (why_not_shared(lm, {"until": [], **asked}) or "")
 
 
 def test_what_can_be_packed(lm: CNAHFLM) -> None:
     for kwargs in ({}, {"until": ["\n"]}, {"until": [], "do_sample": False, "max_gen_toks": 5}, {"temperature": 0.0}):
-        assert can_pack(lm, kwargs) is None
+        assert why_not_shared(lm, kwargs) is None
     # Sampling by default, as most instruct models are configured, does not matter: greedy decoding is asked for.
     lm.model.generation_config.update(do_sample=True, temperature=0.6, top_p=0.9, repetition_penalty=1.1)
-    assert can_pack(lm, {"until": [], "do_sample": False}) is None
+    assert why_not_shared(lm, {"until": [], "do_sample": False}) is None
 
 
 def own_generate(model: Any) -> None:
@@ -366,12 +366,12 @@ SPOILED: dict[str, tuple[Callable[[Any], Any], str]] = {
 def test_what_the_model_asks_for_but_is_not_greedy(lm: CNAHFLM, case: str) -> None:
     spoil, word = SPOILED[case]
     spoil(lm.model)
-    assert word in (can_pack(lm, {"until": []}) or "")
+    assert word in (why_not_shared(lm, {"until": []}) or "")
 
 
 @pytest.mark.parametrize("family", DENSE)
 def test_every_family_can_be_packed(family: str) -> None:
-    assert can_pack(loaded(tiny(family)), {"until": []}) is None
+    assert why_not_shared(loaded(tiny(family)), {"until": []}) is None
 
 
 def test_a_recurrent_model_cannot() -> None:
@@ -379,7 +379,7 @@ def test_a_recurrent_model_cannot() -> None:
 
     config = tf.MambaConfig(vocab_size=VOCAB, hidden_size=16, num_hidden_layers=1, state_size=4)
     lm = loaded(tf.AutoModelForCausalLM.from_config(config))
-    assert "cache" in (can_pack(lm, {"until": []}) or "")
+    assert "cache" in (why_not_shared(lm, {"until": []}) or "")
 
 
 def test_wrong_jobs() -> None:
