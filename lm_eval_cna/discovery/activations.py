@@ -1,9 +1,7 @@
-"""Last-token activations of prompts, as streaming statistics.
+"""Means of what prompts' last tokens show, in batches and with memory that does not grow with the number of prompts.
 
-Forward passes of the decoder stack only: no logits, no cache, no gradient, and no further than the last
-value that is read; the last layer's MLP sees the last position alone. What a hook sees is added to running float64 sums
-on the device at once, so memory beyond the model is 16 bytes a neuron for two classes, whatever the number of prompts,
-and no activation is copied to the host.
+Hooks add what they see to running sums on the device. Only the decoder stack runs, without logits, cache and gradients
+and no further than the last value that is read; the last layer's MLP sees the last position alone.
 """
 
 from __future__ import annotations
@@ -16,7 +14,7 @@ import torch
 from torch import nn
 
 from lm_eval_cna.discovery.means import FINITE_ADVICE, Means, RunningSums
-from lm_eval_cna.discovery.moe_activations import MixtureWatch
+from lm_eval_cna.discovery.moe_activations import ExpertsReader
 from lm_eval_cna.errors import CNAError, ConfigError, ContrastError
 from lm_eval_cna.files.progress import Progress, silent
 from lm_eval_cna.interventions.methods import Read
@@ -39,17 +37,17 @@ def mean_activations(
     pad: int = 0,
     progress: Progress = silent,
 ) -> Means:
-    """Run the prompts through the model and average what their last tokens show, group by group.
+    """Average what the prompts' last tokens show, group by group.
 
     Args:
         architecture: the model.
         rows: token ids of the prompts.
-        groups: the group of each prompt, 0 to n - 1, none empty (0 positive and 1 negative, or finer for folds).
+        groups: the group of each prompt, from 0 to n - 1, none empty (0 positive and 1 negative, or finer for
+            cross-validation).
         read: what to read; see `Means`.
-        batch_size: prompts per forward pass; batches are sorted by length and padded on the left. Half as many
-            where memory runs out.
-        pad: token id to pad with; it is masked.
-        progress: told of the prompts done after each batch.
+        batch_size: prompts per forward pass, sorted by length and padded on the left; halved if memory runs out.
+        pad: token id for padding, which is masked.
+        progress: called after each batch with the number of prompts done.
 
     Raises:
         ConfigError: an argument is out of range.
@@ -104,16 +102,16 @@ def count_in_top(
 ) -> torch.Tensor:
     """Count for every neuron the prompts on which it is among the model's k largest by |activation| at the last token.
 
-    The k largest are carried from layer to layer, so that no prompt's activations are ever held for the whole model.
+    The k largest are carried from layer to layer, so a prompt's activations of the whole model are never in memory.
     Equal values are ranked by their order in `Architecture.layout`.
 
     Args:
         architecture: the model.
         rows: token ids of the prompts.
-        k: how many neurons of the whole model are a prompt's top.
-        batch_size: prompts per forward pass.
-        pad: token id to pad with.
-        progress: told of the prompts done after each batch.
+        k: how many neurons of the whole model count as a prompt's top.
+        batch_size: prompts per forward pass; halved if memory runs out.
+        pad: token id for padding.
+        progress: called after each batch with the number of prompts done.
 
     Returns:
         int32 [neurons] on the host, in the order of `Architecture.layout`.
@@ -155,9 +153,9 @@ def count_in_top(
 
 
 def _batches(rows: Rows, batch_size: int, stage: str, progress: Progress) -> Iterator[list[int]]:
-    """Positions of the prompts of each batch, longest first: memory runs out at once or never.
+    """Positions of each batch's prompts, longest first, so that memory runs out in the first batch or never.
 
-    A batch ends early where the next prompt is less than half as long as its first, so that padding never doubles it.
+    A batch ends early if the next prompt is less than half as long as its first: padding never doubles a batch.
     """
     if batch_size < 1:
         raise ConfigError("batch size", got=batch_size, allowed="1 or more")
@@ -173,14 +171,14 @@ def _batches(rows: Rows, batch_size: int, stage: str, progress: Progress) -> Ite
         progress(stage, start, len(order))
 
 
-class _SeenAll(Exception):
-    """Ends a forward pass once everything that is read has been seen."""
+class _AllRead(Exception):
+    """Ends a forward pass when everything has been read."""
 
 
 @torch.inference_mode()
 def _forward(architecture: Architecture, rows: Rows, pad: int) -> None:
-    """One forward pass of the decoder stack, for what the hooks see of it."""
-    with suppress(_SeenAll):
+    """Run the decoder stack for its hooks."""
+    with suppress(_AllRead):
         architecture.stack(**inputs_of(architecture.stack, *pad_left(rows, pad)), use_cache=False)
 
 
@@ -188,14 +186,14 @@ def _forward(architecture: Architecture, rows: Rows, pad: int) -> None:
 def _watch(architecture: Architecture, observers: dict[Read, _Observer]) -> Iterator[None]:
     """Call observers with (layer, values at the last token [batch, size]) in every forward pass inside the context.
 
-    Values are read while the hook runs and not kept: Falcon adds attention into the MLP's output in place afterwards.
+    Observers must not keep the values: Falcon adds attention into the MLP's output in place afterwards.
     """
     handles = []
     try:
         of_neurons = [observer for what, observer in observers.items() if what in ("neurons", "magnitudes")]
         for layer in architecture.layers:
             if of_neurons and layer.has_experts:
-                handles += MixtureWatch(layer, of_neurons).register()
+                handles += ExpertsReader(layer, of_neurons).register()
             elif of_neurons:
                 handles.append(_before(layer, of_neurons))
             handles += [_after(layer, what, observers[what]) for what in ("writes", "blocks") if what in observers]
@@ -208,7 +206,7 @@ def _watch(architecture: Architecture, observers: dict[Read, _Observer]) -> Iter
 
 
 def _before(layer: Layer, observers: Sequence[_Observer]) -> torch.utils.hooks.RemovableHandle:
-    """Observe what goes into the down-projection of a dense layer."""
+    """Observe the input of a dense layer's down-projection."""
     (projection,) = layer.projections
 
     def before(module: nn.Module, inputs: tuple[Any, ...]) -> None:
@@ -220,7 +218,7 @@ def _before(layer: Layer, observers: Sequence[_Observer]) -> torch.utils.hooks.R
 
 
 def _after(layer: Layer, what: Read, observer: _Observer) -> torch.utils.hooks.RemovableHandle:
-    """Observe what the MLP writes, or the residual stream behind the layer."""
+    """Observe the MLP's output, or the residual stream after the layer."""
 
     def after(module: nn.Module, inputs: tuple[Any, ...], output: Any) -> None:
         observer(layer.index, (output[0] if isinstance(output, tuple) else output)[:, -1])
@@ -229,13 +227,13 @@ def _after(layer: Layer, what: Read, observer: _Observer) -> torch.utils.hooks.R
 
 
 def _end_early(last: Layer, read: Collection[Read]) -> list[torch.utils.hooks.RemovableHandle]:
-    """Hooks that leave out what nobody looks at in the last layer: other positions' MLP, and all that comes after.
+    """Hooks that skip what is not read in the last layer: the MLP of all other positions, and everything after it.
 
-    To be registered behind the observers' hooks, since a module's hooks are called in order.
+    They must be registered after the observers' hooks, since a module's hooks run in order.
     """
 
     def end(*_: Any) -> None:
-        raise _SeenAll
+        raise _AllRead
 
     def cut(module: nn.Module, inputs: tuple[Any, ...]) -> tuple[Any, ...]:
         return tuple(x[:, -1:].contiguous() if isinstance(x, torch.Tensor) else x for x in inputs)
@@ -244,6 +242,6 @@ def _end_early(last: Layer, read: Collection[Read]) -> list[torch.utils.hooks.Re
         return [last.block.register_forward_hook(end)]
     if "writes" in read:
         return [last.mlp.register_forward_pre_hook(cut), last.write.register_forward_hook(end)]
-    if last.has_experts:  # they are read when the MLP has been through all of them
+    if last.has_experts:  # they are read when the MLP is done
         return [last.mlp.register_forward_pre_hook(cut), last.mlp.register_forward_hook(end)]
     return [last.mlp.register_forward_pre_hook(cut), last.projections[0].down.register_forward_pre_hook(end)]

@@ -1,4 +1,4 @@
-"""How many neurons a circuit has: a number, or a share of the model's."""
+"""The size of a circuit: a number of neurons, or a fraction of the model's."""
 
 from __future__ import annotations
 
@@ -14,32 +14,31 @@ class CircuitSize(NamedTuple):
     """How large a circuit is."""
 
     neurons: int
-    """How many it has."""
+    """Number of neurons."""
     fraction: float | None
-    """The share of the model's neurons that was asked for; None where a number of them was."""
+    """The fraction of the model's neurons that was asked for; None if a number was asked for."""
     share: float
-    """The share of the model's neurons that it comes to. It is also what makes a universal neuron: being among so many
-    of a prompt's most active."""
+    """The size as a share of the model's neurons. The universal filter counts the same share as a prompt's top."""
 
 
 def size_of(architecture: Architecture, fraction: float | None, top_k: int | None) -> CircuitSize:
-    """The size of a circuit: `top_k` neurons, or a fraction of the model's, 0.001 where neither is given.
+    """The size of a circuit: `top_k` neurons, or a fraction of the model's, by default 0.001.
 
     Raises:
         ConfigError: both are given, or one is out of range.
     """
     check_size(fraction, top_k)
-    every = architecture.num_neurons
+    total = architecture.num_neurons
     if top_k is None:
         fraction = DEFAULT_FRACTION if fraction is None else fraction
-        return CircuitSize(circuit_size(fraction, every), fraction, fraction)
-    if top_k > every:
-        raise ConfigError("circuit size", got=top_k, allowed=f"1 to {every}, the model's neurons")
-    return CircuitSize(top_k, None, top_k / every)
+        return CircuitSize(circuit_size(fraction, total), fraction, fraction)
+    if top_k > total:
+        raise ConfigError("circuit size", got=top_k, allowed=f"1 to {total}, the model's neurons")
+    return CircuitSize(top_k, None, top_k / total)
 
 
 def check_size(fraction: float | None, top_k: int | None) -> None:
-    """Refuse a size that no model's circuit can have.
+    """Refuse a size that is impossible whatever the model.
 
     Raises:
         ConfigError: both are given, or one is out of range.
@@ -53,7 +52,7 @@ def check_size(fraction: float | None, top_k: int | None) -> None:
 
 
 def circuit_size(fraction: float, neurons: int) -> int:
-    """How many neurons a circuit has: round(fraction * all neurons of the model), at least 1.
+    """A circuit's number of neurons: round(fraction * neurons of the model), at least 1 (arXiv 2605.12290).
 
     Raises:
         ConfigError: the fraction is not in (0, 1].

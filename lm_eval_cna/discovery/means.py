@@ -1,6 +1,6 @@
-"""Means over prompts, group by group, and the running sums that they come from.
+"""Means over prompts, group by group, and the running sums behind them.
 
-Sums are float64 on the device of what is added, means float64 on the host.
+Sums are float64 on the device that computes the values (float32 on MPS), means float64 on the host.
 """
 
 from __future__ import annotations
@@ -19,28 +19,28 @@ FINITE_ADVICE = "load the model in bfloat16 or float32, and check its weights"
 class Means:
     """Means over prompts of what was read at their last token, float64 on the host.
 
-    In a mixture of experts a prompt whose last token does not visit an expert counts as zero for its neurons; nothing
-    is averaged over visits alone, since a neuron that is not reached does nothing to the prompt's answer.
+    In a mixture of experts, a prompt whose last token does not visit an expert counts as zero for the expert's neurons:
+    they do nothing to its answer.
     """
 
     counts: tuple[int, ...]
     """Number of prompts in each group."""
     neurons: torch.Tensor | None = None
-    """Activations, the input of every down-projection: [groups, neurons], in the order of `Architecture.layout`."""
+    """Activations (the input of every down-projection): [groups, neurons], in the order of `Architecture.layout`."""
     magnitudes: torch.Tensor | None = None
-    """Absolute activations over all prompts, groups together: [neurons]."""
+    """Absolute activations, over the prompts of all groups: [neurons]."""
     writes: torch.Tensor | None = None
     """What every MLP adds to the residual stream: [groups, layers, hidden]."""
     blocks: torch.Tensor | None = None
-    """The residual stream behind every layer: [groups, layers, hidden]."""
+    """The residual stream after every layer: [groups, layers, hidden]."""
 
     def merged(self, into: Sequence[int | None]) -> Means:
         """The means over unions of groups.
 
         Args:
-            into: for each group the number of the new group that it belongs to, or None to leave it out. New groups are
-                numbered from 0 and none is empty. Where a group is left out there are no magnitudes, which are means
-                over all prompts.
+            into: for each group, the number of the new group that it joins, or None to leave it out. New groups are
+                numbered from 0, and none is empty. If a group is left out, the result has no magnitudes, which are
+                means over all prompts.
         """
         weights = torch.zeros((1 + max(new for new in into if new is not None), len(into)), dtype=torch.float64)
         for group, (new, count) in enumerate(zip(into, self.counts, strict=True)):
@@ -63,7 +63,7 @@ class Means:
 
 
 class RunningSums:
-    """Sums over prompts, one row a group, for every layer; kept on the layer's device.
+    """Sums over prompts for every layer, one row per group, on the layer's device.
 
     Args:
         groups: the number of groups.
@@ -75,14 +75,14 @@ class RunningSums:
         self._sums: list[torch.Tensor | None] = [None] * layers
 
     def add(self, layer: int, members: torch.Tensor, values: torch.Tensor) -> None:
-        """Add `values` [batch, size] of one layer to the rows of their groups.
+        """Add values of one layer to their groups' sums.
 
         Args:
             layer: the layer.
             members: one-hot membership [groups, batch], on any device.
             values: [batch, size].
         """
-        # MPS has no float64; means in float32 or better is what the definition asks for.
+        # MPS has no float64.
         dtype = torch.float32 if values.device.type == "mps" else torch.float64
         total = self._sums[layer]
         if total is None:
@@ -96,7 +96,11 @@ class RunningSums:
         return sum(total.nbytes for total in self._sums if total is not None)
 
     def means(self, counts: Sequence[int], what: str) -> torch.Tensor:
-        """Divide by the groups' sizes: [groups, size of all layers], float64 on the host. The sums are used up.
+        """Means [groups, size of all layers], float64 on the host. This frees the sums.
+
+        Args:
+            counts: prompts in each group.
+            what: the values' name, for error messages.
 
         Raises:
             CNAError: a sum is not finite, or a layer was never called.
@@ -112,9 +116,6 @@ class RunningSums:
             assert total is not None
             total = total.cpu().to(torch.float64)
             if not bool(torch.isfinite(total).all()):
-                raise CNAError(
-                    f"{what} of layer {layer} are not finite (NaN or infinity)",
-                    do=FINITE_ADVICE,
-                )
+                raise CNAError(f"{what} of layer {layer} are not finite (NaN or infinity)", do=FINITE_ADVICE)
             torch.div(total, divisor, out=part)
         return result

@@ -1,8 +1,8 @@
-"""Sees all neurons of a mixture-of-experts layer at the last token.
+"""Read all neurons of a mixture-of-experts layer at the last token.
 
-Such a layer flattens its tokens before the experts, so the number of prompts is noted where the MLP is
-entered; what its routed experts do is computed again for the last tokens alone (`experts`), and the shared expert's
-down-projection is watched like any other.
+Such a layer flattens its tokens before the experts, so the number of prompts is noted on entry to the MLP. Routed
+experts' activations are computed again for the last tokens alone (`transformer.experts`), since no hook sees them; the
+shared expert's down-projection is hooked like any other.
 """
 
 from __future__ import annotations
@@ -20,14 +20,17 @@ from lm_eval_cna.transformer.experts import routed_activations, visits
 Observer = Callable[[int, torch.Tensor], None]
 
 
-class MixtureWatch:
+class ExpertsReader:
     """Calls observers with (layer, activations at the last token [batch, neurons]) in every forward pass.
 
-    Neurons stand in the order of `Architecture.layout`: routed experts, then the shared one.
+    Neurons are in the order of `Architecture.layout`: routed experts, then the shared one.
 
     Args:
         layer: a mixture-of-experts layer.
-        observers: who is told.
+        observers: called in turn.
+
+    Raises:
+        CNAError: in a forward pass, if the MLP does not call its experts.
     """
 
     def __init__(self, layer: Layer, observers: Sequence[Observer]) -> None:
@@ -38,7 +41,7 @@ class MixtureWatch:
         self._shared: torch.Tensor | None = None
 
     def register(self) -> list[torch.utils.hooks.RemovableHandle]:
-        """Start watching; returns what ends it."""
+        """Register the hooks; returns their handles."""
         first, last = self._layer.projections[0], self._layer.projections[-1]
         handles = [
             self._layer.mlp.register_forward_pre_hook(self._enter),

@@ -1,11 +1,8 @@
 """cna-vllm: lm-eval's VLLM under an intervention, on one or many GPUs, or on a CPU.
 
-The engine's workers are steered where they are (`vllm_worker`), with plain data and by name. Without a
-circuit, or at multiplier 1, nothing is touched. On a GPU a circuit is folded into the weights, so CUDA graphs and
-compilation stay on; vectors, quantized weights and the CPU's packed ones take hooks, which only an eager engine calls.
-
-What is asked is what cna-hf asks, where lm-eval's VLLM asks something else: a request without `do_sample` is greedy,
-the model's own repetition penalty holds, and a text is decoded from its tokens without the special ones.
+The engine's workers are steered where they are (`vllm_engine.worker`); without a circuit, or at multiplier 1, they are
+not touched. On a GPU a circuit is folded into the weights, so CUDA graphs and compilation stay on. Vectors, and weights
+that are quantized or packed, need hooks and thus an eager engine. Requests and answers are made to match cna-hf's.
 """
 
 from __future__ import annotations
@@ -38,8 +35,8 @@ from lm_eval_cna.steering.setting import Setting
 from lm_eval_cna.transformer.decoder import Architecture, find_architecture
 
 _WORKER = "lm_eval_cna.models.vllm_engine.worker.SteeringWorker"
-#: Arguments of the engine that decide how fast it answers, not what; or that are told by other means.
-_NO_IDENTITY = {
+#: Arguments of the engine that do not change its answers, or that the fingerprint holds elsewhere.
+_NOT_IN_FINGERPRINT = {
     "model",
     "revision",
     "tokenizer",
@@ -53,7 +50,7 @@ _NO_IDENTITY = {
     "download_dir",
     "disable_log_stats",
 }
-#: What a generation config says that vLLM has a word for: always, and where answers are sampled.
+#: Generation settings of the model that are passed on to vLLM: always, and when sampling.
 _ALWAYS, _SAMPLED = ("repetition_penalty",), ("temperature", "top_k", "top_p", "min_p")
 
 
@@ -114,7 +111,7 @@ class CNAVLLM(Steered, VLLM):  # type: ignore[misc]  # lm-eval carries no type i
 
     @property
     def module(self) -> nn.Module:
-        """The transformers model of this checkpoint, to look at: `skeleton`."""
+        """The transformers model without weights: `skeleton`."""
         return self.skeleton
 
     @property
@@ -124,12 +121,12 @@ class CNAVLLM(Steered, VLLM):  # type: ignore[misc]  # lm-eval carries no type i
 
     @property
     def batch_sizes(self) -> dict[int, int]:
-        """What HFLM tells of the batch sizes that it found; the engine makes its own."""
+        """Empty: the engine chooses its own batches."""
         return {}
 
     @cached_property
     def skeleton(self) -> nn.Module:
-        """The transformers model of this checkpoint, without memory but for its down-projections."""
+        """The transformers model of this checkpoint on the meta device, except for its down-projections."""
         dtype = self._engine.dtype
         skeleton = build_skeleton(self._config, dtype, name=self.pretrained, trust_remote_code=self._trusted)
         if self._folder is not None and self._engine.quantization is None:
@@ -147,7 +144,7 @@ class CNAVLLM(Steered, VLLM):  # type: ignore[misc]  # lm-eval carries no type i
 
     @cached_property
     def weights_sha256(self) -> str:  # type: ignore[override]
-        """Identity of the checkpoint; of one that cannot be found on the disk, its name."""
+        """Hash of the checkpoint's files; of its name and revision if it is not on the disk."""
         if self._folder is None:
             return json_sha256([self.pretrained, self.revision])
         return checkpoint_sha256(self._folder)
@@ -166,7 +163,7 @@ class CNAVLLM(Steered, VLLM):  # type: ignore[misc]  # lm-eval carries no type i
         """How the engine would be steered with an intervention: "fold" or "hook"; "auto" is the model's own mode.
 
         Raises:
-            SteeringError: not at all in this mode.
+            SteeringError: the mode that was asked for is not possible.
         """
         return resolve_mode(self._workers, intervention, self.mode if mode == "auto" else mode)
 
@@ -195,7 +192,7 @@ class CNAVLLM(Steered, VLLM):  # type: ignore[misc]  # lm-eval carries no type i
         self._mode_in_use, self._uncalled, self.setting = "none", False, Setting()
 
     def close(self) -> None:
-        """Stop the engine and its workers; nothing can be asked afterwards."""
+        """Stop the engine and its workers."""
         self.model.llm_engine.engine_core.shutdown()
 
     def _steer(self, plan: dict[str, Any], mode: str) -> None:
@@ -208,13 +205,13 @@ class CNAVLLM(Steered, VLLM):  # type: ignore[misc]  # lm-eval carries no type i
         self._forget_prefixes()
 
     def _forget_prefixes(self) -> None:
-        """Drop the keys and values that the engine keeps of earlier prompts: they are another setting's."""
+        """Drop the keys and values of earlier prompts, which were computed under another setting."""
         if not self.model.reset_prefix_cache():
             raise SteeringError("vLLM keeps its prefix cache", do="wait until the engine has answered every request")
 
     @cached_property
     def _workers(self) -> list[Answer]:
-        """What each worker says of itself, compared with the model."""
+        """Each worker's description, checked against the model."""
         answers: list[Answer] = self.model.collective_rpc("cna_describe")
         check_workers(answers, self.architecture)
         return answers
@@ -225,10 +222,10 @@ class CNAVLLM(Steered, VLLM):  # type: ignore[misc]  # lm-eval carries no type i
         return self.model.llm_engine.model_config
 
     def _model_generate(self, requests: list[list[int]], generate: bool = False, sampling_params: Any = None) -> Any:
-        """As in VLLM; texts are decoded as HFLM decodes them.
+        """As in VLLM, but texts are decoded as HFLM decodes them.
 
         Raises:
-            SteeringError: no one called the hooks, so the answers are the untouched model's.
+            SteeringError: the hooks were not called, so the answers are the untouched model's.
         """
         outputs = super()._model_generate(requests, generate=generate, sampling_params=sampling_params)
         if self._uncalled:
@@ -245,22 +242,22 @@ class CNAVLLM(Steered, VLLM):  # type: ignore[misc]  # lm-eval carries no type i
     def modify_gen_kwargs(
         self, gen_kwargs: dict[str, Any], eos: Any = None, default_max_gen_toks: int = 256
     ) -> tuple[dict[str, Any], list[str], int]:
-        """As in VLLM; greedy unless sampling is asked for, and with what the model's generation config says."""
-        words, until, new = VLLM.modify_gen_kwargs(gen_kwargs, eos=eos, default_max_gen_toks=default_max_gen_toks)
+        """As in VLLM, but greedy unless sampling is asked for, and with the model's own generation settings."""
+        options, until, new = VLLM.modify_gen_kwargs(gen_kwargs, eos=eos, default_max_gen_toks=default_max_gen_toks)
         sampled = bool(normalize_gen_kwargs(gen_kwargs, default_max_gen_toks)["do_sample"])
         if not sampled:
-            words["temperature"] = 0.0
+            options["temperature"] = 0.0
         elif self._seeds is not None:
-            words.setdefault("seed", self._seeds.getrandbits(31))
+            options.setdefault("seed", self._seeds.getrandbits(31))
         names = _ALWAYS + (_SAMPLED if sampled else ())
-        return {name: self._defaults[name] for name in names if name in self._defaults} | words, until, new
+        return {name: self._defaults[name] for name in names if name in self._defaults} | options, until, new
 
     def seed_sampling(self, seed: int) -> None:
-        """Make sampled answers a function of the seed and of what is asked next, in the order of its prompts."""
+        """Make sampled answers a function of the seed and of the next prompts, in their order."""
         self._seeds = random.Random(seed)
 
     def engine_info(self) -> dict[str, Any]:
-        """What a results file says of the model, steering aside."""
+        """What a results file says about the model, apart from steering."""
         return {
             "model_num_parameters": sum(parameter.numel() for parameter in self.skeleton.parameters()),
             "model_dtype": self._engine.dtype,
@@ -272,16 +269,16 @@ class CNAVLLM(Steered, VLLM):  # type: ignore[misc]  # lm-eval carries no type i
 
     @cached_property
     def _defaults(self) -> dict[str, Any]:
-        """What the model's generation config says, in vLLM's words."""
+        """The model's generation settings, in vLLM's terms."""
         found: dict[str, Any] = self._engine.get_diff_sampling_param()
         return found
 
     def fingerprint_of(self, setting: Setting, mode: str) -> str:
-        """Identity of everything but the request that decides a response: engine, weights, steering, tokenizing.
+        """Hash of everything but the request that decides a response: engine, weights, steering, tokenization.
 
         Args:
             setting: what the model is steered with.
-            mode: how: "fold" or "hook".
+            mode: how it is steered: "fold" or "hook".
         """
         return json_sha256(
             {
@@ -292,7 +289,9 @@ class CNAVLLM(Steered, VLLM):  # type: ignore[misc]  # lm-eval carries no type i
                 "generation_config": {name: str(value) for name, value in sorted(self._defaults.items())},
                 "tokenizer": [self.tokenizer.name_or_path, len(self.tokenizer)],
                 "arguments": {
-                    name: str(value) for name, value in sorted(self.model_args.items()) if name not in _NO_IDENTITY
+                    name: str(value)
+                    for name, value in sorted(self.model_args.items())
+                    if name not in _NOT_IN_FINGERPRINT
                 },
                 "asked": [
                     str(getattr(self, name, None))

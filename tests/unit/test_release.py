@@ -17,7 +17,9 @@ def test_the_version_stands_in_one_place_and_other_files_agree(repo_root: Path) 
     citation = yaml.safe_load((repo_root / "CITATION.cff").read_text(encoding="utf-8"))
     assert citation["version"] == lm_eval_cna.__version__
     assert citation["cff-version"] == "1.2.0" and citation["message"] and citation["title"] and citation["authors"]
-    newest = re.search(r"^## (?!Unreleased)(\S+)", (repo_root / "CHANGELOG.md").read_text(encoding="utf-8"), re.MULTILINE)
+    newest = re.search(
+        r"^## (?!Unreleased)(\S+)", (repo_root / "CHANGELOG.md").read_text(encoding="utf-8"), re.MULTILINE
+    )
     assert newest is not None and newest[1] == lm_eval_cna.__version__
     assert 'dynamic = ["version"]' in (repo_root / "pyproject.toml").read_text(encoding="utf-8")
 

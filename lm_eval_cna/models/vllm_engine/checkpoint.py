@@ -1,8 +1,7 @@
-"""A checkpoint on disk, as one needs it where another engine holds the weights: identity, skeleton, down-projections.
+"""A checkpoint on disk: its identity, its transformers model without weights, and its down-projections.
 
-vLLM cuts weights over processes, fuses and packs them, so what cna-hf reads off its loaded model is read off
-the files here. The skeleton is the transformers model without memory; `fit`, `attribution` and the sweep look at it as
-at a loaded model.
+vLLM cuts, fuses and packs the weights that it holds. So what cna-hf reads from its loaded model, cna-vllm reads from
+the files. The skeleton (the transformers model on the meta device) serves everything that looks at a model.
 """
 
 from __future__ import annotations
@@ -28,7 +27,7 @@ _BLOB = re.compile(r"[0-9a-f]{64}")
 
 
 def find_checkpoint(pretrained: str, revision: str | None, cache_dir: str | None = None) -> Path | None:
-    """The folder of a model that is on the disk: a path, or its snapshot in the hub's cache; None where it is not."""
+    """The folder of a model: a local path, or its snapshot in the hub's cache; None if it is not on the disk."""
     if Path(pretrained).is_dir():
         return Path(pretrained)
     try:
@@ -38,9 +37,9 @@ def find_checkpoint(pretrained: str, revision: str | None, cache_dir: str | None
 
 
 def checkpoint_sha256(folder: Path) -> str:
-    """Hash of the weight files of the first kind that is there, and of the configuration.
+    """Hash of the configuration and of the weight files (of the first kind found).
 
-    A file of the hub's cache is named by its hash, which is not computed again; others are read once.
+    A file in the hub's cache is named by its hash, which is not computed again.
     """
     files = next((found for kind in _WEIGHTS if (found := sorted(folder.glob(kind)))), [])
     return json_sha256([[path.name, _file_sha256(path)] for path in [*files, folder / "config.json"] if path.is_file()])
@@ -58,18 +57,18 @@ def load_config(pretrained: str, revision: str | None, *, trust_remote_code: boo
     """The transformers configuration of a model.
 
     Raises:
-        OSError, ValueError: there is none.
+        OSError, ValueError: it cannot be found or read.
     """
     return AutoConfig.from_pretrained(pretrained, revision=revision, trust_remote_code=trust_remote_code)
 
 
 def build_skeleton(config: Any, dtype: torch.dtype, *, name: str, trust_remote_code: bool = False) -> nn.Module:
-    """The transformers model of a configuration, all weights on the meta device.
+    """The transformers model of a configuration, with all weights on the meta device.
 
     Args:
         config: a transformers configuration.
         dtype: the engine's precision.
-        name: what the model calls itself.
+        name: the model's `name_or_path`.
         trust_remote_code: let the checkpoint's own code build the model.
     """
     with torch.device("meta"):
@@ -79,9 +78,9 @@ def build_skeleton(config: Any, dtype: torch.dtype, *, name: str, trust_remote_c
 
 
 def load_down_projections(skeleton: nn.Module, folder: Path, dtype: torch.dtype) -> None:
-    """Give the skeleton the checkpoint's down-projections; those that safetensors files do not hold stay on meta.
+    """Give the skeleton the checkpoint's down-projections; any that safetensors files do not hold stay on meta.
 
-    They are memory-mapped, and copied only where the checkpoint is of another precision.
+    They are memory-mapped, and copied only if the checkpoint has another precision.
     """
     config: Any = find_architecture(skeleton).stack.config
     family = FAMILIES[config.model_type]
@@ -98,9 +97,9 @@ def load_down_projections(skeleton: nn.Module, folder: Path, dtype: torch.dtype)
 
 
 def _stored(folder: Path, ending: re.Pattern[str]) -> dict[str, tuple[Path, str]]:
-    """What a down-projection's name ends in -> the file and the full name there.
+    """By the last part of a down-projection's name, its file and its full name there.
 
-    Models and their checkpoints may call the way to the layers differently (GPT-2, multimodal ones).
+    The first part may differ between a model and its checkpoint (GPT-2, multimodal models).
     """
     stored: dict[str, tuple[Path, str]] = {}
     for path in sorted(folder.glob("*.safetensors")):

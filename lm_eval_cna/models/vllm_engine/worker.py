@@ -1,10 +1,8 @@
-"""The worker's side of cna-vllm: what vLLM adds to each of its workers and `collective_rpc` calls there.
+"""The worker's side of cna-vllm: methods that vLLM adds to each of its workers and calls by name.
 
-Imported in the engine's processes, so it imports neither lm-eval nor vLLM. All arguments and answers are plain
-numbers, strings, lists and dictionaries. A worker owns a contiguous slice of each row-parallel down-projection's input,
-and under pipeline parallelism some of the layers; it steers what it owns and says what that is. Whether the workers
-together own the whole model is the caller's to check (`vllm_plan`), so an error is an answer here and not an exception,
-which would leave the other workers steered.
+It runs in the engine's processes and imports neither lm-eval nor vLLM; arguments and answers are plain data. A worker
+holds a slice of each down-projection's input and, under pipeline parallelism, some of the layers. Errors are returned
+in the answer: an exception would leave the other workers steered.
 """
 
 from __future__ import annotations
@@ -35,7 +33,7 @@ class WorkerLayer:
     down: nn.Module
     """The down-projection as the model calls it, a LoRA wrapper included."""
     writes_share: bool = False
-    """`write` gives this worker's share of a sum over workers, which is made later."""
+    """Whether `write` gives only this worker's share of a sum over workers."""
 
     @property
     def projection(self) -> nn.Module:
@@ -52,9 +50,9 @@ class WorkerLayer:
 
     @property
     def adds(self) -> bool:
-        """Whether this worker adds vectors to what the MLP writes.
+        """Whether this worker adds vectors to the MLP's output.
 
-        Every worker does where all of them have the sum; one of them does where they have shares (Falcon's).
+        If every worker has the sum, all of them do; if each has a share of it (Falcon), only the first one does.
         """
         module: Any = self.projection
         return not self.writes_share or module.tp_rank == 0
@@ -76,14 +74,14 @@ class WorkerLayer:
         return None
 
     def fold(self, indices: list[int], multiplier: float) -> Callable[[], Any]:
-        """Scale the weight's columns in place; returns what puts them back.
+        """Scale columns of the weight in place; returns a function that puts them back.
 
         Args:
-            indices: of neurons, from the start of this worker's slice.
-            multiplier: what the columns are multiplied with.
+            indices: neurons, counted from the start of this worker's slice.
+            multiplier: the factor.
 
         Raises:
-            SteeringError: the weight cannot be edited, or the layer does not compute with what was edited.
+            SteeringError: the weight cannot be edited, or the layer computes with another copy of it.
         """
         if self.why_not_fold is not None:
             raise SteeringError(f"cannot fold: {self.why_not_fold}")
@@ -98,16 +96,13 @@ class WorkerLayer:
 
 
 class SteeringWorker:
-    """What a worker can do more: its methods are called by name through `collective_rpc`.
-
-    vLLM puts this class under its own worker class, whose attributes these are.
-    """
+    """Methods that vLLM adds to its worker class, and that `collective_rpc` calls by name."""
 
     model_runner: Any
     vllm_config: Any
 
     def cna_describe(self) -> dict[str, Any]:
-        """What this worker owns, and how it can be steered; the caller compares it with the model."""
+        """What this worker owns and how it can be steered."""
         try:
             name, depth, parts = find_parts(self.model_runner.get_model())
         except CNAError as error:
@@ -126,11 +121,11 @@ class SteeringWorker:
         """Steer what this worker owns, until `cna_unsteer`.
 
         Args:
-            plan: as `vllm_plan.plan_for` makes it: {"kind": "circuit", "mode", "multiplier", "layers": [[layer,
-                indices]]} or {"kind": "vectors", "place", "strength", "layers": [[layer, numbers]]}.
+            plan: from `plan_for`: {"kind": "circuit", "mode", "multiplier", "layers": [[layer, indices]]} or
+                {"kind": "vectors", "place", "strength", "layers": [[layer, numbers]]}.
 
         Returns:
-            {"error": words or None, "touched": [[layer, first neuron, end, neurons steered]]}
+            {"error": message or None, "touched": [[layer, first neuron, end, neurons steered]]}
         """
         self.cna_unsteer()
         calls: dict[int, int] = {}
@@ -157,15 +152,15 @@ class SteeringWorker:
         self.__dict__.get("cna_calls", {}).clear()
 
     def cna_uncalled(self) -> list[int]:
-        """The layers whose hooks nobody has called since `cna_steer`."""
+        """The layers whose hooks have not been called since `cna_steer`."""
         return sorted(layer for layer, count in self.__dict__.get("cna_calls", {}).items() if not count)
 
 
 def find_parts(model: nn.Module) -> tuple[str, int, list[WorkerLayer]]:
-    """Find what this process owns of a vLLM model: its class name, its number of layers, and the parts here.
+    """A vLLM model's class name, its number of layers, and the layers that this process owns.
 
     Raises:
-        ArchitectureError: the model is of no known family, or a layer does not look like its family.
+        ArchitectureError: the model is of no known family, or a layer does not match its family.
     """
     stacks = [
         (module, family, layers)
@@ -229,7 +224,7 @@ def _touch(
 
 
 def _counted(hook: Callable[..., Any], calls: dict[int, int], layer: int) -> Callable[..., Any]:
-    """The hook, with its calls counted: what no one calls steers nothing."""
+    """The hook, with its calls counted: a hook that is never called steers nothing."""
     calls[layer] = 0
 
     def call(*given: Any) -> Any:
