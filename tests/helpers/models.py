@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -104,3 +105,21 @@ def prompts(batch: int = 3, length: int = 9, seed: int = 0) -> torch.Tensor:
     """Token ids [batch, length] without special tokens."""
     generator = torch.Generator().manual_seed(seed)
     return torch.randint(3, VOCAB, (batch, length), generator=generator)
+
+
+def logits(model: Any, ids: torch.Tensor) -> torch.Tensor:
+    """Logits [batch, length, vocabulary]."""
+    with torch.inference_mode():
+        found: torch.Tensor = model(input_ids=ids).logits
+    return found
+
+
+@contextmanager
+def left_unchanged(model: Any) -> Iterator[None]:
+    """Fail unless the block leaves the model's weights bit for bit as they were, and no hook behind."""
+    before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
+    yield
+    after = model.state_dict()
+    assert after.keys() == before.keys()
+    assert all(torch.equal(after[name], tensor) for name, tensor in before.items())
+    assert not any(m._forward_hooks or m._forward_pre_hooks or "_apply_gate" in vars(m) for m in model.modules())

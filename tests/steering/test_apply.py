@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from typing import Any
+
 import pytest
 import torch
 from peft import LoraConfig, get_peft_model
@@ -20,25 +23,9 @@ from lm_eval_cna.steering.setting import Setting
 from lm_eval_cna.transformer.decoder import find_architecture
 from lm_eval_cna.transformer.neurons import Neuron
 from tests.helpers.interventions import circuit, vectors
-from tests.helpers.models import DENSE, prompts, tiny
+from tests.helpers.models import DENSE, left_unchanged, logits, prompts, tiny
 
 MULTIPLIERS = (0.0, 0.25, 1.0, 1.5, 2.0, -1.0)
-
-
-def logits(model: nn.Module, ids: torch.Tensor) -> torch.Tensor:
-    with torch.inference_mode():
-        return model(input_ids=ids).logits
-
-
-def snapshot(model: nn.Module) -> dict[str, torch.Tensor]:
-    return {name: tensor.clone() for name, tensor in model.state_dict().items()}
-
-
-def assert_unchanged(model: nn.Module, before: dict[str, torch.Tensor]) -> None:
-    after = model.state_dict()
-    assert after.keys() == before.keys()
-    assert all(torch.equal(after[name], tensor) for name, tensor in before.items())
-    assert not any(m._forward_hooks or m._forward_pre_hooks for m in model.modules())
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16])
@@ -47,40 +34,24 @@ def assert_unchanged(model: nn.Module, before: dict[str, torch.Tensor]) -> None:
 def test_undo_is_bit_exact(family: str, mode: Mode, dtype: torch.dtype) -> None:
     model = tiny(family, dtype=dtype)
     chosen = circuit(find_architecture(model))
-    before = snapshot(model)
+    before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
     for multiplier in MULTIPLIERS:
-        with steer(model, Setting(chosen, multiplier), mode=mode):
+        with left_unchanged(model), steer(model, Setting(chosen, multiplier), mode=mode):
             changed = any(not torch.equal(model.state_dict()[n], t) for n, t in before.items())
             assert changed == (mode == "fold" and multiplier != 1.0)
-        assert_unchanged(model, before)
-
-
-@pytest.mark.parametrize("mode", ["fold", "hook"])
-def test_undo_after_an_exception(mode: Mode) -> None:
-    model = tiny("llama")
-    before = snapshot(model)
-    with pytest.raises(ZeroDivisionError), steer(model, Setting(circuit(find_architecture(model)), 0.0), mode=mode):
-        _ = 1 / 0
-    assert_unchanged(model, before)
-
-
-def test_undo_twice_is_harmless_and_the_model_can_be_steered_again() -> None:
-    model = tiny("llama")
-    before = snapshot(model)
-    chosen = circuit(find_architecture(model))
-    first = apply(model, Setting(chosen, 0.0))
-    first.undo()
-    second = apply(model, Setting(chosen, 2.0))
-    second.undo()
-    second.undo()
-    assert_unchanged(model, before)
+    with left_unchanged(model):
+        with pytest.raises(ZeroDivisionError), steer(model, Setting(chosen, 0.0), mode=mode):
+            _ = 1 / 0
+        twice = apply(model, Setting(chosen, 2.0), mode=mode)
+        twice.undo()
+        twice.undo()
 
 
 def test_nesting_is_refused_and_leaves_the_first_in_place() -> None:
     model = tiny("llama")
     architecture = find_architecture(model)
-    before, chosen, ids = snapshot(model), circuit(architecture), prompts()
-    with steer(model, Setting(chosen, 0.0)):
+    chosen, ids = circuit(architecture), prompts()
+    with left_unchanged(model), steer(model, Setting(chosen, 0.0)):
         steered = logits(model, ids)
         for setting in (Setting(chosen, 2.0), Setting(vectors(architecture), 0.0)):
             with pytest.raises(SteeringError, match="steered already"):
@@ -88,7 +59,6 @@ def test_nesting_is_refused_and_leaves_the_first_in_place() -> None:
         with pytest.raises(SteeringError, match="steered already"):
             RowSteering(model, [Setting(chosen, 2.0)])
         assert torch.equal(logits(model, ids), steered)
-    assert_unchanged(model, before)
 
 
 @pytest.mark.parametrize("family", DENSE)
@@ -157,10 +127,9 @@ def test_vector_rows_equal_vector_hooks(family: str, place: str) -> None:
         with steer(model, setting):
             wanted.append(logits(model, ids))
     assert not torch.allclose(wanted[0], wanted[1], atol=1e-3)
-    with RowSteering(model, settings) as rows:
+    with left_unchanged(model), RowSteering(model, settings) as rows:
         rows.assign([position for position in range(len(settings)) for _ in range(len(ids))])
         assert torch.allclose(logits(model, ids.repeat(len(settings), 1)), torch.cat(wanted), atol=1e-5, rtol=0)
-    assert not any(m._forward_hooks or m._forward_pre_hooks for m in model.modules())
 
 
 def test_baselines_touch_nothing() -> None:
@@ -181,33 +150,28 @@ def test_rows_need_an_assignment_of_the_batch_size() -> None:
             logits(model, prompts(batch=3))
 
 
-def test_auto_folds_plain_weights_and_hooks_the_rest() -> None:
+def with_an_adapter(model: Any) -> Any:
+    return get_peft_model(model, LoraConfig(target_modules=["down_proj"], r=2))
+
+
+def with_shared_storage(model: Any) -> Any:
+    model.model.layers[1].mlp.down_proj.weight = model.model.layers[2].mlp.down_proj.weight
+    return model
+
+
+@pytest.mark.parametrize(
+    ("change", "why"), [(with_an_adapter, "carries an adapter"), (with_shared_storage, "shares its storage")]
+)
+def test_auto_folds_plain_weights_and_hooks_the_rest(change: Callable[[Any], Any], why: str) -> None:
     model = tiny("llama")
     chosen = circuit(find_architecture(model))
     with steer(model, Setting(chosen, 0.0)) as steering:
         assert steering.mode == "fold"
-    adapted = get_peft_model(tiny("llama"), LoraConfig(target_modules=["down_proj"], r=2))
-    with steer(adapted, Setting(chosen, 0.0)) as steering:
+    changed = change(model)
+    with steer(changed, Setting(chosen, 0.0)) as steering:
         assert steering.mode == "hook"
-    with pytest.raises(SteeringError, match="carries an adapter"):
-        apply(adapted, Setting(chosen, 0.0), mode="fold")
-
-
-def test_shared_storage_is_hooked() -> None:
-    model = tiny("llama")
-    layers = model.model.layers
-    layers[1].mlp.down_proj.weight = layers[2].mlp.down_proj.weight
-    chosen = circuit(find_architecture(model))
-    with steer(model, Setting(chosen, 0.0)) as steering:
-        assert steering.mode == "hook"
-    with pytest.raises(SteeringError, match="shares its storage"):
-        apply(model, Setting(chosen, 0.0), mode="fold")
-
-
-def test_vectors_cannot_be_folded() -> None:
-    model = tiny("llama")
-    with pytest.raises(SteeringError, match="vectors cannot be folded"):
-        apply(model, Setting(vectors(find_architecture(model)), 0.0), mode="fold")
+    with pytest.raises(SteeringError, match=why):
+        apply(changed, Setting(chosen, 0.0), mode="fold")
 
 
 @pytest.mark.parametrize("multiplier", [float("nan"), float("inf")])
@@ -216,31 +180,39 @@ def test_multipliers_are_finite(multiplier: float) -> None:
         Setting(None, multiplier)
 
 
-def test_an_unknown_mode_is_refused() -> None:
+WIDER = ModelInfo(id="x/y", num_layers=3, mlp_width=64)
+REFUSED: dict[str, tuple[Circuit | Vectors, str]] = {
+    "another width": (
+        Circuit(method="cna", name="other", neurons=(Neuron(0, 0, 1.0),), model=WIDER),
+        "made for x/y of mlp_width 64; got 'LlamaForCausalLM of mlp_width 48'",
+    ),
+    "a circuit's layer": (
+        Circuit(method="cna", name="outside", neurons=(Neuron(7, 0, 1.0),)),
+        "names neuron 0 of layer 7",
+    ),
+    "a vector's layer": (Vectors(method="caa", name="deep", tensors={9: torch.ones(32)}), "names layer 9"),
+}
+
+
+@pytest.mark.parametrize("case", REFUSED)
+def test_an_intervention_that_does_not_fit_is_refused(case: str) -> None:
+    intervention, message = REFUSED[case]
+    with pytest.raises(InterventionError, match=message):
+        apply(tiny("llama"), Setting(intervention, 0.0))
+
+
+def test_impossible_modes_are_refused() -> None:
     model = tiny("llama")
+    architecture = find_architecture(model)
+    with pytest.raises(SteeringError, match="vectors cannot be folded"):
+        apply(model, Setting(vectors(architecture), 0.0), mode="fold")
     with pytest.raises(SteeringError, match="allowed: auto, fold, hook"):
-        apply(model, Setting(circuit(find_architecture(model)), 0.0), mode="magic")  # type: ignore[arg-type]
-
-
-def test_a_circuit_of_another_shape_is_refused() -> None:
-    model = tiny("llama")
-    other = Circuit(
-        method="cna", name="other", neurons=(Neuron(0, 0, 1.0),), model=ModelInfo(id="x/y", num_layers=3, mlp_width=64)
-    )
-    with pytest.raises(InterventionError, match="made for x/y of mlp_width 64; got 'LlamaForCausalLM of mlp_width 48'"):
-        apply(model, Setting(other, 0.0))
-    outside = Circuit(method="cna", name="outside", neurons=(Neuron(7, 0, 1.0),))
-    with pytest.raises(InterventionError, match="names neuron 0 of layer 7"):
-        apply(model, Setting(outside, 0.0))
-    deep = Vectors(method="caa", name="deep", tensors={9: torch.ones(32)})
-    with pytest.raises(InterventionError, match="names layer 9"):
-        apply(model, Setting(deep, 0.0))
+        apply(model, Setting(circuit(architecture), 0.0), mode="magic")  # type: ignore[arg-type]
 
 
 def test_a_half_applied_steering_is_taken_back(monkeypatch: pytest.MonkeyPatch) -> None:
     model = tiny("llama")
-    before, chosen = snapshot(model), circuit(find_architecture(model))
-    calls = []
+    chosen, calls = circuit(find_architecture(model)), []
 
     def failing(*args: object) -> object:
         calls.append(args)
@@ -249,6 +221,8 @@ def test_a_half_applied_steering_is_taken_back(monkeypatch: pytest.MonkeyPatch) 
         return fold_columns(*args)  # type: ignore[arg-type]
 
     monkeypatch.setattr(apply_module, "fold_columns", failing)
-    with pytest.raises(RuntimeError, match="out of memory"):
+    with left_unchanged(model), pytest.raises(RuntimeError, match="out of memory"):
         apply(model, Setting(chosen, 0.0), mode="fold")
-    assert_unchanged(model, before)
+    monkeypatch.undo()
+    with steer(model, Setting(chosen, 0.0)) as steering:
+        assert steering.mode == "fold", "the model counts as unsteered"
