@@ -1,12 +1,8 @@
-"""Makes the stock ``lm_eval`` command of 0.4.13, which has no plugin discovery, know our models and tasks.
+"""Registers our models and tasks with the stock ``lm_eval`` command of 0.4.13, which has no plugin discovery.
 
-``autoload.pth`` imports this module whenever an interpreter starts, unless ``LM_EVAL_CNA_AUTOLOAD=0``,
-so it imports nothing but builtins, not even ``__future__``; ``benchmarks/startup.py`` measures what it costs. It
-puts a finder in front of ``sys.meta_path`` that finds nothing itself: it waits for two modules of lm-eval, lets the
-other finders find them and calls ``lm_eval_cna.plugin`` once such a module has been executed. The finder stays, so
-that a reloaded module is treated like a new one. A finder that somebody else puts in front of it and that finds
-lm-eval without asking further hides lm-eval from it; ``python -m lm_eval_cna run`` and ``lm_eval_cna.register()``
-need none of this.
+``autoload.pth`` imports this module in every new interpreter unless ``LM_EVAL_CNA_AUTOLOAD=0``, so it imports only
+builtins, not even ``__future__``. It puts a finder in front of ``sys.meta_path`` that waits for two modules of lm-eval
+and calls ``lm_eval_cna.plugin`` after each was executed, also after a reload.
 """
 
 import sys
@@ -24,7 +20,7 @@ WATCHED = {"lm_eval.models": "add_models", "lm_eval.tasks.manager": "add_tasks"}
 
 
 class _AnnouncingLoader:
-    """The loader of a watched module, which leaves no trace of itself and announces the executed module."""
+    """Wraps the loader of a watched module: calls the plugin after the module, then removes itself from it."""
 
     def __init__(self, spec: "ModuleSpec", loader: "Any") -> None:
         self._spec = spec
@@ -39,14 +35,14 @@ class _AnnouncingLoader:
         return created
 
     def exec_module(self, module: "ModuleType") -> None:
-        """Execute the module as its own loader does, then register; only the module's own errors get out."""
+        """Execute the module as its own loader does, then call the plugin, whose errors are only logged."""
         self._spec.loader = module.__loader__ = self._loader
         self._loader.exec_module(module)
         _announce(module)
 
 
 class _Finder:
-    """A meta path finder that only watches: every module is found by the others."""
+    """A finder that leaves finding to the other finders and wraps the loaders of watched modules."""
 
     def __init__(self) -> None:
         self._searching: set[tuple[int, str]] = set()
@@ -55,7 +51,7 @@ class _Finder:
         """Return the other finders' spec for a watched module, with our loader around its own."""
         if name not in WATCHED:
             return None
-        # Another hook that works as this one does asks every finder too, us included: answer it with nothing.
+        # A hook like this one asks every finder, this one too: return nothing, or the two call each other forever.
         search = (get_ident(), name)
         if search in self._searching:
             return None
@@ -84,7 +80,7 @@ def _announce(module: "ModuleType") -> None:
 
         getattr(plugin, WATCHED[module.__name__])(module)
     except Exception as error:
-        # Whoever imports lm-eval may have no use for us: say it, and let the import succeed.
+        # The user of lm-eval may not need this plugin, so log the error and let the import succeed.
         import logging
 
         logging.getLogger(__name__).warning(
@@ -96,7 +92,7 @@ def _announce(module: "ModuleType") -> None:
 
 
 def install() -> None:
-    """Put the finder in front of ``sys.meta_path``; does nothing when it is there already."""
+    """Put the finder in front of ``sys.meta_path``, unless it is there already."""
     if not any(isinstance(finder, _Finder) for finder in sys.meta_path):
         sys.meta_path.insert(0, _Finder())
 

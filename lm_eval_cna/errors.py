@@ -1,7 +1,7 @@
-"""The one exception family: every message says what was wrong, what was got, what is allowed and what to do.
+"""The project's exceptions. A message says what is wrong, what was given, what is allowed and what to do.
 
-The command line prints such a message on one line and exits with status 2; anything else is a
-bug of ours and keeps its traceback.
+The command line prints such a message on one line and exits with status 2. Any other exception is a bug of this project
+and keeps its traceback.
 """
 
 from __future__ import annotations
@@ -16,13 +16,13 @@ _SHORT.maxstring = _SHORT.maxother = _SHORT.maxlong = 2 * _MOST
 
 
 class CNAError(Exception):
-    """Something the user can put right.
+    """An error that the user can fix.
 
     Args:
         what: what is wrong, without a full stop.
-        got: the offending value, shown with ``repr`` and cut when long.
-        allowed: what would have been accepted.
-        do: what to do about it.
+        got: the wrong value, shown as by `repr` and cut if long.
+        allowed: what is accepted.
+        do: how to fix it.
 
     Example:
         >>> from lm_eval_cna import CNAError, read_intervention
@@ -46,10 +46,10 @@ class CNAError(Exception):
 
 
 def _shown(value: object) -> str:
-    """Not `repr`: what a hostile file means can be far larger than the file."""
+    """Like `repr`, but limited: with aliases a hostile file can hold values far larger than the file."""
     try:
         return repr(value) if isinstance(value, str) and len(value) <= _MOST else _SHORT.repr(value)
-    except ValueError:  # Python writes no integer of more than some thousand digits
+    except ValueError:  # Python refuses to print integers of thousands of digits
         return f"a {type(value).__name__} that is too large to show"
 
 
@@ -58,8 +58,8 @@ def _cut(text: str, most: int) -> str:
 
 
 def out_of_memory(error: BaseException) -> str | None:
-    """One line about memory that ran out, on the host or an accelerator; None where the error is another one."""
-    if not isinstance(error, MemoryError) and type(error).__name__ != "OutOfMemoryError":  # torch need not be there
+    """One line on an out-of-memory error of the host or an accelerator; None for any other error."""
+    if not isinstance(error, MemoryError) and type(error).__name__ != "OutOfMemoryError":  # torch may be missing
         return None
     first = str(error).split(". ")[0] or "no memory left"
     advice = "give a smaller batch_size, a smaller dtype, or a larger device or more of them"
@@ -75,11 +75,11 @@ class ContrastError(CNAError):
 
 
 class InterventionError(CNAError):
-    """An intervention file cannot be read, or does not fit the model it is to be applied to."""
+    """An intervention file cannot be read, or does not fit the model."""
 
 
 class ArchitectureError(CNAError):
-    """The model's layers or down-projections are not ones we know how to steer."""
+    """The model's layers or down-projections are of an unknown kind."""
 
 
 class SteeringError(CNAError):
@@ -91,8 +91,8 @@ class CacheError(CNAError):
 
 
 class RunError(CNAError):
-    """A run directory cannot be used: not one, damaged, in use, or of another plan."""
+    """A run directory cannot be used: it is damaged, in use, of another plan, or not a run directory."""
 
 
 class JudgeError(CNAError):
-    """The judge cannot be loaded or reached, or gave not one verdict."""
+    """The judge cannot be loaded or reached, or gave no verdict at all."""

@@ -1,9 +1,8 @@
-"""Registers our models and tasks with lm-eval, and runs lm-eval's own command with both in place.
+"""Registers our models and tasks with lm-eval, and runs lm-eval's own command with them.
 
-Three ways lead here: ``autoload`` when lm-eval 0.4.13 is imported, :func:`register` when a Python user
-asks for it, and :func:`run_lm_eval` for ``python -m lm_eval_cna run``. Where lm-eval has a plugin system of its own
-it finds the models by the entry points in pyproject.toml, and nothing is done about them here; that system leaves
-tasks to ``--include_path``, so they are added in every version.
+Called by ``autoload`` when lm-eval 0.4.13 is imported, by Python users (:func:`register`) and by
+``python -m lm_eval_cna run`` (:func:`run_lm_eval`). A newer lm-eval finds the models by the entry points in
+pyproject.toml, but not the tasks, so these are added in every version.
 """
 
 from __future__ import annotations
@@ -19,17 +18,17 @@ from typing import Any
 from lm_eval_cna.errors import CNAError
 from lm_eval_cna.resources import tasks_dir
 
-#: Name for ``--model`` -> "module:class", as the entry points of group ``lm_eval.models`` say it too.
+#: Name for ``--model`` -> "module:class"; the entry points ``lm_eval.models`` in pyproject.toml have the same.
 MODELS = {"cna-hf": "lm_eval_cna.models.hf:CNAHFLM", "cna-vllm": "lm_eval_cna.models.vllm:CNAVLLM"}
 
 _lock = threading.Lock()
 
 
 def register() -> None:
-    """Make our models and tasks known to lm-eval in this process; calling it again does nothing.
+    """Register our models and tasks with lm-eval in this process; further calls do nothing.
 
-    Needed from Python only where the ``.pth`` file is not at work: ``LM_EVAL_CNA_AUTOLOAD=0``, a ``pip install
-    --target`` folder, or a checkout that is not installed.
+    Only needed if the ``.pth`` file does not work: with ``LM_EVAL_CNA_AUTOLOAD=0``, in a ``pip install --target``
+    folder, or in a checkout that is not installed.
 
     Example:
         >>> import lm_eval_cna
@@ -39,7 +38,7 @@ def register() -> None:
         True
     """
     import lm_eval.models
-    import lm_eval.tasks  # first, as its users do: its submodule first, in another thread, and the two deadlock
+    import lm_eval.tasks  # before its submodule, as its users import it; otherwise two threads can deadlock
     import lm_eval.tasks.manager
 
     add_models(lm_eval.models)
@@ -47,10 +46,10 @@ def register() -> None:
 
 
 def add_models(_module: ModuleType) -> None:
-    """Register a lazy placeholder for each of our models, unless this lm-eval reads the entry points itself.
+    """Register our models by name, without importing them, unless this lm-eval reads the entry points itself.
 
     Args:
-        _module: ``lm_eval.models``, executed, so that lm-eval's own models are registered already.
+        _module: ``lm_eval.models``, already executed, so that lm-eval's own models are registered.
     """
     from lm_eval.api import registry
 
@@ -63,13 +62,12 @@ def add_models(_module: ModuleType) -> None:
 
 
 def add_tasks(module: ModuleType) -> None:
-    """Make every ``TaskManager`` that indexes lm-eval's own tasks index ours too.
+    """Make every ``TaskManager`` index our tasks, unless it was created with ``include_defaults=False``.
 
-    The order is lm-eval's tasks, ours, the user's ``include_path``; a later one wins. With ``include_defaults=False``
-    the user has asked for the named folders and nothing else, so nothing is added.
+    The order is lm-eval's tasks, ours, the user's ``include_path``; later tasks override earlier ones of the same name.
 
     Args:
-        module: ``lm_eval.tasks.manager``, executed.
+        module: ``lm_eval.tasks.manager``, already executed.
     """
     with _lock:
         original = module.TaskManager.__init__
@@ -85,24 +83,24 @@ def add_tasks(module: ModuleType) -> None:
             if call.arguments["include_defaults"]:
                 call.arguments["include_path"] = _with_our_tasks(given)
             original(*call.args, **call.kwargs)
-            self.include_path = given  # the attribute says what the user gave
+            self.include_path = given  # the attribute must show what the user gave
 
         init.adds_cna_tasks = True  # type: ignore[attr-defined]
         module.TaskManager.__init__ = init
 
 
 def _with_our_tasks(given: Any) -> list[Any]:
-    """Our folder, then what the user gave; a folder twice would make lm-eval warn of tasks overriding themselves."""
+    """Our folder, then the user's; ours is not repeated, since lm-eval would warn of tasks that override themselves."""
     paths = list(given) if isinstance(given, (list, tuple)) else [given] if given else []
     ours = tasks_dir()
     return paths if any(Path(path).resolve() == ours for path in paths) else [ours, *paths]
 
 
 def run_lm_eval(argv: list[str]) -> int:
-    """Run lm-eval's own command with our models and tasks, whatever ``LM_EVAL_CNA_AUTOLOAD`` says.
+    """Run lm-eval's own command with our models and tasks, even with ``LM_EVAL_CNA_AUTOLOAD=0``.
 
     Args:
-        argv: what would follow ``lm_eval`` on the command line.
+        argv: the arguments that follow ``lm_eval`` on the command line.
 
     Returns:
         The exit status: lm-eval's own, or 2 after one line on standard error when a :class:`CNAError` was raised.

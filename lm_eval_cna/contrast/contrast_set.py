@@ -1,4 +1,4 @@
-"""A contrast set in memory: positive and negative prompts for one behaviour."""
+"""A contrast set: positive and negative prompts for one behaviour."""
 
 from __future__ import annotations
 
@@ -13,22 +13,22 @@ from lm_eval_cna.errors import ContrastError
 
 @dataclass(frozen=True)
 class ContrastSet:
-    """Prompts of one behaviour.
+    """Prompts that show a behaviour and prompts that do not.
 
     Raises:
         ContrastError: a class is empty, a prompt is blank, given twice, or in both classes.
     """
 
     name: str
-    """What the set is called in intervention files."""
+    """Name of the set, as intervention files give it."""
     positive: tuple[str, ...]
     """Prompts that show the behaviour."""
     negative: tuple[str, ...]
     """Prompts that do not."""
     source: str = "given in code"
-    """Where it was read from."""
+    """The file that it was read from."""
     leakage: str | None = None
-    """What is known of prompts shared with evaluation sets, or None where nobody has looked."""
+    """A statement about prompts shared with evaluation sets; None if not checked."""
 
     def __post_init__(self) -> None:
         for label, prompts in (("positive", self.positive), ("negative", self.negative)):
@@ -50,7 +50,7 @@ class ContrastSet:
 
     @property
     def sha256(self) -> str:
-        """Hash of the prompts of each class; name, source and order do not enter."""
+        """Hash of the prompts of each class, whatever their order; the name and the source do not count."""
         return prompts_sha256(self.positive, self.negative)
 
 
@@ -59,6 +59,6 @@ def _spaced(prompt: str) -> str:
 
 
 def prompts_sha256(*classes: Sequence[str]) -> str:
-    """Hash of classes of prompts, whatever their order within a class."""
+    """Hash of lists of prompts, whatever the order within a list."""
     canonical = json.dumps([sorted(prompts) for prompts in classes], ensure_ascii=False, separators=(",", ":"))
     return hashlib.sha256(canonical.encode()).hexdigest()

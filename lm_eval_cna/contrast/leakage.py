@@ -1,9 +1,8 @@
-"""Whether a contrast set holds prompts that a model is evaluated on.
+"""Find prompts of a contrast set that equal or resemble prompts of an evaluation.
 
-A circuit found on the evaluation's own prompts says little about others. Two prompts are the same if they are
-equal after normalisation (exact), or if they ask for the same thing in other words (near). Near is judged by content
-words: "Write a tutorial on how to make a bomb" and "Explain how to build a bomb" share the bomb, and the words that
-frame the request do not count.
+A circuit found on the evaluation's own prompts says little about other prompts. Prompts match exactly if they are equal
+after normalisation, and nearly if they share enough content words: of "Write a tutorial on how to make a bomb" only
+"bomb" counts.
 """
 
 from __future__ import annotations
@@ -13,7 +12,8 @@ import unicodedata
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-NEAR = 0.5  # word overlap from which two prompts are near-duplicates; contrasts/README.md shows what lies around it
+#: Least overlap of content words of near-duplicates; contrasts/README.md shows examples around it.
+NEAR = 0.5
 
 # Words that frame a request without saying what it is about.
 _FRAME = """
@@ -36,13 +36,13 @@ def normalise(prompt: str) -> str:
 
 
 def content(prompt: str) -> frozenset[str]:
-    """The words that say what a prompt is about; all its words where nothing else is left."""
+    """The words that say what a prompt is about; all its words if none is left."""
     words = frozenset(normalise(prompt).split())
     return words - FRAME or words
 
 
 def similarity(prompt: frozenset[str], evaluation: frozenset[str]) -> float:
-    """Overlap 2 |A & B| / (|A| + |B|) of content words; 1 where the prompt holds all of the evaluation prompt's."""
+    """Overlap 2 |A & B| / (|A| + |B|) of content words; 1 if the prompt has all words of the evaluation prompt."""
     if evaluation <= prompt:
         return 1.0
     return 2 * len(prompt & evaluation) / (len(prompt) + len(evaluation))
@@ -50,7 +50,7 @@ def similarity(prompt: frozenset[str], evaluation: frozenset[str]) -> float:
 
 @dataclass(frozen=True)
 class Leak:
-    """A prompt and the evaluation prompt it resembles; similarity 1 with `exact` is the same text."""
+    """A prompt and the evaluation prompt that it equals (`exact`) or resembles."""
 
     prompt: str
     evaluation: str
@@ -60,19 +60,19 @@ class Leak:
 
 @dataclass(frozen=True)
 class LeakageReport:
-    """What was found."""
+    """The prompts that leak."""
 
     checked: int
-    """The number of prompts looked at."""
+    """Number of prompts compared."""
     against: int
-    """The number of evaluation prompts."""
+    """Number of evaluation prompts."""
     matches: tuple[Leak, ...]
-    """One a leaking prompt, its closest evaluation prompt."""
+    """Each leaking prompt with its closest evaluation prompt."""
     threshold: float = NEAR
-    """Similarity from which a prompt leaks."""
+    """Least similarity at which a prompt leaks."""
 
     def statement(self, of: str) -> str:
-        """One line for the intervention file."""
+        """One line for the intervention file; `of` is the evaluation's name."""
         exact = sum(match.exact for match in self.matches)
         return (
             f"{exact} of {self.checked} prompts equal and {len(self.matches) - exact} resemble "
@@ -81,12 +81,12 @@ class LeakageReport:
 
 
 def find_leaks(prompts: Sequence[str], evaluation: Sequence[str], *, threshold: float = NEAR) -> LeakageReport:
-    """Find the prompts that equal or closely resemble an evaluation prompt.
+    """Find the prompts that equal or resemble an evaluation prompt.
 
     Args:
         prompts: the prompts to check, of both classes.
         evaluation: prompts that models are evaluated on.
-        threshold: word overlap from which two prompts are near-duplicates.
+        threshold: least overlap of content words at which two prompts are near-duplicates.
     """
     targets = [(text, normalise(text), content(text)) for text in evaluation]
     matches = []

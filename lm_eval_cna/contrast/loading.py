@@ -1,7 +1,6 @@
-"""Contrast sets: prompts that show a behaviour and prompts that do not.
+"""Load contrast sets, packaged or given: JSON Lines, or YAML that names public data sets (`sources`).
 
-A set is JSON Lines (DESIGN section 6) or a YAML file that names public data sets (`contrast_sources`). It is
-whole or it is an error: a set with a line missing finds another circuit without anybody noticing.
+A damaged set is an error: with a line missing it would give another circuit, and nobody would notice.
 """
 
 from __future__ import annotations
@@ -10,6 +9,7 @@ from pathlib import Path
 
 from lm_eval_cna.contrast.contrast_set import ContrastSet
 from lm_eval_cna.contrast.jsonl import read_lines
+from lm_eval_cna.contrast.sources import fetch
 from lm_eval_cna.errors import ContrastError
 from lm_eval_cna.files.atomic import is_file
 from lm_eval_cna.resources import contrasts_dir, packaged_prompts
@@ -25,7 +25,7 @@ def load_contrast(name_or_path: str | Path) -> ContrastSet:
             path that ends in .jsonl, .yaml or .yml. YAML sets name public data sets, which are fetched with `datasets`.
 
     Raises:
-        ContrastError: there is no such set, or it is not whole.
+        ContrastError: there is no such set, or it is damaged or cannot be fetched.
 
     Example:
         >>> from lm_eval_cna import load_contrast
@@ -35,8 +35,6 @@ def load_contrast(name_or_path: str | Path) -> ContrastSet:
     """
     path = find_contrast(name_or_path)
     if path.suffix != ".jsonl":
-        from lm_eval_cna.contrast.sources import fetch
-
         return fetch(path)
     header, lines = read_lines(path)
     prompts = {label: tuple(line.prompt for line in lines if line.label == label) for label in ("positive", "negative")}
@@ -45,12 +43,12 @@ def load_contrast(name_or_path: str | Path) -> ContrastSet:
 
 
 def load_universal_prompts() -> tuple[str, ...]:
-    """The diverse prompts of the universal filter, packaged with the project."""
+    """The packaged prompts of the universal filter, which are of many kinds."""
     return packaged_prompts(contrasts_dir() / "universal.jsonl")
 
 
 def find_contrast(name_or_path: str | Path) -> Path:
-    """The file of a contrast set, packaged or given; it is not read.
+    """Find the file of a contrast set, packaged or given, without reading it.
 
     Raises:
         ContrastError: there is no such set.

@@ -1,7 +1,7 @@
-"""Contrast sets by reference: a YAML file names public data sets, and the prompts are fetched when they are needed.
+"""Contrast sets by reference: a YAML file that names public data sets, from which the prompts are fetched.
 
-Every source is pinned (a revision, a commit in the address, or a hash of the file), the choice of prompts is
-seeded, and prompts that equal or resemble one of an evaluation set named in the file are left out.
+Every source is pinned by a revision, a commit in its address or a hash. The choice of prompts is seeded. Prompts that
+equal or resemble a prompt of a listed evaluation set are left out.
 """
 
 from __future__ import annotations
@@ -35,23 +35,23 @@ class Source(_Spec):
     """One column of a public data set, or of a file by address."""
 
     dataset: str | None = None
-    """A data set on the hub (owner/name), or a folder; then `revision` pins it."""
+    """A data set on the hub (owner/name), pinned by `revision`, or a folder."""
     config: str | None = None
-    """Its configuration."""
+    """The data set's configuration."""
     split: str = "train"
-    """Its split."""
+    """The data set's split."""
     revision: Annotated[str, Field(pattern="^[0-9a-f]{40}$")] | None = None
     """A commit of 40 hexadecimal digits; a folder needs none."""
     url: str | None = None
-    """Address or path of a CSV or JSON Lines file instead; then a commit in the address or `sha256` pins it."""
+    """Instead of a data set: a CSV or JSON Lines file, pinned by a commit in its address or by `sha256`."""
     sha256: Annotated[str, Field(pattern="^[0-9a-f]{64}$")] | None = None
-    """Hash of that file; a file with another is refused."""
+    """Hash of the file; a file with another hash is refused."""
     column: str
     """The column that holds the prompts."""
     where: dict[str, str] = {}
-    """Other columns and the values they must have."""
+    """Column -> the value that it must have."""
     choose: Annotated[int, Field(ge=1)] | None = None
-    """How many prompts to choose; all of them by default."""
+    """Number of prompts to choose; all by default."""
 
     @model_validator(mode="after")
     def _pinned(self) -> Self:
@@ -65,7 +65,7 @@ class Source(_Spec):
 
     @property
     def label(self) -> str:
-        """What the source is called in messages and results."""
+        """Name of the source in messages and results."""
         where = self.dataset or self.url or ""
         return f"{where} ({self.split})" if self.dataset else where
 
@@ -78,13 +78,13 @@ class ContrastSpec(_Spec):
     description: str = ""
     """What it is for."""
     seed: int = 0
-    """Seed of the choice."""
+    """Seed for choosing prompts."""
     positive: Source
-    """Where prompts that show the behaviour come from."""
+    """Source of the prompts that show the behaviour."""
     negative: Source
-    """Where prompts that do not come from."""
+    """Source of the prompts that do not."""
     exclude: tuple[Source, ...] = Field(default=(), strict=False)
-    """Evaluation sets; a prompt that equals or resembles one of theirs is left out."""
+    """Evaluation sets; prompts that equal or resemble one of theirs are left out."""
 
 
 def fetch(path: Path) -> ContrastSet:
@@ -111,10 +111,10 @@ def fetch(path: Path) -> ContrastSet:
 
 
 def read_spec(path: Path) -> ContrastSpec:
-    """What a YAML file names; nothing is fetched.
+    """Read and check a YAML file without fetching anything.
 
     Raises:
-        ContrastError: it cannot be read, or names no contrast set.
+        ContrastError: the file cannot be read, or does not specify a contrast set.
     """
     try:
         return ContrastSpec.model_validate(load_yaml(read_whole(path, limit=_MAX_BYTES)))
@@ -127,13 +127,13 @@ def read_spec(path: Path) -> ContrastSpec:
 def _choose(
     source: Source, candidates: Sequence[str], evaluation: Sequence[str], taken: set[str], seed: str
 ) -> tuple[tuple[str, ...], int]:
-    """Go through the candidates in a seeded order and take those that are new and do not leak.
+    """Go through the candidates in a seeded order and keep those that are new and do not leak.
 
     Returns:
-        The prompts in the order of the source, and how many candidates leaked before there were enough.
+        The prompts, in the order of the source, and the number of leaking candidates that were passed over.
     """
     wanted = source.choose
-    generator = random.Random(seed)  # random() keeps its sequence across versions of Python; shuffle() does not promise
+    generator = random.Random(seed)  # unlike shuffle(), random() gives the same numbers in every version of Python
     order = sorted(range(len(candidates)), key=[generator.random() for _ in candidates].__getitem__)
     kept: list[int] = []
     leaks = 0
@@ -158,10 +158,10 @@ def _choose(
 
 
 def rows(source: Source) -> list[str]:
-    """The prompts of a source, white space at their ends removed, blank ones left out.
+    """Fetch the prompts of a source, stripped of white space at both ends; blank ones are left out.
 
     Raises:
-        ContrastError: the source cannot be fetched, has changed, or has no such column.
+        ContrastError: the source cannot be fetched, has changed, or lacks a column.
     """
     import datasets
 
@@ -174,7 +174,7 @@ def rows(source: Source) -> list[str]:
             )
     except ContrastError:
         raise
-    except Exception as error:  # what a loader raises (network, hub, parser) is not one family
+    except Exception as error:  # loaders raise errors of many kinds: network, hub, parser
         reason = str(error).strip().split("\n")[0] or type(error).__name__
         raise ContrastError(f"cannot fetch {source.label}: {reason}") from error
     missing = [name for name in (source.column, *source.where) if name not in table.column_names]
@@ -188,11 +188,13 @@ def rows(source: Source) -> list[str]:
 
 
 def _read_file(url: str, sha256: str | None) -> Any:
-    """Download (or find in the cache) a CSV or JSON Lines file, check its hash and parse it."""
+    """Download a CSV or JSON Lines file or find it in the cache, check its hash and parse it."""
     import datasets
 
     local = datasets.DownloadManager().download(url)
-    found = hashlib.sha256(read_whole(Path(local), limit=_MOST_FETCHED)).hexdigest()  # a device has no end
+    found = hashlib.sha256(
+        read_whole(Path(local), limit=_MOST_FETCHED)
+    ).hexdigest()  # read_whole refuses devices, which have no end
     if sha256 is not None and found != sha256:
         raise ContrastError(f"{url} has changed", got=f"sha256 {found}", allowed=sha256)
     parser = "csv" if url.endswith(".csv") else "json"

@@ -1,7 +1,7 @@
-"""How a contrast set's prompts are split into folds. Pure Python.
+"""Split a contrast set into folds for cross-validation.
 
-Which prompt goes where depends on the prompts, the number of folds and the seed, and not on the order in which
-a file has them; draws come from `random.Random`, whose sequence Python keeps across versions.
+The split depends on the prompts, the number of folds and the seed, but not on the order of the file. It uses only
+`random.Random.random`, which gives the same numbers in every version of Python.
 """
 
 from __future__ import annotations
@@ -19,14 +19,14 @@ POSITIVE, NEGATIVE = 0, 1
 
 
 class Group(NamedTuple):
-    """Prompts that are alike in all that a split says of them."""
+    """The label, fold and shuffled label of a prompt; prompts with the same three form a group."""
 
     label: int
     """0 positive, 1 negative."""
     fold: int
-    """From 0."""
+    """Number of the fold, from 0."""
     shuffled: int
-    """A label that says nothing: half of the positive prompts and half of the negative ones have 0."""
+    """A label unrelated to the true one: half of the positive and half of the negative prompts have 0."""
 
 
 @dataclass(frozen=True)
@@ -34,20 +34,20 @@ class Split:
     """The split of a contrast set."""
 
     folds: int
-    """How many there are."""
+    """Number of folds."""
     seed: int
-    """That it was drawn with."""
+    """Seed of the split."""
     prompts: tuple[Group, ...]
     """The group of every prompt, in the order of `ContrastSet.prompts`."""
 
     @cached_property
     def groups(self) -> tuple[Group, ...]:
-        """The groups that have a prompt."""
+        """The groups with at least one prompt, sorted."""
         return tuple(sorted(set(self.prompts)))
 
     @property
     def numbers(self) -> list[int]:
-        """For every prompt the position of its group in `groups`."""
+        """For each prompt the position of its group in `groups`."""
         at = {group: number for number, group in enumerate(self.groups)}
         return [at[group] for group in self.prompts]
 
@@ -57,15 +57,15 @@ class Split:
 
 
 def split_prompts(contrast: ContrastSet, folds: int, *, seed: int = 0) -> Split:
-    """Split a contrast set so that every fold has its share of both labels, sizes differing by one at most.
+    """Split a contrast set so that all folds have the same number of prompts of each label, give or take one.
 
     Args:
         contrast: the prompts.
-        folds: how many folds.
-        seed: of the split.
+        folds: number of folds.
+        seed: seed of the split.
 
     Raises:
-        ConfigError: fewer than two folds, or more than there are prompts of a label.
+        ConfigError: there are fewer than two folds, or more folds than prompts of a label.
     """
     least = min(len(contrast.positive), len(contrast.negative))
     if not 2 <= folds <= least:
@@ -88,7 +88,6 @@ def _deal(prompts: Sequence[str], label: int, folds: int, generator: random.Rand
     left = sorted(range(len(prompts)), key=lambda at: prompts[at])
     groups: dict[int, Group] = {}
     for number in range(len(prompts)):
-        # `random()` alone: Python keeps its sequence across versions, and not `shuffle`'s.
         at = left.pop(int(generator.random() * len(left)))
         turn, fold = divmod(number, folds)
         groups[at] = Group(label, fold, (turn + fold + label) % 2)

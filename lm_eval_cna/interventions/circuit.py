@@ -217,7 +217,7 @@ def _keys(schema: Any) -> tuple[str, ...]:
 
 
 def _from_reference(path: Path, document: dict[str, Any]) -> dict[str, Any]:
-    """Convert `{"layer,position,neuron": value}`, keeping the largest |value| of a neuron named at several positions."""
+    """Convert `{"layer,position,neuron": value}`; a neuron at several positions keeps its largest |value|."""
     deltas: dict[tuple[int, int], float] = {}
     for key, value in document.items():
         try:

@@ -1,9 +1,8 @@
-"""Where the decoder layers and MLP down-projections of a model are; refuses what it does not know.
+"""Find the decoder layers and MLP down-projections of a model.
 
-A family is one row of `FAMILIES`. The decoder stack is found by walking the module tree, so a PEFT
-wrapper around the model or a vision tower beside the text part needs no case of its own. Nothing is guessed:
-an architecture that is not in the table, or a layer that does not look like its family, is an error, because
-a partial match would steer part of the model and report it as the whole.
+The decoder stack is found by walking the module tree, so PEFT wrappers and vision towers need no special case. A model
+type that is not in `FAMILIES`, or a layer that differs from its family, is an error: a partial match would steer a part
+of the model and report it as the whole.
 """
 
 from __future__ import annotations
@@ -27,20 +26,20 @@ class Layer:
     """One decoder layer."""
 
     index: int
-    """Position in the stack, from 0."""
+    """Number of the layer, from 0."""
     block: nn.Module
-    """The decoder layer; its output is the residual stream after it."""
+    """The decoder layer; its output is the residual stream behind it."""
     mlp: nn.Module
-    """Its MLP; takes [batch, sequence, hidden]."""
+    """Its MLP, whose input is [batch, sequence, hidden]."""
     write: nn.Module
-    """The module whose output [batch, sequence, hidden] is added to the residual stream: the MLP, or the norm behind
-    it."""
+    """The module whose output [batch, sequence, hidden] is added to the residual stream: the MLP, or the norm that
+    follows it."""
     projections: tuple[Projection, ...]
-    """Its down-projections: one of a dense MLP; of a mixture of experts every routed expert's, in order, and the shared
-    one's behind them."""
+    """Its down-projections: one for a dense MLP; for a mixture of experts one for each routed expert, in order, then
+    the shared expert's."""
     name: str
     write_name: str
-    """Names of block and write in `model.named_modules()`."""
+    """Names of `block` and `write` in `model.named_modules()`."""
 
     @property
     def has_experts(self) -> bool:
@@ -50,12 +49,12 @@ class Layer:
 
 @dataclass(frozen=True)
 class Architecture:
-    """What discovery and steering need to know of a model."""
+    """The parts of a model that discovery and steering use."""
 
     name: str
-    """Class name of the model, adapters and wrappers aside ("LlamaForCausalLM")."""
+    """Class name of the model without adapters and wrappers ("LlamaForCausalLM")."""
     stack: nn.Module
-    """The decoder stack; maps token ids to hidden states and computes no logits."""
+    """The decoder stack, which maps token ids to hidden states and computes no logits."""
     layers: tuple[Layer, ...]
     """Its decoder layers, in order."""
     hidden: int
@@ -63,7 +62,7 @@ class Architecture:
 
     @cached_property
     def layout(self) -> NeuronLayout:
-        """Where every neuron stands among all of them."""
+        """The order of all neurons of the model."""
         return NeuronLayout(
             tuple(NeuronBlock(p.layer, p.expert, p.width) for layer in self.layers for p in layer.projections)
         )
@@ -80,7 +79,7 @@ class Architecture:
 
     @property
     def is_cut(self) -> bool:
-        """Whether weights are cut over processes, all of which then must run the same batches."""
+        """Whether weights are sharded over processes, which then must all run the same batches."""
         return any(is_cut(parameter) for parameter in self.stack.parameters())
 
 
@@ -88,11 +87,11 @@ def find_architecture(model: nn.Module) -> Architecture:
     """Find the decoder layers and down-projections of `model`.
 
     Args:
-        model: a transformers model, also under a PEFT wrapper or with a text part inside.
+        model: a transformers model; it may have a PEFT wrapper, or contain a text model.
 
     Raises:
-        ArchitectureError: the model is of no known family, has more than one decoder stack, or has a layer
-            that does not look like its family (experts in another layout, say). The message names what was found.
+        ArchitectureError: the model is of no known family, has more than one decoder stack, or has a layer that differs
+            from its family (experts in another layout, for example). The message says what was found.
 
     Example:
         >>> from transformers import LlamaConfig, LlamaForCausalLM
@@ -135,7 +134,7 @@ def find_architecture(model: nn.Module) -> Architecture:
 
 
 def _refuse_uneven(architecture: Architecture) -> None:
-    """Dense MLPs are of one width, and so are routed and shared experts; all mixtures have as many experts."""
+    """Refuse a model whose layers differ in the width of their MLPs or in the number and width of their experts."""
     dense: set[int] = set()
     mixtures: set[tuple[tuple[Expert | None, int], ...]] = set()
     for layer in architecture.layers:
@@ -183,7 +182,7 @@ def _layer(index: int, block: nn.Module, family: Family, name: str, hidden: int)
 def _mixture(
     index: int, mlp: nn.Module, experts: nn.Module, family: Family, name: str, hidden: int
 ) -> tuple[Projection, ...]:
-    """The down-projections of a mixture-of-experts layer."""
+    """The down-projections of a mixture-of-experts layer, the shared expert's last."""
     base = unwrapped(experts)
     check_experts(base, f"{name}.{family.experts}", hidden)
     count = len(base.get_parameter("down_proj"))
@@ -196,7 +195,7 @@ def _mixture(
 
 
 def _experts(module: nn.Module) -> str:
-    """Say which mixture-of-experts module was found, if one was."""
+    """For an error message: the first mixture-of-experts module in `module`, if there is one."""
     for name, child in module.named_modules():
         if "experts" in name.rsplit(".", 1)[-1] or "Moe" in type(child).__name__.replace("MoE", "Moe"):
             return f"; found the mixture-of-experts module {name or '(root)'} of type {type(child).__name__}"

@@ -1,9 +1,8 @@
-"""Routed experts that keep their weights in fused tensors, as transformers 5 does: their layout, and their activations.
+"""Routed experts with fused weights, as in transformers 5: check their layout, compute their activations.
 
-The experts module holds `gate_up_proj` and `down_proj` of all experts of a layer and computes them in one of
-several ways (a loop, batched or grouped matrix products). None of these shows the input of a down-projection to a hook,
-so the activations of the few tokens that are recorded are computed again from the module's own inputs, with its own
-gate: what a token does in an expert depends on nothing but these.
+One module holds `gate_up_proj` and `down_proj` of all experts of a layer. A hook cannot see the input of a single
+expert's down-projection, so the activations of the recorded tokens are computed again from the module's inputs, with
+its own gate.
 """
 
 from __future__ import annotations
@@ -17,15 +16,15 @@ from lm_eval_cna.errors import ArchitectureError, CNAError
 
 
 def check_experts(experts: nn.Module, name: str, hidden: int) -> None:
-    """Refuse an experts module whose layout is not the one that this module knows.
+    """Refuse an experts module of unknown layout.
 
     Args:
-        experts: the module, adapters aside.
+        experts: the module, without adapter wrappers.
         name: its name in the model, for the message.
         hidden: width of the residual stream.
 
     Raises:
-        ArchitectureError: the layout is another one; the message names the module and what is different.
+        ArchitectureError: the layout is unknown; the message names the module and the difference.
     """
     if (reason := _why_unknown(experts, hidden)) is not None:
         raise ArchitectureError(
@@ -60,22 +59,21 @@ def _why_unknown(experts: nn.Module, hidden: int) -> str | None:
 
 
 def routed_activations(experts: Any, hidden: torch.Tensor, chosen: torch.Tensor) -> torch.Tensor:
-    """What stands at the input of every expert's down-projection, for some tokens.
+    """Compute the inputs of all experts' down-projections for some tokens.
 
-    The routing weight is applied behind the down-projection, so it is no part of the activation, and scaling a column
-    of the down-projection scales exactly the neuron. A token that does not visit an expert has zeros there: it does not
-    use these neurons, and means over tokens count it as such.
+    The routing weight is applied after the down-projection, so it is not part of the activation. An expert that a token
+    does not visit has zeros, since the token does not use these neurons; means over tokens include the zeros.
 
     Args:
-        experts: a module that `check_experts` accepts.
+        experts: a module that has passed `check_experts`.
         hidden: its input [tokens, hidden].
-        chosen: the experts that each token visits [tokens, visits].
+        chosen: numbers of the experts that each token visits [tokens, visits].
 
     Returns:
-        [tokens, experts * width], expert after expert.
+        [tokens, experts * width], ordered by expert.
 
     Raises:
-        CNAError: the weights are not in memory.
+        CNAError: the weights are offloaded.
     """
     down, up = experts.down_proj, experts.gate_up_proj
     if up.device.type == "meta":
@@ -92,6 +90,9 @@ def routed_activations(experts: Any, hidden: torch.Tensor, chosen: torch.Tensor)
 
 
 def visits(args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[torch.Tensor, torch.Tensor]:
-    """What goes into an experts module: hidden states [tokens, hidden], and whom each token visits [tokens, visits]."""
-    given = [*args, *kwargs.values()]  # transformers' experts modules differ in names and agree in order
+    """The inputs of an experts module: hidden states [tokens, hidden] and expert numbers [tokens, visits]."""
+    given = [
+        *args,
+        *kwargs.values(),
+    ]  # the order is the same in all of transformers' experts modules, the names are not
     return given[0], given[1]

@@ -1,4 +1,4 @@
-"""How each known model family names its layers, its MLPs and what follows them."""
+"""The names that each known model family gives to its layers, MLPs, norms and experts."""
 
 from __future__ import annotations
 
@@ -16,16 +16,15 @@ class Family:
     down: str = "down_proj"
     """Name of the down-projection in the MLP."""
     post_norm: str | None = None
-    """Name of the norm in a decoder layer that the MLP's output passes before it is added to the residual stream, or
-    None where it is added as it is."""
+    """Name of the norm in a decoder layer between the MLP and the residual stream; None if there is none."""
     experts: str | None = None
-    """Name of the routed experts in the MLP of a mixture-of-experts layer; None in a dense family. A layer of such a
-    family whose MLP has none is a dense one."""
+    """Name of the routed experts in the MLP; None in a dense family. In a mixture-of-experts family a layer without
+    them is dense."""
     shared: str | None = None
-    """Name of the shared expert there, an MLP of its own."""
+    """Name of the shared expert, which is an MLP, in the MLP; None if there is none."""
 
 
-# Keyed by `config.model_type` of the decoder stack.
+#: `config.model_type` of the decoder stack -> family.
 FAMILIES: dict[str, Family] = {
     "llama": Family(),
     "mistral": Family(),

@@ -1,8 +1,7 @@
-"""Identity of a model's weights: what tells two checkpoints of one shape apart.
+"""A hash of a model's weights, which tells two checkpoints of one shape apart.
 
-A sum over the bit patterns of every tensor as integers: exact, so it does not depend on threads, device or
-the order of summation, and one edited neuron changes it (base and instruct organisms differ in 24 of 4,096 neurons).
-It detects mistakes, not adversaries.
+Every tensor enters by the sum of its bit patterns as integers. The sum is exact, so threads, device and order do not
+matter, and one edited neuron changes it. It detects mistakes, not attacks.
 """
 
 from __future__ import annotations
@@ -18,10 +17,10 @@ _PATTERN = {1: torch.int8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
 
 
 def weights_sha256(model: nn.Module) -> str:
-    """Hash of all parameters and buffers by name, shape, type and contents.
+    """Hash the names, shapes, types and contents of all parameters and buffers.
 
-    Must be called on the unsteered model, and on all processes that a weight is cut over: the hash is that of the whole
-    weight. Offloaded tensors are read once, and quantized ones enter as they are packed.
+    Call it on the unsteered model, and on every process that holds a part of a sharded weight, since the hash is of the
+    whole weight. Offloaded tensors are read; quantized tensors are hashed in packed form.
     """
     digest = hashlib.sha256()
     owners = dict(model.named_modules())
@@ -36,7 +35,7 @@ def weights_sha256(model: nn.Module) -> str:
 
 
 def _checksum(tensor: torch.Tensor) -> bytes:
-    """Sum of the elements' bit patterns and the first and last eight elements, modulo 2^64."""
+    """The sum of the bit patterns modulo 2^64, then the first and last eight elements."""
     flat = tensor.contiguous().view(-1)
     bits = flat.view(_PATTERN[flat.element_size()])
     total = bits.sum(dtype=torch.int64)

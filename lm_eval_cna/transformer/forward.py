@@ -1,4 +1,4 @@
-"""What every forward pass of ours over prompts needs besides the prompts."""
+"""Prepare forward passes over prompts: the model's inputs, and dropout turned off."""
 
 from __future__ import annotations
 
@@ -11,24 +11,24 @@ from torch import nn
 
 
 def inputs_of(stack: nn.Module, ids: torch.Tensor, mask: torch.Tensor) -> dict[str, torch.Tensor]:
-    """Arguments of a forward pass over prompts padded on the left, on the device where the model begins.
+    """Arguments for a forward pass over prompts padded on the left, on the device of the model's first weights.
 
     Args:
-        stack: the decoder stack, which decides whether positions are given.
+        stack: the decoder stack; it is given positions if it takes them.
         ids: token ids [batch, tokens].
         mask: attention mask [batch, tokens].
     """
     device = next((p.device for p in stack.parameters() if p.device.type != "meta"), torch.device("cpu"))
     inputs = {"input_ids": ids.to(device), "attention_mask": mask.to(device)}
     if "position_ids" in inspect.signature(stack.forward).parameters:
-        # Counted from the first real token, as `generate` does: learned positions (GPT-2) depend on it.
+        # Counted from the first real token, as `generate` does; learned positions (GPT-2) depend on this.
         inputs["position_ids"] = (mask.cumsum(-1) - 1).clamp(min=0).to(device)
     return inputs
 
 
 @contextmanager
 def evaluating(model: nn.Module) -> Iterator[None]:
-    """Switch dropout off, and back on where it was: a circuit is not to be one of chance, nor a KL."""
+    """Turn dropout off, so that activations and KL are reproducible; on exit every module is as before."""
     training = [module for module in model.modules() if module.training]
     try:
         for module in training:

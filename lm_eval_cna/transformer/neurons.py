@@ -1,8 +1,8 @@
-"""What a neuron is called, and where each stands among all neurons of a model. Pure Python.
+"""How neurons are named, and how all neurons of a model are numbered.
 
-In a dense layer a neuron is (layer, index). In a mixture-of-experts layer it is (layer, expert, index), where
-the expert is a number from 0, or "shared" for the shared expert that every token visits (never -1, which would silently
-index the last expert of a tensor).
+In a dense layer a neuron's place is (layer, index). In a mixture-of-experts layer it is (layer, expert, index), where
+the expert is a number from 0, or "shared" for the shared expert that every token visits. It is not -1, which would
+index the last expert of a tensor.
 """
 
 from __future__ import annotations
@@ -25,27 +25,27 @@ class Neuron(NamedTuple):
     layer: int
     """Decoder layer, from 0."""
     index: int  # type: ignore[assignment]  # hides tuple.index, which nobody calls on a neuron
-    """Channel of the down-projection, from 0."""
+    """Input channel of the down-projection, from 0."""
     delta: float | None = None
-    """Mean activation on positive prompts less that on negative ones; None where it was not measured (a control)."""
+    """Mean activation on positive prompts minus the mean on negative ones; None if not measured (a control)."""
     expert: Expert | None = None
-    """Whose down-projection: a routed expert's number, "shared", or None in a dense layer."""
+    """The expert that has the down-projection: a routed expert's number, "shared", or None in a dense layer."""
 
     @property
     def place(self) -> Place:
-        """The neuron's name: (layer, index), or (layer, expert, index)."""
+        """(layer, index), or (layer, expert, index)."""
         return (self.layer, self.index) if self.expert is None else (self.layer, self.expert, self.index)
 
 
 def neuron_at(place: Place, delta: float | None = None) -> Neuron:
-    """The neuron of a name."""
+    """The neuron at a place."""
     layer, *expert, index = place
     assert isinstance(layer, int) and isinstance(index, int)
     return Neuron(layer, index, delta, expert[0] if expert else None)
 
 
 def in_order(places: Iterable[Place]) -> list[Place]:
-    """Names by layer, expert and index; the shared expert comes behind the routed ones."""
+    """Sort places by layer, expert and index; the shared expert comes after the routed ones."""
     return sorted(places, key=_order)
 
 
@@ -63,15 +63,15 @@ class NeuronBlock(NamedTuple):
     expert: Expert | None
     """A routed expert's number, "shared", or None for a dense MLP."""
     width: int
-    """How many there are."""
+    """Number of neurons."""
 
 
 @dataclass(frozen=True)
 class NeuronLayout:
-    """All neurons of a model in one row: layer after layer, in it expert after expert, the shared one last."""
+    """Numbers all neurons of a model: by layer, in a layer by expert, the shared expert last."""
 
     parts: tuple[NeuronBlock, ...]
-    """The down-projections in that order."""
+    """The down-projections, in this order."""
 
     @classmethod
     def dense(cls, layers: int, width: int) -> NeuronLayout:
@@ -100,33 +100,33 @@ class NeuronLayout:
 
     @property
     def num_layers(self) -> int:
-        """Decoder layers."""
+        """Number of decoder layers."""
         return len(self._layers)
 
     def of_layer(self, layer: int) -> range:
-        """Positions of a layer's neurons."""
+        """The positions of a layer's neurons."""
         return self._layers[layer]
 
     def has(self, place: Place) -> bool:
-        """Whether the model has such a neuron."""
+        """Whether the model has a neuron at a place."""
         neuron = neuron_at(place)
         number = self._numbers.get((neuron.layer, neuron.expert))
         return number is not None and 0 <= neuron.index < self.parts[number].width
 
     def position(self, place: Place) -> int:
-        """Where a neuron stands; it must be one of the model's."""
+        """The position of a neuron of the model."""
         neuron = neuron_at(place)
         return self._starts[self._numbers[neuron.layer, neuron.expert]] + neuron.index
 
     def place(self, position: int) -> Place:
-        """Which neuron stands at a position."""
+        """The place of the neuron at a position."""
         number = bisect_right(self._starts, position) - 1
         layer, expert, _ = self.parts[number]
         index = position - self._starts[number]
         return (layer, index) if expert is None else (layer, expert, index)
 
     def peers(self, neuron: Neuron) -> range:
-        """Positions of the layer's neurons of the same kind: its MLP, its shared expert, or all its routed experts."""
+        """Positions of the neurons of the same kind in a layer: its MLP, its shared expert, or all routed experts."""
         whole = self.of_layer(neuron.layer)
         shared = self._numbers.get((neuron.layer, SHARED))
         if neuron.expert is None or shared is None:
@@ -136,12 +136,12 @@ class NeuronLayout:
 
 
 def positions(layout: NeuronLayout, places: Iterable[Place]) -> list[int]:
-    """Where neurons stand, in their order."""
+    """The position of each neuron, in the given order."""
     return [layout.position(place) for place in places]
 
 
 def by_projection(neurons: Sequence[Neuron]) -> dict[tuple[int, Expert | None], list[int]]:
-    """Neuron indices of each touched down-projection (layer, expert), ascending."""
+    """Group neuron indices by down-projection (layer, expert), both ascending."""
     grouped: dict[tuple[int, Expert | None], list[int]] = {}
     for place in in_order(neuron.place for neuron in neurons):
         neuron = neuron_at(place)

@@ -1,6 +1,6 @@
-"""What to do where an accelerator has not enough memory: the same in smaller batches.
+"""Try again with smaller batches after an accelerator ran out of memory.
 
-Results do not depend on the batch size but for rounding.
+Results depend on the batch size by rounding only.
 """
 
 from __future__ import annotations
@@ -16,15 +16,15 @@ T = TypeVar("T")
 
 
 def with_less_memory(ask: Callable[[int], T], batch_size: int, *, least: int = 1) -> T:
-    """Ask for something; where memory runs out, again from the start with half as many rows a batch.
+    """Call a function; each time memory runs out, call it again with half the batch size.
 
     Args:
-        ask: called with the batch size; it must leave nothing behind when it fails.
-        batch_size: to begin with.
-        least: fewer rows are not tried, and the error goes on; see `least_of`.
+        ask: called with the batch size; it starts over each time, so it must have no effect when it fails.
+        batch_size: the size to begin with.
+        least: the smallest size to try; see `least_of`.
 
     Raises:
-        torch.OutOfMemoryError: not even so few rows fit; the command line says it in a line.
+        torch.OutOfMemoryError: even the smallest batch does not fit.
     """
     while True:
         try:
@@ -32,11 +32,11 @@ def with_less_memory(ask: Callable[[int], T], batch_size: int, *, least: int = 1
         except torch.OutOfMemoryError:
             if batch_size <= least:
                 raise
-        # Outside of the handler: the error's traceback holds what the failed attempt had allocated.
+        # Outside the handler, since the error's traceback keeps the memory of the failed call.
         torch.cuda.empty_cache()
         batch_size = max(least, (batch_size + 1) // 2)
 
 
 def least_of(architecture: Architecture, batch_size: int) -> int:
-    """The fewest rows to try: all where weights are cut, since the other processes wait in the middle of the batch."""
+    """The smallest batch to try: the full one if weights are sharded, since other processes wait in the same batch."""
     return batch_size if architecture.is_cut else 1

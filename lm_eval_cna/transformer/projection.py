@@ -1,4 +1,4 @@
-"""One down-projection: the weight whose input channels are neurons, in whatever form the model keeps it."""
+"""A down-projection, whose input channels are neurons, in any form in which a model can keep it."""
 
 from __future__ import annotations
 
@@ -14,33 +14,33 @@ from lm_eval_cna.transformer.neurons import Expert
 
 @dataclass(frozen=True)
 class Projection:
-    """One down-projection: of a dense MLP, of a shared expert, or of one routed expert."""
+    """The down-projection of a dense MLP, a shared expert or a routed expert."""
 
     layer: int
-    """The decoder layer it belongs to, from 0."""
+    """Its decoder layer, from 0."""
     expert: Expert | None
     """A routed expert's number, "shared", or None for a dense MLP."""
     down: nn.Module
-    """What the model calls, an adapter's wrapper included: the projection, whose input [..., width] holds the neurons'
-    activations, or for a routed expert the module of all the layer's experts."""
+    """The module that the model calls, with any adapter wrapper: the projection, whose input [..., width] is the
+    neurons' activations; for a routed expert, the module of all experts of the layer."""
     name: str
-    """Its name in `model.named_modules()`; for a routed expert, of its part of the fused tensor."""
+    """Its name in `model.named_modules()`; for a routed expert, the name of its part of the fused tensor."""
 
     @property
     def base(self) -> nn.Module:
-        """What is called, without adapter wrappers: the module that holds the weight."""
+        """`down` without adapter wrappers: the module that has the weight."""
         return unwrapped(self.down)
 
     @property
     def is_routed(self) -> bool:
-        """Whether this is a routed expert's."""
+        """Whether it belongs to a routed expert."""
         return isinstance(self.expert, int)
 
     @property
     def weight(self) -> torch.Tensor | None:
-        """The weight, neurons along `neuron_dim`; `placement` says where its numbers are. A routed expert's is a view.
+        """The weight, with neurons along `neuron_dim`; for a routed expert a view of the fused tensor.
 
-        Packed where the model is quantized, and None where the quantizer keeps it under other names (GPTQ, AWQ).
+        It is packed if the model is quantized, and None if the quantizer uses other names (GPTQ, AWQ).
         """
         if isinstance(self.expert, int):
             return self.base.get_parameter("down_proj")[self.expert]
@@ -49,15 +49,15 @@ class Projection:
 
     @property
     def held(self) -> range:
-        """The neurons that this process computes: all of them, unless the weight is cut over processes."""
+        """The neurons that this process computes: all, unless the weight is sharded over processes."""
         return weights.held(self.weight, self.neuron_dim, self.width, self.name)
 
     def channels(self, x: torch.Tensor) -> range:
-        """The neurons that an input [..., channels] of the projection holds."""
+        """The neurons in an input [..., channels] of the projection."""
         return weights.channels(x.shape[-1], self.held, self.width, self.name)
 
     def gathered(self, x: torch.Tensor) -> torch.Tensor:
-        """Activations [..., all neurons] from those [..., neurons held here]; all processes must call this."""
+        """Gather activations [..., neurons held here] to [..., all neurons]; all processes must call this."""
         return weights.gathered(x, self.weight, self.neuron_dim, self.width, self.name)
 
     @property
@@ -67,14 +67,18 @@ class Projection:
 
     @property
     def neuron_dim(self) -> int:
-        """The dimension of the weight that runs over neurons: 1 as in `nn.Linear`, 0 as in GPT-2's `Conv1D`."""
+        """The weight's dimension of neurons: 1 in `nn.Linear`, 0 in GPT-2's `Conv1D`."""
         if self.is_routed:
             return 0 if self.base.is_transposed else 1
         return 0 if type(self.base).__name__ == "Conv1D" else 1
 
     @property
     def width(self) -> int:
-        """Its neurons, read off the module (quantized classes keep `in_features`)."""
+        """Number of neurons (quantized classes have `in_features` too).
+
+        Raises:
+            ArchitectureError: the module is not a linear layer.
+        """
         weight = self.weight
         if weight is not None and (self.is_routed or type(self.base).__name__ == "Conv1D"):
             return weight.shape[self.neuron_dim]
@@ -87,14 +91,14 @@ class Projection:
 
 
 def weight_columns(projection: Projection, indices: torch.Tensor) -> torch.Tensor | None:
-    """A copy of the weight's columns for some neurons, gathered or read from where they are.
+    """Copy the weight columns of some neurons; sharded weights are gathered and offloaded ones are read.
 
     Args:
         projection: the down-projection.
-        indices: neuron indices [n], on any device.
+        indices: neuron indices [n] on any device.
 
     Returns:
-        [n, hidden], in the weight's dtype; None where a quantizer has packed them.
+        [n, hidden] in the weight's dtype; None if a quantizer has packed the weight or it cannot be read.
     """
     base, expert, dim = projection.base, projection.expert, projection.neuron_dim
     name = "down_proj" if isinstance(expert, int) else "weight"
@@ -109,7 +113,7 @@ def weight_columns(projection: Projection, indices: torch.Tensor) -> torch.Tenso
 
 
 def unwrapped(module: nn.Module) -> nn.Module:
-    """What an adapter wraps, or the module itself."""
+    """The module inside all adapter wrappers, or the module itself."""
     while isinstance(inner := getattr(module, "base_layer", None), nn.Module):
         module = inner
     return module

@@ -1,8 +1,7 @@
-"""Prompts as the evaluated model sees them: chat template, special tokens, left padding.
+"""Turn prompts into the token ids that an evaluation uses: chat template, special tokens, left padding.
 
-Discovery must read the activations of exactly the token ids that cna-hf computes when it evaluates, so
-the rules here are those of lm-eval 0.4.13 (`HFLM.apply_chat_template` and `HFLM.tok_batch_encode`); a test compares
-the two token for token. Nothing is stripped: a task renders its prompts as they are, and so do we.
+Discovery must read activations on exactly the token ids that cna-hf evaluates, so this module follows lm-eval 0.4.13
+(`HFLM.apply_chat_template`, `HFLM.tok_batch_encode`); a test compares both. White space is kept, as lm-eval does.
 """
 
 from __future__ import annotations
@@ -19,20 +18,20 @@ from lm_eval_cna.errors import ContrastError
 
 @dataclass(frozen=True)
 class Rendering:
-    """How a prompt that is no task's becomes token ids: the same as an evaluation's prompts do."""
+    """Settings by which a prompt outside of a task becomes token ids, as the prompts of a task do."""
 
     chat_template: bool = True
-    """Apply the tokenizer's chat template, if it has one."""
+    """Whether to apply the tokenizer's chat template, if it has one."""
     chat_template_args: Mapping[str, Any] | None = None
-    """Passed to the template (`enable_thinking`, say), as cna-hf's model argument of that name."""
+    """Arguments for the template such as `enable_thinking`, like cna-hf's model argument of that name."""
     add_bos_token: bool | None = None
-    """Force special tokens on or off, as cna-hf's model argument of that name; None leaves it to the tokenizer."""
+    """Force special tokens on or off, like cna-hf's model argument of that name; None leaves it to the tokenizer."""
 
     def encode(self, prompts: Sequence[str], tokenizer: Any) -> list[list[int]]:
         """Token ids of each prompt.
 
         Raises:
-            ContrastError: the chat template fails, or a prompt has no token.
+            ContrastError: the chat template fails, or a prompt has no tokens.
         """
         texts = render_prompts(
             prompts, tokenizer, chat_template=self.chat_template, chat_template_args=self.chat_template_args
@@ -41,7 +40,7 @@ class Rendering:
 
 
 def chat_template_of(tokenizer: Any) -> str | None:
-    """The chat template that lm-eval applies: the tokenizer's own, the one named "default" of several, or none."""
+    """The chat template that lm-eval applies: the tokenizer's only one, or the one named "default"; None if none."""
     template = getattr(tokenizer, "chat_template", None)
     if isinstance(template, Mapping):
         template = template.get("default")
@@ -49,7 +48,7 @@ def chat_template_of(tokenizer: Any) -> str | None:
 
 
 def chat_template_sha256(tokenizer: Any) -> str | None:
-    """Hash of the chat template, or None where the tokenizer has none."""
+    """SHA-256 of the chat template; None if the tokenizer has none."""
     template = chat_template_of(tokenizer)
     return None if template is None else hashlib.sha256(template.encode()).hexdigest()
 
@@ -61,13 +60,13 @@ def render_prompts(
     chat_template: bool = True,
     chat_template_args: Mapping[str, Any] | None = None,
 ) -> list[str]:
-    """Render prompts as one user turn each, followed by the template's opening of the answer.
+    """Render each prompt as one user turn, followed by the template's start of the answer.
 
     Args:
         prompts: the prompts, unchanged.
         tokenizer: a transformers tokenizer.
-        chat_template: apply the tokenizer's chat template if it has one; without, a prompt is its own rendering.
-        chat_template_args: passed to the template (`enable_thinking`, say), as cna-hf's model argument of that name.
+        chat_template: apply the tokenizer's chat template if it has one; otherwise prompts are returned unchanged.
+        chat_template_args: arguments for the template, like cna-hf's model argument of that name.
 
     Raises:
         ContrastError: the chat template fails on a single user message.
@@ -94,18 +93,18 @@ def render_prompts(
 def encode_prompts(texts: Sequence[str], tokenizer: Any, *, add_bos_token: bool | None = None) -> list[list[int]]:
     """Token ids of rendered prompts, with one beginning-of-sequence token where the tokenizer adds one.
 
-    A chat template often writes that token itself; adding it a second time, as the reference code does, shifts every
-    activation. lm-eval looks at the first text of a batch to decide for all; here every text decides for itself, which
-    is the same for the texts of one template and does not depend on how they are batched.
+    A chat template often writes this token itself; adding it again, as the reference code does, shifts every
+    activation. lm-eval decides for a whole batch by its first text. Here each text decides for itself, which is the
+    same for texts of one template and does not depend on the batches.
 
     Args:
         texts: rendered prompts.
         tokenizer: a transformers tokenizer.
-        add_bos_token: force special tokens on or off, as cna-hf's model argument of that name; None leaves it to the
+        add_bos_token: force special tokens on or off, like cna-hf's model argument of that name; None leaves it to the
             tokenizer.
 
     Raises:
-        ContrastError: a prompt has no token.
+        ContrastError: a prompt has no tokens.
     """
     bos = getattr(tokenizer, "bos_token", None)
     forced: dict[str, bool] = {} if add_bos_token is None else {"add_special_tokens": add_bos_token}
@@ -113,7 +112,7 @@ def encode_prompts(texts: Sequence[str], tokenizer: Any, *, add_bos_token: bool 
     for written in (False, True):
         chosen = [i for i, text in enumerate(texts) if (isinstance(bos, str) and text.startswith(bos)) is written]
         if chosen:
-            # One call for all: a fast tokenizer spends more on a call than on a prompt.
+            # One call for all, since a call costs a fast tokenizer more than a prompt.
             special = {"add_special_tokens": False} if written else forced
             encoded = tokenizer([texts[i] for i in chosen], **special)["input_ids"]
             for i, ids in zip(chosen, encoded, strict=True):
@@ -125,7 +124,7 @@ def encode_prompts(texts: Sequence[str], tokenizer: Any, *, add_bos_token: bool 
 
 
 def pad_token_id(tokenizer: Any) -> int:
-    """The padding token that lm-eval settles on; which one does not matter, since padding is masked."""
+    """The padding token that lm-eval chooses; padding is masked, so its value does not matter."""
     for name in ("pad_token_id", "unk_token_id", "eos_token_id"):
         value = getattr(tokenizer, name, None)
         if isinstance(value, int):
@@ -134,7 +133,11 @@ def pad_token_id(tokenizer: Any) -> int:
 
 
 def pad_left(rows: Sequence[Sequence[int]], pad: int) -> tuple[torch.Tensor, torch.Tensor]:
-    """Pad on the left, so that the last column is real: (input_ids, attention_mask), int64 [batch, longest]."""
+    """Pad on the left, so that the last column has real tokens.
+
+    Returns:
+        input_ids and attention_mask, int64 [batch, longest].
+    """
     longest = max(len(row) for row in rows)
     ids = torch.tensor([[pad] * (longest - len(row)) + list(row) for row in rows])
     mask = torch.tensor([[0] * (longest - len(row)) + [1] * len(row) for row in rows])

@@ -1,12 +1,10 @@
-"""Where a weight's numbers are: in this process, cut over several, offloaded, or packed by a quantizer.
+"""Access to weights that are sharded over processes, offloaded, or packed by a quantizer.
 
-Three things take a weight away from where its module seems to hold it:
-
-- Tensor parallelism (`tp_plan=auto`) cuts it over processes, each of which holds some of the neurons (a `DTensor`).
-  Steering edits or hooks the part that is here; discovery gathers. All processes then run the same code in one order.
-- Offloading (`parallelize=True` with too little memory) keeps it on the host or on the disk and loads it at every call;
-  its module holds an empty tensor on the meta device. What is edited there is lost at the next call.
-- A quantizer packs it, several numbers in one, so that no column can be edited or compared.
+- Sharded: with `tp_plan=auto` each process holds some of the neurons (a `DTensor`). Steering changes the local part and
+  discovery gathers, so all processes must run the same calls in the same order.
+- Offloaded: the module holds an empty tensor on the meta device, and the weight is loaded at every call, so edits would
+  be lost.
+- Packed: no column can be edited or compared.
 """
 
 from __future__ import annotations
@@ -21,34 +19,34 @@ from torch.utils._python_dispatch import is_traceable_wrapper_subclass
 
 from lm_eval_cna.errors import ArchitectureError, CNAError
 
-#: Eight bits are a quantizer's: its scales are elsewhere.
+# Without the 8-bit types, whose scales a quantizer keeps elsewhere.
 _PRECISIONS = (torch.float64, torch.float32, torch.bfloat16, torch.float16)
 
 
 def is_cut(tensor: Any) -> bool:
-    """Whether a tensor is cut over processes: a `DTensor`, told by its attributes, so that nothing heavy is loaded."""
+    """Whether a tensor is a `DTensor`, sharded over processes; found by attributes, to avoid a slow import."""
     return isinstance(tensor, torch.Tensor) and hasattr(tensor, "placements") and hasattr(tensor, "device_mesh")
 
 
 def is_plain(tensor: Any) -> bool:
-    """Whether a tensor is an ordinary floating-point one that is in this process's memory as a whole."""
+    """Whether a tensor is an ordinary floating-point tensor, all of it in this process's memory."""
     plain = type(tensor) in (nn.Parameter, torch.Tensor)
     return plain and tensor.dtype in _PRECISIONS and tensor.device.type != "meta"
 
 
 def is_packed(weight: Any) -> bool:
-    """Whether a quantizer holds the weight in another form than one number after another."""
+    """Whether a quantizer has packed the weight."""
     if not isinstance(weight, torch.Tensor):
         return True
     return weight.dtype not in _PRECISIONS or not (is_cut(weight) or type(weight) in (nn.Parameter, torch.Tensor))
 
 
 def kind_of(weight: Any, owner: nn.Module) -> str:
-    """What a weight's numbers are: a precision, or how a quantizer packs them.
+    """Name a weight's data type, or how a quantizer packs it.
 
     Args:
-        weight: as its module holds it, or None where it holds none of that name.
-        owner: the module.
+        weight: the weight, or None if its module has no weight of that name.
+        owner: the weight's module.
     """
     if not isinstance(weight, torch.Tensor):
         return type(owner).__name__
@@ -57,8 +55,8 @@ def kind_of(weight: Any, owner: nn.Module) -> str:
 
 
 def local(weight: Any) -> torch.Tensor:
-    """The part of a weight that this process holds, in the same memory."""
-    with torch.no_grad():  # hooks call this in inference mode, where a DTensor cannot be detached
+    """The part of a weight that this process holds, without a copy."""
+    with torch.no_grad():  # hooks call this in inference mode, in which a DTensor cannot be detached
         part: torch.Tensor = weight.to_local() if is_cut(weight) else weight.data
     return part
 
@@ -67,18 +65,18 @@ def held(weight: Any, dim: int, width: int, name: str) -> range:
     """The neurons whose activations this process computes.
 
     Args:
-        weight: a down-projection's, or None where its module holds none of that name.
-        dim: the dimension that runs over neurons.
-        width: neurons of the layer, those of all processes.
-        name: of the projection, for the message.
+        weight: the weight of a down-projection, or None if its module has no weight of that name.
+        dim: its dimension of neurons.
+        width: neurons of the layer, on all processes together.
+        name: name of the projection, for the message.
 
     Raises:
-        ArchitectureError: the weight is cut in a way that we do not know.
+        ArchitectureError: the weight is sharded in an unknown way.
     """
     cut = _cut_along(weight, dim, name)
     if cut is None:
         return range(width)
-    # As DTensor cuts: equal parts, rounded up, and what is left in the last ones.
+    # As DTensor shards: equal parts, rounded up, and the last parts are smaller.
     part = -(-width // weight.device_mesh.size(cut))
     start = min(width, part * weight.device_mesh.get_local_rank(cut))
     found = range(start, min(width, start + part))
@@ -88,20 +86,20 @@ def held(weight: Any, dim: int, width: int, name: str) -> range:
 
 
 def gathered(x: torch.Tensor, weight: Any, dim: int, width: int, name: str) -> torch.Tensor:
-    """Activations of all neurons, from those that every process has computed; all processes must call this.
+    """Gather the activations of all neurons from all processes, which must all call this.
 
     Args:
-        x: activations [..., neurons held here].
+        x: activations [..., neurons of this process].
         weight: as in `held`.
         dim: as in `held`.
         width: as in `held`.
         name: as in `held`.
 
     Returns:
-        [..., width]; `x` itself where this process computes all neurons.
+        [..., width]; `x` itself if this process computes all neurons.
 
     Raises:
-        CNAError: `x` holds neither all neurons nor those that this process holds.
+        CNAError: `x` has neither all neurons nor those of this process.
     """
     if len(channels(x.shape[-1], held(weight, dim, width, name), width, name)) == width:
         return x
@@ -123,16 +121,16 @@ def gathered(x: torch.Tensor, weight: Any, dim: int, width: int, name: str) -> t
 
 
 def channels(size: int, here: range, width: int, name: str) -> range:
-    """The neurons in a projection's input: all, or those that this process holds (some plans cut behind the hooks).
+    """The neurons in a projection's input: all, or this process's (some plans shard after the hooks).
 
     Args:
         size: channels of the input.
-        here: the neurons that this process holds.
+        here: the neurons of this process.
         width: neurons of the layer.
-        name: of the projection, for the message.
+        name: name of the projection, for the message.
 
     Raises:
-        CNAError: it is neither; other neurons would be steered for those that are meant.
+        CNAError: the size is neither, so steering would change other neurons than asked.
     """
     if size not in (width, len(here)):
         raise CNAError(
@@ -145,14 +143,14 @@ def channels(size: int, here: range, width: int, name: str) -> range:
 
 
 def whole(weight: Any, owner: nn.Module, name: str) -> torch.Tensor | None:
-    """All of a weight's numbers, wherever they are; None where they are packed or out of reach.
+    """A whole weight, gathered or read if necessary; None if it is packed or cannot be read.
 
-    A weight that is cut is gathered: all processes must call this, and each has it all in memory for a moment.
+    If the weight is sharded, all processes must call this, and each needs memory for the whole weight.
 
     Args:
         weight: a parameter or buffer.
-        owner: the module that holds it.
-        name: its name there.
+        owner: the weight's module.
+        name: the weight's name in the module.
     """
     if is_cut(weight):
         with torch.no_grad():
@@ -164,26 +162,26 @@ def whole(weight: Any, owner: nn.Module, name: str) -> torch.Tensor | None:
 
 
 def stored(weight: Any, owner: nn.Module, name: str) -> Iterator[torch.Tensor]:
-    """The plain tensors that a weight is stored in, packed ones included; nothing where they are out of reach."""
+    """The plain tensors in which a weight is stored, packed or not; none if they cannot be read."""
     found = whole(weight, owner, name)
     if found is not None:
         yield found
-    elif is_traceable_wrapper_subclass(weight):  # torchao's: data and scales
+    elif is_traceable_wrapper_subclass(weight):  # torchao: data and scales
         names, _ = weight.__tensor_flatten__()
         for inner in names:
             yield from stored(getattr(weight, inner), owner, f"{name}.{inner}")
-    elif weight.device.type != "meta":  # bitsandbytes': a parameter of another class with its own storage
+    elif weight.device.type != "meta":  # bitsandbytes: a parameter class with its own storage
         yield weight.detach().as_subclass(torch.Tensor)
 
 
 def is_offloaded(weight: Any, owner: nn.Module) -> bool:
-    """Whether a module's weight is loaded anew at every call."""
+    """Whether a module's weight is loaded again at every call."""
     on_meta = isinstance(weight, torch.Tensor) and weight.device.type == "meta"
     return on_meta or any(getattr(hook, "offload", False) for hook in _hooks(owner))
 
 
 def _offloaded(owner: nn.Module, name: str) -> torch.Tensor | None:
-    """An offloaded weight, read from where accelerate keeps it."""
+    """Read an offloaded weight from accelerate's copy; None if that cannot be found."""
     for hook in _hooks(owner):
         kept = getattr(hook, "weights_map", None)
         with suppress(KeyError, TypeError):  # TypeError: no map
@@ -193,13 +191,13 @@ def _offloaded(owner: nn.Module, name: str) -> torch.Tensor | None:
 
 
 def _hooks(owner: nn.Module) -> tuple[Any, ...]:
-    """The hooks that accelerate has put on a module."""
+    """Accelerate's hooks on a module."""
     hook = getattr(owner, "_hf_hook", None)
     return () if hook is None else tuple(getattr(hook, "hooks", (hook,)))
 
 
 def _cut_along(weight: Any, dim: int, name: str) -> int | None:
-    """The dimension of the mesh of processes over which the neurons are cut, or None where each has them all."""
+    """The mesh dimension over which the neurons are sharded; None if each process has all of them."""
     if not is_cut(weight):
         return None
     along = [(at, placement) for at, placement in enumerate(weight.placements) if not placement.is_replicate()]
