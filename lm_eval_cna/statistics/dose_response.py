@@ -1,13 +1,8 @@
 """Dose-response: does a metric rise or fall steadily as the multiplier grows, on the same prompts?
 
-Page's trend test (Page 1963, Journal of the American Statistical Association 58:216): within each prompt the values at
-the k multipliers are ranked, and L = sum over prompts and multipliers of (place of the multiplier) * rank. It uses the
-order of the multipliers and not their spacing, so a response that saturates is a trend like any other.
-
-Outcomes are mostly 0 or 1, so nearly all ranks are tied, and the tables and the variance of the textbook test, also
-scipy's `page_trend_test`, which assume none, are far too cautious. The p here is conditional on each prompt's ties: if
-the multiplier did nothing, a prompt's values would be as likely in any order. For values of 0 and 1 that distribution
-is computed exactly, prompt by prompt; for others it is drawn from 9,999 times, with a fixed seed.
+Page's trend test (Page 1963, Journal of the American Statistical Association 58:216). Most values are 0 or 1, so most
+ranks are tied; the textbook test and scipy's `page_trend_test` assume no ties and are far too cautious here. This p is
+conditional on the ties of each prompt.
 """
 
 from __future__ import annotations
@@ -30,26 +25,26 @@ _MOST_EXACT = 12  # multipliers; the subsets of more of them are too many to lis
 
 
 class Trend(AnalysisRecord):
-    """How a metric goes with the multiplier."""
+    """How a metric changes with the multiplier."""
 
     multipliers: tuple[float, ...]
     """Ascending, 1 among them where the sweep has a baseline."""
     means: tuple[float, ...]
-    """The metric's mean at each, over the documents that have a value at all of them."""
+    """Mean of the metric at each multiplier, over the documents that have a value at every multiplier."""
     n: int
-    """Those documents."""
+    """Number of those documents."""
     left_out: int
-    """Documents with a value at some multipliers only."""
+    """Number of documents that lack a value at some multiplier."""
     slope: float
-    """Least-squares change of the mean a unit of multiplier."""
+    """Least-squares change of the mean per unit of multiplier."""
     monotone: bool
-    """Whether the means never turn."""
+    """Whether the means only rise or only fall."""
     p: float
-    """Two-sided p of Page's test; 1 where nothing changes."""
+    """Two-sided p of Page's test; 1 if nothing changes."""
 
     @property
     def rising(self) -> bool | None:
-        """Whether the metric rises with the multiplier; None where it is level."""
+        """Whether the metric rises with the multiplier; None if the slope is 0."""
         return None if self.slope == 0 else self.slope > 0
 
 
@@ -58,10 +53,15 @@ def trend(doses: Mapping[float, Mapping[Document, float]], *, seed: int = SEED) 
 
     Args:
         doses: multiplier -> document -> value.
-        seed: of the permutations, where they are drawn.
+        seed: of the random permutations, which only values other than 0 and 1 need.
 
     Returns:
-        None with fewer than three multipliers, or without a document that has a value at all of them.
+        None with fewer than three multipliers, or if no document has a value at every multiplier.
+
+    Example:
+        >>> found = trend({m: {document: float(document < 50 * m) for document in range(100)} for m in (0.0, 1.0, 2.0)})
+        >>> round(found.slope, 3), found.monotone
+        (0.5, True)
     """
     multipliers = sorted(doses)
     if len(multipliers) < _LEAST_DOSES:
@@ -88,9 +88,14 @@ def trend(doses: Mapping[float, Mapping[Document, float]], *, seed: int = SEED) 
 def page_p(values: Floats, *, seed: int = SEED) -> float:
     """Two-sided p of Page's test, conditional on ties.
 
+    The test ranks the values of each prompt and sums (place of the multiplier) * rank over prompts and multipliers. It
+    uses the order of the multipliers, not their spacing. If the multiplier did nothing, every order of a prompt's
+    values would be equally likely. With values of 0 and 1 that distribution is computed exactly; otherwise 9,999
+    permutations are drawn.
+
     Args:
         values: [prompts, multipliers], multipliers ascending.
-        seed: of the permutations, where they are drawn.
+        seed: of the permutations.
     """
     rows = values[np.ptp(values, axis=1) > 0]  # a prompt with one value throughout is the same in every order
     if len(rows) == 0:
@@ -101,10 +106,10 @@ def page_p(values: Floats, *, seed: int = SEED) -> float:
 
 
 def _exact_p(rows: NDArray[np.int64]) -> float:
-    """For 0 and 1, L is a constant plus k / 2 times the sum of the places that hold a 1.
+    """For 0 and 1, Page's sum is a constant plus k / 2 times the sum of the places that hold a 1.
 
-    With r ones in a prompt that sum is one of the equally likely sums of r places; the prompts' distributions are
-    convolved. Each is symmetric about its mean, and so is the whole.
+    In a prompt with r ones, all choices of r places are equally likely. Convolving the distributions of the prompts
+    gives that of the whole; each is symmetric about its mean.
     """
     count = rows.shape[1]
     observed = int((rows * np.arange(count)).sum())
@@ -120,7 +125,7 @@ def _exact_p(rows: NDArray[np.int64]) -> float:
 
 @cache
 def _place_sums(count: int, ones: int) -> tuple[int, Floats]:
-    """The distribution of the sum of `ones` different places out of 0..count-1: its least value, chances from there."""
+    """Distribution of the sum of `ones` different places out of 0..count-1: the least sum, and chances from there."""
     sums = np.array([sum(places) for places in combinations(range(count), ones)])
     chances = np.bincount(sums - sums.min()) / len(sums)
     return int(sums.min()), chances

@@ -1,16 +1,8 @@
-"""A cell against its controls: is the effect more than other neurons, chosen at random, would have?
+"""A cell against its controls: is the effect larger than that of neurons chosen at random?
 
-The unit is the control seed, never the prompt. Two draws of random neurons differ by more than the prompts' chance, so
-a test that pools the controls' prompts compares the circuit with an average draw as if it were all draws, and finds
-circuits special that are one more random draw (`benchmarks.statistics_simulation` counts how often).
-
-With R controls, p = (1 + controls at least as extreme) / (R + 1). If the circuit were one more random draw, its effect
-and the R effects would be exchangeable, and p is at most alpha with probability at most alpha, whatever the effects'
-distribution and however much seeds differ (rank test; Phipson and Smyth 2010, Statistical Applications in Genetics and
-Molecular Biology 9:39). Nobody says before the run which way an effect goes, so the default is two-sided: extreme means
-far from the median of all R + 1 effects, the circuit's own included. It has to be included: distances from the middle
-of the controls alone are not exchangeable, and the circuit's would be the largest too often. Taking the observed
-effect's own side for granted would false-alarm at twice the level.
+A rank test over control seeds (Phipson and Smyth 2010, Statistical Applications in Genetics and Molecular Biology
+9:39). The unit is the seed, not the prompt: draws of random neurons differ by more than prompts do, so pooling the
+controls' prompts would call too many circuits special (`benchmarks.statistics_simulation` counts how often).
 """
 
 from __future__ import annotations
@@ -34,22 +26,22 @@ class Null(AnalysisRecord):
     """A cell's effect among its controls' effects, all as shares (1 is 100 points)."""
 
     effects: tuple[float, ...]
-    """The controls', in the order of their seeds."""
+    """The effects of the controls, in the order of their seeds."""
     low: float
     high: float
-    """The null band, their range."""
+    """The null band: the range of the controls' effects."""
     mean: float
-    """Their mean."""
+    """Mean of the controls' effects."""
     side: Side
     """What counted as extreme."""
     p: float
-    """Of the rank test."""
+    """p of the rank test."""
     least_p: float
-    """The smallest p that so many controls can give."""
+    """The smallest p that this number of controls can give."""
 
     @property
     def seeds(self) -> int:
-        """How many controls."""
+        """Number of controls."""
         return len(self.effects)
 
     @property
@@ -63,7 +55,7 @@ class Null(AnalysisRecord):
 
     @property
     def beyond(self) -> bool:
-        """Whether the test says that the effect is more than other neurons have; never with fewer than 19 controls."""
+        """Whether the test finds the effect beyond the controls; never with fewer than 19 controls."""
         return self.testable and self.p <= ALPHA + _TIED
 
 
@@ -71,12 +63,17 @@ def against_controls(effect: float, controls: Sequence[float], *, side: Side = "
     """Rank a cell's effect among its controls' effects.
 
     Args:
-        effect: the cell's.
-        controls: the effects at the same multiplier and size, one a control seed.
+        effect: the effect of the cell.
+        controls: effects at the same multiplier and size, one per control seed.
         side: "less" or "greater" only for a direction stated before the run.
 
     Raises:
         ConfigError: there are no controls.
+
+    Example:
+        >>> null = against_controls(-0.6, [0.0] * 18 + [0.02])
+        >>> null.p, null.beyond
+        (0.05, True)
     """
     if not controls:
         raise ConfigError("a null without controls", do="run the sweep with --random")
@@ -93,11 +90,16 @@ def against_controls(effect: float, controls: Sequence[float], *, side: Side = "
 
 
 def rank_p(effects: ArrayLike, controls: ArrayLike, *, side: Side = "two-sided") -> NDArray[np.float64]:
-    """The p of many sweeps at once.
+    """The rank test, p = (1 + controls at least as extreme) / (R + 1) with R controls, for many sweeps at once.
+
+    If the circuit were one more random draw, its effect and the R effects would be exchangeable, so p is at most alpha
+    with probability at most alpha, whatever their distribution. Two-sided, extreme means far from the median of all
+    R + 1 effects. The cell's own effect is among them, since distances from the median of the controls alone are not
+    exchangeable.
 
     Args:
-        effects: any shape.
-        controls: the same shape and one more axis, last, for the control seeds.
+        effects: of the cells, any shape.
+        controls: the same shape and a last axis for the control seeds.
         side: what is extreme.
     """
     own, others = np.asarray(effects, dtype=np.float64)[..., None], np.asarray(controls, dtype=np.float64)
@@ -111,5 +113,5 @@ def rank_p(effects: ArrayLike, controls: ArrayLike, *, side: Side = "two-sided")
 
 
 def least_p(controls: int) -> float:
-    """The smallest p that a number of controls can give: 0.05 takes 19."""
+    """The smallest p that a number of controls can give; 19 controls are needed for 0.05."""
     return 1 / (controls + 1)

@@ -1,12 +1,8 @@
-"""A cell against the baseline, prompt by prompt: exact McNemar p and Tango's score interval of the difference.
+"""A cell against the baseline, prompt by prompt.
 
-Of n prompts, `gained` have the property only in the cell and `lost` only in the baseline; the effect is
-(gained - lost) / n. The p value is McNemar's, exact, conditional on the discordant prompts (McNemar 1947,
-Psychometrika 12:153). The interval inverts the score test of Tango (1998, Statistics in Medicine 17:891), which also
-works where no prompt, or every prompt, is discordant. The two are not the same test: near 0.05 the exact p, which is
-the more cautious one, can stay above 0.05 while the interval leaves 0 out.
-
-For values that are not 0 or 1: the mean difference, its bootstrap interval, and the p of a sign-flip permutation test.
+Rates have the exact McNemar p (McNemar 1947, Psychometrika 12:153) and the score interval of Tango (1998, Statistics
+in Medicine 17:891). They are two tests: near 0.05 the more cautious p can exceed 0.05 while the interval excludes 0.
+Means have a sign-flip permutation p and a bootstrap interval.
 """
 
 from __future__ import annotations
@@ -30,30 +26,35 @@ _HALVINGS = 60  # of an interval at most 2 wide: below the spacing of doubles
 
 
 class Paired(AnalysisRecord):
-    """A cell compared with the baseline on the prompts that both have a value for."""
+    """A cell compared with the baseline on the prompts for which both have a value."""
 
     n: int
     """Prompts compared."""
     left_out: int
-    """Prompts that only one of the two has a value for."""
+    """Prompts for which only one of the two has a value."""
     gained: int | None = None
     lost: int | None = None
-    """Rates only: prompts with the property only in the cell, only in the baseline."""
+    """For rates: prompts where only the cell, and where only the baseline, has the property."""
     effect: float
     """Mean of cell minus baseline, as a share (1 is 100 points)."""
     interval: Interval | None
-    """Of the effect; None for means of fewer than two prompts."""
+    """Confidence interval of the effect; None for a mean of fewer than two prompts."""
     p: float
-    """Two-sided."""
+    """Two-sided p of McNemar's test for a rate, of the sign-flip test for a mean."""
 
 
 def compare(
     cell: Mapping[Document, float], baseline: Mapping[Document, float], kind: Kind, *, level: float = LEVEL
 ) -> Paired | None:
-    """Compare a cell with the baseline on their common documents; None where they have none.
+    """Compare a cell with the baseline on their common documents; None if there are none.
 
     Raises:
         ConfigError: a rate has a value other than 0 and 1.
+
+    Example:
+        >>> found = compare({1: 0.0, 2: 0.0, 3: 1.0}, {1: 1.0, 2: 1.0, 3: 1.0}, "rate")
+        >>> found.gained, found.lost, found.p
+        (0, 2, 0.5)
     """
     common = [document for document in baseline if document in cell]
     if not common:
@@ -81,23 +82,23 @@ def compare(
 
 
 def mcnemar_p(gained: int, lost: int) -> float:
-    """Exact two-sided p of McNemar's test; 1 where no prompt is discordant."""
+    """Exact two-sided p of McNemar's test; 1 if no prompt is discordant."""
     return float(mcnemar_ps(gained, lost))
 
 
 def mcnemar_ps(gained: ArrayLike, lost: ArrayLike) -> Floats:
-    """The same for arrays of counts, broadcast against each other."""
+    """`mcnemar_p` for arrays of counts, broadcast against each other."""
     b, c = np.asarray(gained), np.asarray(lost)
     return np.asarray(np.minimum(1.0, 2.0 * stats.binom.cdf(np.minimum(b, c), b + c, 0.5)))
 
 
 @cache
 def tango(gained: int, lost: int, n: int, *, level: float = LEVEL) -> Interval:
-    """Tango's score interval of the difference of paired rates.
+    """Tango's score interval of the difference of paired rates; it holds where no or every prompt is discordant, too.
 
     Args:
-        gained: prompts with the property only in the cell.
-        lost: prompts with it only in the baseline.
+        gained: prompts where only the cell has the property.
+        lost: prompts where only the baseline has it.
         n: all prompts.
         level: confidence level.
 
@@ -111,7 +112,7 @@ def tango(gained: int, lost: int, n: int, *, level: float = LEVEL) -> Interval:
 
 
 def tango_limits(gained: ArrayLike, lost: ArrayLike, n: ArrayLike, *, level: float = LEVEL) -> tuple[Floats, Floats]:
-    """The limits for arrays of counts, broadcast against each other; counts are not checked.
+    """`tango` for arrays of counts, broadcast against each other; the counts are not checked.
 
     The score statistic falls from plus to minus infinity as the assumed difference goes from -1 to 1 and is 0 at the
     estimate, so each limit is found by halving the interval between the estimate and -1 or 1.
@@ -131,10 +132,10 @@ def tango_limits(gained: ArrayLike, lost: ArrayLike, n: ArrayLike, *, level: flo
 
 
 def _score(difference: Floats, b: Floats, c: Floats, n: Floats) -> Floats:
-    """Tango's statistic T: the estimate minus an assumed difference over the standard error under that assumption.
+    """Tango's statistic T: (estimate - assumed difference) / standard error under the assumption.
 
-    Under it the share of prompts that lose is q and of those that gain q + difference; q is its maximum likelihood
-    estimate, the larger root of 2n q^2 + B q + C (Tango 1998, section 3).
+    Under the assumption a share q of the prompts is lost and q + difference is gained. The maximum likelihood estimate
+    of q is the larger root of 2n q^2 + B q + C (Tango 1998, section 3).
     """
     linear = (2 * n - b + c) * difference - b - c
     constant = -c * difference * (1 - difference)
@@ -142,16 +143,16 @@ def _score(difference: Floats, b: Floats, c: Floats, n: Floats) -> Floats:
     variance = n * (2 * q + difference * (1 - difference))
     away = b - c - n * difference
     with np.errstate(divide="ignore", invalid="ignore"):
-        # No variance and no distance (all prompts concordant, difference 0): the assumption fits perfectly.
+        # All prompts concordant and an assumed difference of 0: the assumption fits perfectly.
         return np.asarray(np.where(away == 0, 0.0, away / np.sqrt(np.maximum(variance, 0.0))))
 
 
 def sign_flip_p(differences: Floats, *, seed: int = SEED) -> float:
     """Two-sided permutation p of a mean paired difference.
 
-    Under the null each difference is as likely with its sign turned. Seeded; the observed arrangement counts as one of
-    the permutations (Phipson and Smyth 2010, Statistical Applications in Genetics and Molecular Biology 9:39), so the
-    least p is 1 / 10,000, and the test keeps its level.
+    Under the null hypothesis the sign of each difference is random. The observed signs count as one of the
+    permutations, so the least p is 1 / 10,000 and the test keeps its level (Phipson and Smyth 2010, Statistical
+    Applications in Genetics and Molecular Biology 9:39). The seed is fixed.
     """
     moved = differences[differences != 0]
     if len(moved) == 0:

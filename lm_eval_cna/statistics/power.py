@@ -1,7 +1,7 @@
-"""What a number of prompts could have shown: the power of the exact McNemar test, computed and not simulated.
+"""The power of the exact McNemar test: which effects a number of prompts can show.
 
-Of n prompts, some go the way of the effect, some the other way, the rest stay. The power sums the chance of every pair
-of counts whose exact p is at most alpha (Duffy 1984, Biometrics 40:1005, sums the same over discordant pairs).
+The power is the summed probability of all outcomes whose exact p is at most alpha (Duffy 1984, Biometrics 40:1005); it
+is computed, not simulated.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ TARGET = 0.8
 
 
 class Power(AnalysisRecord):
-    """The smallest effect that a comparison would have shown."""
+    """The smallest effect that a comparison would detect with a given power."""
 
     n: int
     """Prompts."""
@@ -30,13 +30,13 @@ class Power(AnalysisRecord):
     alpha: float
     """Level of the test."""
     target: float
-    """Power asked for."""
+    """Required power."""
     effect: float | None
-    """The smallest effect (share of prompts) with that power; None where no possible effect has it."""
+    """The smallest effect with that power, as a share of the prompts; None if no possible effect has it."""
 
 
 def mcnemar_power(n: int, forward: float, opposite: float, *, alpha: float = ALPHA) -> float:
-    """Chance that the exact McNemar test gives p <= alpha.
+    """Probability that the exact McNemar test gives p <= alpha.
 
     Args:
         n: prompts.
@@ -45,7 +45,7 @@ def mcnemar_power(n: int, forward: float, opposite: float, *, alpha: float = ALP
         alpha: level of the test.
 
     Raises:
-        ConfigError: the shares are no shares of one whole, or there is no prompt.
+        ConfigError: a share is negative, their sum is above 1, or there is no prompt.
     """
     if n < 1 or min(forward, opposite) < 0 or forward + opposite > 1 + 1e-12:
         raise ConfigError("shares of changed prompts", got=f"{forward} and {opposite}", allowed="a sum of at most 1")
@@ -53,7 +53,7 @@ def mcnemar_power(n: int, forward: float, opposite: float, *, alpha: float = ALP
     if discordant == 0:
         return 0.0
     counts = np.arange(n + 1)
-    # Rejected if at most `most` of the discordant are in the minority; -1 where even 0 of them is not enough.
+    # The test rejects if at most `most` of the discordant prompts are in the minority; -1 if it never does.
     most = _critical(counts, alpha)
     share = forward / discordant
     reject = stats.binom.cdf(most, counts, share) + stats.binom.cdf(most, counts, 1 - share)
@@ -68,11 +68,15 @@ def smallest_effect(
 
     Args:
         n: prompts.
-        opposite: share of prompts that go against the effect: 0 says that steering only ever changes answers one way,
-            which is the best case.
-        room: the largest share that can go the way of the effect: the baseline's rate, for an effect that lowers it.
+        opposite: share of prompts that change against the effect; 0 is the best case.
+        room: the largest share that can change with the effect, such as the baseline's rate for an effect that
+            lowers it.
         alpha: level of the test.
-        target: power asked for.
+        target: required power.
+
+    Example:
+        >>> round(smallest_effect(100).effect, 3)
+        0.078
     """
     most = min(room, 1.0 - opposite)
     found: float | None = None
@@ -81,12 +85,12 @@ def smallest_effect(
         return mcnemar_power(n, min(most, effect + opposite), opposite, alpha=alpha) - target
 
     if most > opposite and lacking(most - opposite) >= 0:
-        # Power grows with the effect: one more prompt going its way never raises p.
+        # Power grows with the effect: one more prompt in its direction never raises p.
         found = float(optimize.brentq(lacking, 0.0, most - opposite, xtol=1e-6))
     return Power(n=n, opposite=opposite, alpha=alpha, target=target, effect=found)
 
 
 def _critical(discordant: NDArray[np.int64], alpha: float) -> NDArray[np.float64]:
-    """The largest minority counts whose p is at most alpha; -1 where none is."""
+    """The largest minority counts whose p is at most alpha; -1 if there is none."""
     first = stats.binom.ppf(alpha / 2, discordant, 0.5)  # the least count whose one-sided p reaches alpha / 2
     return np.asarray(np.where(mcnemar_ps(first, discordant - first) <= alpha, first, first - 1))

@@ -1,7 +1,7 @@
-"""Rates and means of one cell, with intervals: Wilson for rates, the bootstrap for means only.
+"""Confidence intervals of one cell: Wilson's for rates, the bootstrap for means.
 
-Wilson's interval (Wilson 1927, JASA 22:209) keeps its coverage where the bootstrap and the Wald interval lose theirs,
-at rates near 0 and 1, which is where steering experiments end up.
+Wilson's interval (Wilson 1927, JASA 22:209) keeps its coverage at rates near 0 and 1, where steering experiments end up
+and where the bootstrap and the Wald interval fail.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ class Interval(AnalysisRecord):
 
     low: float
     high: float
-    """Its limits, in the unit of the estimate."""
+    """The limits, in the unit of the estimate."""
 
     def __contains__(self, value: float) -> bool:
         return self.low <= value <= self.high
@@ -40,6 +40,11 @@ def wilson(successes: int, n: int, *, level: float = LEVEL) -> Interval:
 
     Raises:
         ConfigError: there are no documents, or more successes than documents.
+
+    Example:
+        >>> interval = wilson(81, 263)
+        >>> round(interval.low, 4), round(interval.high, 4)
+        (0.2553, 0.3662)
     """
     if not 0 <= successes <= n or n == 0:
         raise ConfigError("an interval of a rate", got=f"{successes} of {n}", allowed="0 to n of n documents, n >= 1")
@@ -50,15 +55,15 @@ def wilson(successes: int, n: int, *, level: float = LEVEL) -> Interval:
 def mean_interval(values: Sequence[float], *, level: float = LEVEL, seed: int = SEED) -> Interval | None:
     """Bootstrap interval of a mean, bias-corrected and accelerated (Efron 1987, JASA 82:171), with a fixed seed.
 
-    Not for rates: at a true rate of 0.99 and 100 documents a bootstrap interval covers 64 % of the time.
+    Not for rates: at a true rate of 0.99 and 100 documents a bootstrap interval covers it only 64 % of the time.
 
     Args:
-        values: one a document.
+        values: one per document.
         level: confidence level.
         seed: of the resampling.
 
     Returns:
-        The interval; a point where all values are equal, since they say nothing of their spread; None below two values.
+        The interval; a single point if all values are equal; None with fewer than two values.
     """
     sample = np.asarray(values, dtype=np.float64)
     if len(sample) < 2:
@@ -80,7 +85,7 @@ def _bootstrap(sample: np.ndarray, method: str, level: float, seed: int) -> tupl
             n_resamples=RESAMPLES,
             method=method,
             rng=np.random.default_rng(seed),
-            # Bounds the memory: one batch holds this many resamples of all documents.
+            # Bounds the memory of one batch of resamples.
             batch=max(1, 4_000_000 // len(sample)),
         )
     return float(result.confidence_interval.low), float(result.confidence_interval.high)
