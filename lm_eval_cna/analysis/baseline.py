@@ -11,12 +11,13 @@ from __future__ import annotations
 import json
 from datetime import UTC, datetime
 from pathlib import Path
-from statistics import fmean, stdev
+from statistics import stdev
 from typing import Annotated, Any, Literal, Self
 
 from pydantic import BeforeValidator, Field, PlainSerializer, ValidationError, model_validator
 
-from lm_eval_cna.analysis.outcomes import LARGEST, Outcomes, read_outcomes
+from lm_eval_cna.analysis.evidence import mean_change, null_among
+from lm_eval_cna.analysis.outcomes import LARGEST, Outcomes, read_outcomes, unfiltered
 from lm_eval_cna.analysis.protocol import Protocol, read_protocol
 from lm_eval_cna.analysis.tradeoff import CAPABILITY
 from lm_eval_cna.errors import ConfigError, RunError
@@ -25,7 +26,7 @@ from lm_eval_cna.files.records import AnalysisRecord, first_error
 from lm_eval_cna.interventions.methods import NULLS
 from lm_eval_cna.results.cells import BASELINE, Cell
 from lm_eval_cna.results.directory import RunDirectory
-from lm_eval_cna.statistics.null_distribution import Null, against_controls
+from lm_eval_cna.statistics.null_distribution import Null
 from lm_eval_cna.statistics.paired import Document, Kind
 
 BASELINE_SCHEMA: Literal["lm-eval-cna/baseline/1"] = "lm-eval-cna/baseline/1"
@@ -156,7 +157,7 @@ def is_effect(row: Answers) -> bool:
 
 def is_capability(metric: str) -> bool:
     """Whether a fall of a metric is a loss of capability; the one of a filter counts as the metric."""
-    return metric.partition(" (")[0] in CAPABILITY
+    return unfiltered(metric) in CAPABILITY
 
 
 def make_baseline(directory: RunDirectory, *, tolerances: Tolerances | None = None) -> Baseline:
@@ -217,15 +218,9 @@ def null_of(outcomes: Outcomes, cell: str, task: str, metric: str) -> tuple[floa
     untouched = outcomes.of(BASELINE.key, task, metric)
     if steered is None or steered.method not in NULLS:
         return None
-    like = (NULLS[steered.method], steered.multiplier, steered.size)
-    keys = [key for key, other in outcomes.cells.items() if (other.method, other.multiplier, other.size) == like]
-    changes = []
-    for key in (cell, *keys):
-        values = outcomes.of(key, task, metric)
-        found = [values[document] - before for document, before in untouched.items() if document in values]
-        changes.append(fmean(found) if found else None)
-    effect, controls = changes[0], [change for change in changes[1:] if change is not None]
-    return None if effect is None or not controls else (effect, against_controls(effect, controls))
+    effect = mean_change(outcomes.of(cell, task, metric), untouched)
+    null = null_among(outcomes, steered, NULLS[steered.method], task, metric, effect)
+    return None if effect is None or null is None else (effect, null)
 
 
 def read_baseline(path: Path) -> Baseline:

@@ -9,13 +9,13 @@ before the run, as a rule m = 0.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from statistics import fmean
 from typing import Literal
 
 from pydantic import Field
 
-from lm_eval_cna.analysis.outcomes import Outcomes, read_outcomes
+from lm_eval_cna.analysis.outcomes import Outcomes, read_outcomes, unfiltered
 from lm_eval_cna.analysis.verdicts import Claim, DamageBudget, Verdict, is_broken, trend_sentence, verdict
 from lm_eval_cna.errors import RunError
 from lm_eval_cna.files.records import AnalysisRecord
@@ -64,6 +64,9 @@ class Comparison(AnalysisRecord):
     """Against the controls at the same multiplier and size; None where there are none."""
 
 
+Comparisons = Mapping[tuple[str, str, str], Comparison]
+
+
 class MetricTrend(AnalysisRecord):
     """The dose-response of one method on one metric."""
 
@@ -109,7 +112,7 @@ class Evidence(AnalysisRecord):
     """See there."""
 
     def find(self, cell: str, task: str, metric: str) -> Comparison | None:
-        """One comparison; None where the cell was not asked."""
+        """The comparison of a cell, task and metric; None if there is none."""
         return next((c for c in self.comparisons if (c.cell, c.task, c.metric) == (cell, task, metric)), None)
 
 
@@ -170,8 +173,26 @@ def read_evidence(directory: RunDirectory) -> Evidence:
 def claimed(outcomes: Outcomes, task: str) -> tuple[str, ...]:
     """The metrics of a task that verdicts are about; the one of a filter counts as the metric."""
     metrics = [metric for of, metric in outcomes.questions() if of == task]
-    found = tuple(metric for metric in metrics if metric.partition(" (")[0] in CLAIMED)
+    found = tuple(metric for metric in metrics if unfiltered(metric) in CLAIMED)
     return found or tuple(metrics[:1])
+
+
+def by_cell_task_metric(comparisons: Iterable[Comparison]) -> Comparisons:
+    """Comparisons by (cell, task, metric)."""
+    return {(row.cell, row.task, row.metric): row for row in comparisons}
+
+
+def broken_text(evidence: Comparisons, cell: str, task: str, budget: DamageBudget) -> str | None:
+    """What `is_broken` says of a cell's text on a task."""
+
+    def value(cell: str, metric: str) -> float | None:
+        found = evidence.get((cell, task, metric))
+        return None if found is None else found.value
+
+    quality, degenerate = value(cell, "quality"), value(cell, "degenerate_rate")
+    return is_broken(
+        quality, value(BASELINE.key, "quality"), degenerate, value(BASELINE.key, "degenerate_rate"), budget
+    )
 
 
 def _compare_all(outcomes: Outcomes, task: str, metric: str, *, level: float) -> list[Comparison]:
@@ -198,8 +219,8 @@ def _compare_all(outcomes: Outcomes, task: str, metric: str, *, level: float) ->
                 value=fmean(values.values()),
                 interval=interval,
                 paired=paired,
-                null=null_among(outcomes, cell, NULLS[cell.method], task, metric, paired)
-                if cell.method in NULLS
+                null=null_among(outcomes, cell, NULLS[cell.method], task, metric, paired.effect)
+                if cell.method in NULLS and paired
                 else None,
             )
         )
@@ -208,23 +229,23 @@ def _compare_all(outcomes: Outcomes, task: str, metric: str, *, level: float) ->
 
 
 def null_among(
-    outcomes: Outcomes, cell: Cell, controls: str, task: str, metric: str, paired: Paired | None
+    outcomes: Outcomes, cell: Cell, controls: str, task: str, metric: str, effect: float | None
 ) -> Null | None:
-    """A cell's place among the controls of one kind at its multiplier and size; None where there are none."""
-    if paired is None:
+    """Rank a cell's effect among the controls of one kind at its multiplier and size; None if there are none."""
+    if effect is None:
         return None
     untouched = outcomes.of(BASELINE.key, task, metric)
     effects = [
-        effect
+        one
         for key, control in outcomes.cells.items()
         if (control.method, control.multiplier, control.size) == (controls, cell.multiplier, cell.size)
-        if (effect := _effect(outcomes.of(key, task, metric), untouched)) is not None
+        if (one := mean_change(outcomes.of(key, task, metric), untouched)) is not None
     ]
-    return against_controls(paired.effect, effects) if effects else None
+    return against_controls(effect, effects) if effects else None
 
 
-def _effect(values: Mapping[Document, float], untouched: Mapping[Document, float]) -> float | None:
-    """The mean paired difference alone: controls need no test of their own."""
+def mean_change(values: Mapping[Document, float], untouched: Mapping[Document, float]) -> float | None:
+    """Mean difference from the untouched model over the common documents; None if there are none."""
     differences = [values[document] - untouched[document] for document in untouched if document in values]
     return fmean(differences) if differences else None
 
@@ -260,7 +281,7 @@ def _verdicts(
     comparisons: list[Comparison], asked: list[tuple[str, str]], budget: DamageBudget, level: float
 ) -> list[Verdict]:
     """A verdict for every cell with controls; of a method without controls, for its smallest and largest multiplier."""
-    by_key = {(row.cell, row.task, row.metric): row for row in comparisons}
+    by_key = by_cell_task_metric(comparisons)
     found = []
     for row in comparisons:
         if (row.task, row.metric) not in asked or row.paired is None or row.p_holm is None:
@@ -273,30 +294,6 @@ def _verdicts(
         ends = (min(other.multiplier for other in line), max(other.multiplier for other in line))
         if row.null is None and (row.multiplier not in ends or any(other.null for other in line)):
             continue
-        texts = [
-            tuple(by_key.get((cell, row.task, metric)) for metric in ("quality", "degenerate_rate"))
-            for cell in (row.cell, BASELINE.key)
-        ]
-        (quality, degenerate), (quality_before, degenerate_before) = (
-            tuple(None if measured is None else measured.value for measured in pair) for pair in texts
-        )
-        broken = is_broken(quality, quality_before, degenerate, degenerate_before, budget)
-        found.append(
-            verdict(
-                Claim(
-                    cell=row.cell,
-                    method=row.method,
-                    multiplier=row.multiplier,
-                    size=row.size,
-                    task=row.task,
-                    metric=row.metric,
-                    kind=row.kind,
-                    paired=row.paired,
-                    p_holm=row.p_holm,
-                    null=row.null,
-                ),
-                broken=broken,
-                level=level,
-            )
-        )
+        claim = Claim.model_validate({name: getattr(row, name) for name in Claim.model_fields})
+        found.append(verdict(claim, broken=broken_text(by_key, row.cell, row.task, budget), level=level))
     return found

@@ -160,7 +160,7 @@ def _row(evidence: Evidence, model: str, task: str, method: str, best: TradeoffP
             "quality": best.quality,
             "degenerate": None if degenerate is None else degenerate.value,
             "capability": None if best.loss is None else 0.0 - best.loss,
-            "capability_interval": None if lost is None else Interval(low=-lost.high, high=-lost.low),
+            "capability_interval": None if lost is None else lost.turned(),
             "capability_task": best.loss_task,
         }
     )

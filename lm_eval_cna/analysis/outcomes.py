@@ -1,8 +1,8 @@
-"""Per-prompt values of a finished run, read from lm-eval's own results files and the judge's verdicts.
+"""Values per prompt of a finished run, read from lm-eval's results files and the judge's verdicts.
 
-A value is found by (cell, task, metric) and document. A document that a metric left out (an unscored verdict) is left
-out here too. A group that lm-eval aggregates (`mmlu`) is one task whose documents are those of all its subtasks; the
-subtasks do not appear beside it. A metric of a filter other than `none` is named "metric (filter)", as in the summary.
+A group that lm-eval aggregates (`mmlu`) is one task with the documents of all its subtasks, which do not appear beside
+it. A metric of a filter other than `none` is named "metric (filter)", as in summary.json. A document without a value,
+such as an unscored answer, is missing.
 """
 
 from __future__ import annotations
@@ -21,9 +21,9 @@ from lm_eval_cna.scoring.tasks import score_response
 from lm_eval_cna.statistics.paired import Document, Kind
 
 Values = dict[Document, float]
-#: What is larger is no measurement, and its square or its sum with others no number; it is left out, as infinity is.
+#: Larger values are left out like infinity: sums and squares of them would overflow.
 LARGEST = 1e100
-#: Metrics that are means whatever values one run happens to have: a quality of exactly 1 everywhere is no rate.
+#: Metrics that are never rates, even where all values of a run happen to be 0 or 1.
 _MEANS = ("quality", "harmless_kl", "strongreject_score", "rating10_score", "judge_conv", "judge_spec", "judge_rating")
 
 
@@ -36,7 +36,7 @@ class Outcomes:
     values: Mapping[tuple[str, str, str], Mapping[Document, float]]
     """(cell key, task, metric) -> document -> value, finite numbers only."""
     judge: Mapping[str, Any] | None = None
-    """What the verdicts come from, without secrets; None where the run's own samples are all there is."""
+    """The judge whose verdicts are used, without secrets; None if there are only the run's own samples."""
     _kinds: dict[tuple[str, str], Kind] = field(default_factory=dict, init=False, repr=False, compare=False)
 
     def questions(self) -> list[tuple[str, str]]:
@@ -48,12 +48,12 @@ class Outcomes:
         return self.values.get((cell, task, metric), {})
 
     def members(self, task: str) -> set[str]:
-        """The subtasks whose documents are a group's; none for a task that is no group."""
+        """The subtasks of a group; empty for a task that is no group."""
         documents = (document for (_, of, _), values in self.values.items() if of == task for document in values)
         return {document.rpartition("/")[0] for document in documents if isinstance(document, str)}
 
     def kind(self, task: str, metric: str) -> Kind:
-        """Whether a metric is a rate: every value in every cell is 0 or 1, and it is not a mean by its nature."""
+        """Whether a metric is a rate (every value in every cell is 0 or 1) or a mean."""
         if (task, metric) not in self._kinds:
             rate = not metric.startswith(_MEANS) and all(
                 value in (0.0, 1.0) for cell in self.cells for value in self.of(cell, task, metric).values()
@@ -67,11 +67,15 @@ def read_outcomes(directory: RunDirectory, *, judge: str | None = None) -> Outco
 
     Args:
         directory: of a sweep.
-        judge: start of the fingerprint of the judge whose verdicts count, where there are several; by default the one
-            that judged last, which is the one the summary has.
+        judge: start of the judge's fingerprint if several judged the run; by default the judge of the summary.
 
     Raises:
-        RunError: the directory is no run, a file of it is damaged, or there is no verdict by that judge.
+        RunError: the directory is no run, one of its files is damaged, or there is no verdict by that judge.
+
+    Example:
+        >>> outcomes = read_outcomes(RunDirectory(Path("runs/demo")))  # doctest: +SKIP
+        >>> outcomes.of("baseline", "jbb_refusal", "refusal_rate")  # doctest: +SKIP
+        {0: 1.0, 1: 1.0, 2: 0.0}
     """
     plan = read_plan(directory)
     values: dict[tuple[str, str, str], Values] = {}
@@ -90,6 +94,11 @@ def read_outcomes(directory: RunDirectory, *, judge: str | None = None) -> Outco
         if measured and key in cells:
             values[key, HARMLESS_TASK, "harmless_kl"] = measured
     return Outcomes(cells, values, verdicts["judge"] if verdicts else None)
+
+
+def unfiltered(metric: str) -> str:
+    """A metric's name without its filter: "exact_match" of "exact_match (strict)"."""
+    return metric.partition(" (")[0]
 
 
 def _take(
@@ -133,7 +142,7 @@ def _owners(results: Mapping[str, Any]) -> dict[str, str]:
 
 
 def _members(group: str, groups: Mapping[str, list[str]]) -> list[str]:
-    """What is in a group and in the groups in it, each once."""
+    """Members of a group and of the groups in it, each once."""
     found = dict.fromkeys(groups.get(group, ()))
     waiting = list(found)
     while waiting:
@@ -152,7 +161,7 @@ def _verdicts(directory: RunDirectory, judge: str | None) -> dict[str, Any] | No
             raise RunError(f"no verdicts by that judge in {directory.path}", got=judge)
     if not files:
         return None
-    # The summary names its judge; where it does not, the newest file is taken, which trusts the clock.
+    # The summary names its judge; if it does not, the newest file is taken.
     if judge is None and directory.has("summary.json") and (named := read_summary(directory).judge) is not None:
         files = [path for path in files if path.stem == named] or files
     return read_verdicts(directory, f"judged/{files[-1].name}")
@@ -163,7 +172,7 @@ def _take_verdicts(
     texts: Mapping[tuple[str, str, Document], str],
     values: dict[tuple[str, str, str], Values],
 ) -> None:
-    """Replace the judged tasks' metrics by those of these verdicts, as the summary does."""
+    """Replace the metrics of the judged tasks by metrics of these verdicts, as the summary does."""
     judged = {(row["cell"], row["task"]) for row in document["verdicts"]}
     stale = ("judge_", "unscored", "n_unscored", "strongreject_", "rating10_", "outcome_evaded")
     for key in [key for key in values if key[:2] in judged and key[2].startswith(stale)]:

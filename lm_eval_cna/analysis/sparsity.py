@@ -11,7 +11,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from lm_eval_cna.analysis.evidence import CLAIMED, Comparison, Evidence
-from lm_eval_cna.analysis.verdicts import change_text, count, metric_name
+from lm_eval_cna.analysis.outcomes import unfiltered
+from lm_eval_cna.analysis.verdicts import change_text, count, interval_text, metric_name
 from lm_eval_cna.files.records import AnalysisRecord
 from lm_eval_cna.statistics.null_distribution import ALPHA
 from lm_eval_cna.statistics.paired import Kind
@@ -62,7 +63,7 @@ def size_curves(evidence: Evidence) -> tuple[SizeCurve, ...]:
     rows = [
         row
         for row in evidence.comparisons
-        if row.method == METHOD and row.size is not None and row.paired and row.metric.partition(" (")[0] in CLAIMED
+        if row.method == METHOD and row.size is not None and row.paired and unfiltered(row.metric) in CLAIMED
     ]
     controlled = {row.multiplier for row in rows if row.null is not None}
     rows = [row for row in rows if row.multiplier in controlled or not controlled]
@@ -131,10 +132,7 @@ def _text(whole: Comparison, sizes: Sequence[SizeEffect], half: int | None, most
         f"The largest circuit, {count(last.size, 'neuron')}, {way} {what} {at} by {_amount(last.effect, whole.kind)}; "
     )
     interval = by_size[half].interval
-    ends = ""
-    if interval is not None:
-        low, high = (change_text(end, whole.kind, unit=False) for end in (interval.low, interval.high))
-        ends = f", {100 * level:g} % interval {low} to {high}"
+    ends = "" if interval is None else f", {interval_text(interval, whole.kind, level)}"
     if half == last.size:
         return f"{start}no smaller size that was run keeps half of that."
     first = ", the smallest size that was run" if half == sizes[0].size else ""

@@ -10,12 +10,12 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from lm_eval_cna.analysis.evidence import CLAIMED, Comparison, Evidence, null_among
-from lm_eval_cna.analysis.outcomes import Outcomes
-from lm_eval_cna.analysis.verdicts import action, change_text, count, is_broken, metric_name, p_text
+from lm_eval_cna.analysis.evidence import CLAIMED, Comparison, Evidence, broken_text, by_cell_task_metric, null_among
+from lm_eval_cna.analysis.outcomes import Outcomes, unfiltered
+from lm_eval_cna.analysis.verdicts import action, change_text, count, interval_text, metric_name, p_text
 from lm_eval_cna.files.records import AnalysisRecord
 from lm_eval_cna.interventions.methods import LOCAL
-from lm_eval_cna.results.cells import BASELINE, Cell
+from lm_eval_cna.results.cells import Cell
 from lm_eval_cna.statistics.null_distribution import ALPHA, Null
 from lm_eval_cna.statistics.paired import Kind, Paired, compare
 
@@ -76,7 +76,7 @@ def standings(evidence: Evidence, outcomes: Outcomes) -> tuple[Standing, ...]:
     cells = outcomes.cells
     found = []
     for row in evidence.comparisons:
-        if row.method != METHOD or row.paired is None or row.metric.partition(" (")[0] not in CLAIMED:
+        if row.method != METHOD or row.paired is None or unfiltered(row.metric) not in CLAIMED:
             continue
         cell = cells[row.cell]
         rivals = _rivals(outcomes, cell, row)
@@ -105,7 +105,8 @@ def _controlled(evidence: Evidence, row: Comparison) -> bool:
 
 
 def _rivals(outcomes: Outcomes, cell: Cell, row: Comparison) -> list[Rival]:
-    nulls = {kind: null_among(outcomes, cell, kind, row.task, row.metric, row.paired) for kind in RIVALS}
+    effect = None if row.paired is None else row.paired.effect
+    nulls = {kind: null_among(outcomes, cell, kind, row.task, row.metric, effect) for kind in RIVALS}
     return [Rival(method=kind, null=null) for kind, null in nulls.items() if null is not None]
 
 
@@ -118,12 +119,7 @@ def _strongest(evidence: Evidence, outcomes: Outcomes, cell: Cell, row: Comparis
     difference = compare(ours, outcomes.of(key, row.task, row.metric), row.kind, level=evidence.level)
     if difference is None:
         return None
-    values = [
-        None if (found := evidence.find(at, row.task, metric)) is None else found.value
-        for metric in ("quality", "degenerate_rate")
-        for at in (key, BASELINE.key)
-    ]
-    broken = is_broken(values[0], values[1], values[2], values[3], evidence.budget)
+    broken = broken_text(by_cell_task_metric(evidence.comparisons), key, row.task, evidence.budget)
     return Strongest(cell=key, effect=theirs.paired, difference=difference, broken=broken)
 
 
@@ -170,10 +166,7 @@ def _conclusion(rivals: Sequence[Rival]) -> str:
 def _compared(strongest: Strongest, kind: Kind, level: float) -> str:
     difference = strongest.difference
     test = "exact McNemar" if kind == "rate" else "sign-flip permutation"
-    ends = ""
-    if difference.interval is not None:
-        low, high = (change_text(end, kind, unit=False) for end in (difference.interval.low, difference.interval.high))
-        ends = f"{100 * level:g} % interval {low} to {high}; "
+    ends = "" if difference.interval is None else f"{interval_text(difference.interval, kind, level)}; "
     shown = change_text(difference.effect, kind, unit=True)
     tested = f"{ends}{test} {p_text(difference.p)}"
     if difference.p > ALPHA:

@@ -12,14 +12,14 @@ multiple-choice score, or by the answers to another task. Controls are no settin
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 from typing import Literal
 
-from lm_eval_cna.analysis.evidence import Comparison, Evidence
-from lm_eval_cna.analysis.verdicts import DamageBudget, is_broken
+from lm_eval_cna.analysis.evidence import Comparison, Evidence, broken_text, by_cell_task_metric
+from lm_eval_cna.analysis.outcomes import unfiltered
+from lm_eval_cna.analysis.verdicts import DamageBudget
 from lm_eval_cna.files.records import AnalysisRecord
 from lm_eval_cna.interventions.methods import NULLS
-from lm_eval_cna.results.cells import BASELINE
 from lm_eval_cna.statistics.rates import Interval
 
 Direction = Literal["lower", "raise"]
@@ -103,29 +103,30 @@ def trade_off(evidence: Evidence, task: str, *, metric: str = "refusal_rate") ->
         task: the task.
         metric: its metric.
     """
-    budget, of = evidence.budget, {(row.cell, row.task, row.metric): row for row in evidence.comparisons}
+    budget, rows = evidence.budget, by_cell_task_metric(evidence.comparisons)
     asked = [task, *dict.fromkeys(row.task for row in evidence.comparisons if row.task != task)]
     capabilities: dict[str, list[Comparison]] = {}
     for row in evidence.comparisons:
-        if row.metric.partition(" (")[0] in CAPABILITY and row.paired is not None:
+        if unfiltered(row.metric) in CAPABILITY and row.paired is not None:
             capabilities.setdefault(row.cell, []).append(row)
     settings = []
     for row in evidence.comparisons:
         if (row.task, row.metric) != (task, metric) or row.paired is None or row.method not in NULLS:
             continue
-        texts = {name: broken for name in asked if (broken := _broken(of, row.cell, name, budget)) is not None}
+        texts = {name: broken for name in asked if (broken := broken_text(rows, row.cell, name, budget)) is not None}
         broken_task = next(iter(texts), None)
         broken = None if broken_task is None else texts[broken_task]
         worst = min(capabilities.get(row.cell, ()), key=_effect, default=None)
         loss = None if worst is None else -_effect(worst)
+        change = None if worst is None or worst.paired is None else worst.paired.interval
         settings.append(
             TradeoffPoint(
                 **row.model_dump(include={"cell", "method", "multiplier", "size"}),
                 effect=row.paired.effect,
                 interval=row.paired.interval,
-                quality=_value(of.get((row.cell, task, "quality"))),
+                quality=quality.value if (quality := rows.get((row.cell, task, "quality"))) else None,
                 loss=loss,
-                loss_interval=None if worst is None else _turned(worst),
+                loss_interval=None if change is None else change.turned(),
                 loss_task=None if worst is None else worst.task,
                 broken=broken,
                 broken_task=broken_task,
@@ -139,13 +140,6 @@ def trade_off(evidence: Evidence, task: str, *, metric: str = "refusal_rate") ->
         settings=tuple(setting.model_copy(update={"front": _fronts(setting, settings)}) for setting in settings),
         capability=any(setting.loss is not None for setting in settings),
     )
-
-
-def _broken(of: Mapping[tuple[str, str, str], Comparison], cell: str, task: str, budget: DamageBudget) -> str | None:
-    quality, degenerate, quality_before, degenerate_before = (
-        _value(of.get((key, task, name))) for key in (cell, BASELINE.key) for name in ("quality", "degenerate_rate")
-    )
-    return is_broken(quality, quality_before, degenerate, degenerate_before, budget)
 
 
 def dominates(one: TradeoffPoint, other: TradeoffPoint, direction: Direction) -> bool:
@@ -190,14 +184,3 @@ def _rank(setting: TradeoffPoint, direction: Direction) -> tuple[float, float, f
 
 def _effect(row: Comparison) -> float:
     return 0.0 if row.paired is None else row.paired.effect
-
-
-def _turned(row: Comparison) -> Interval | None:
-    """The interval of a fall, from that of the change."""
-    if row.paired is None or row.paired.interval is None:
-        return None
-    return Interval(low=-row.paired.interval.high, high=-row.paired.interval.low)
-
-
-def _value(row: Comparison | None) -> float | None:
-    return None if row is None else row.value

@@ -178,12 +178,16 @@ def _effect_clause(claim: Claim, level: float) -> str:
     tested = f"{test} {p_text(claim.p_holm)} after Holm"
     if claim.p_holm > ALPHA:
         shown = change_text(paired.effect, claim.kind, unit=True)
-        interval = _interval(paired.interval, 1, claim.kind, level, signed=True)
+        interval = "" if paired.interval is None else f"{interval_text(paired.interval, claim.kind, level)}; "
         return f"{head} has no effect on {what} that can be told from chance: {shown} ({interval}{tested})"
-    sign = 1 if paired.effect > 0 else -1
+    # "lowers by 12.5 points" counts downwards, and so does its interval.
+    rises = paired.effect > 0
     shown = change_text(abs(paired.effect), claim.kind, unit=True).removeprefix("+")
-    interval = _interval(paired.interval, sign, claim.kind, level, signed=False)
-    return f"{head} {'raises' if sign > 0 else 'lowers'} {what} by {shown} ({interval}{tested})"
+    interval = ""
+    if paired.interval is not None:
+        counted = paired.interval if rises else paired.interval.turned()
+        interval = f"{interval_text(counted, claim.kind, level).replace('+', '')}; "
+    return f"{head} {'raises' if rises else 'lowers'} {what} by {shown} ({interval}{tested})"
 
 
 def _null_clause(claim: Claim, found: bool) -> str:
@@ -205,14 +209,10 @@ def _null_clause(claim: Claim, found: bool) -> str:
     return f"; no effect distinguishable from {others}: {where} of {null.seeds} {controls} ({band}; {p_text(null.p)})"
 
 
-def _interval(interval: Interval | None, sign: int, kind: Kind, level: float, *, signed: bool) -> str:
-    if interval is None:
-        return ""
-    ends = sorted(sign * end for end in (interval.low, interval.high))
-    shown = [change_text(end, kind, unit=False) for end in ends]
-    if not signed:
-        shown = [end.removeprefix("+") for end in shown]
-    return f"{100 * level:g} % interval {shown[0]} to {shown[1]}; "
+def interval_text(interval: Interval, kind: Kind, level: float) -> str:
+    """An interval of a difference in words."""
+    low, high = (change_text(end, kind, unit=False) for end in (interval.low, interval.high))
+    return f"{100 * level:g} % interval {low} to {high}"
 
 
 def change_text(effect: float, kind: Kind, *, unit: bool) -> str:

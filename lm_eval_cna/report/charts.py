@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from statistics import fmean
 from typing import Literal
 
+from lm_eval_cna.analysis.outcomes import unfiltered
 from lm_eval_cna.analysis.tradeoff import TradeOff, TradeoffPoint
 from lm_eval_cna.interventions.methods import LOCAL
 from lm_eval_cna.interventions.profile import layer_profile
@@ -89,9 +90,9 @@ class Palette:
 
 def metric_panels(run: Run, palette: Palette) -> list[Panel]:
     """A panel for every drawn metric of every task, over the multipliers, controls as a band."""
-    asked = [(t, m) for t, m in run.outcomes.questions() if m.partition(" (")[0] in DRAWN]
+    asked = [(t, m) for t, m in run.outcomes.questions() if unfiltered(m) in DRAWN]
     order = {name: number for number, name in enumerate(HEADLINE)}
-    asked.sort(key=lambda question: (run.tasks.index(question[0]), order[question[1].partition(" (")[0]]))
+    asked.sort(key=lambda question: (run.tasks.index(question[0]), order[unfiltered(question[1])]))
     panels = []
     for task, metric in asked:
         found = list(_over_multipliers(run, task, metric, palette))

@@ -9,6 +9,7 @@ import re
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
+from lm_eval_cna.analysis.outcomes import unfiltered
 from lm_eval_cna.report.run import Run
 from lm_eval_cna.report.tables import OUTCOMES, label
 from lm_eval_cna.results.cells import Cell
@@ -133,7 +134,7 @@ def _judged(run: Run, cell: str, task: str, document: Document, score: str | Non
 def _score(run: Run, task: str) -> str | None:
     """The metric that is shown beside an answer's outcome."""
     metrics = [metric for asked, metric in run.outcomes.questions() if asked == task]
-    return next((metric for name in _SCORES for metric in metrics if metric.partition(" (")[0] == name), None)
+    return next((metric for name in _SCORES for metric in metrics if unfiltered(metric) == name), None)
 
 
 def _kind(cell: Cell) -> int:

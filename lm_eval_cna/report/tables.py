@@ -7,6 +7,7 @@ from dataclasses import dataclass, replace
 from statistics import fmean
 
 from lm_eval_cna.analysis.evidence import CLAIMED, Comparison
+from lm_eval_cna.analysis.outcomes import unfiltered
 from lm_eval_cna.analysis.tradeoff import TradeOff, TradeoffPoint
 from lm_eval_cna.interventions.methods import METHODS
 from lm_eval_cna.report.run import Run
@@ -82,8 +83,8 @@ def label(method: str, size: int | None) -> str:
 
 def results(run: Run, task: str) -> Table:
     """The method x multiplier table of a task: value with interval; of a control the mean with the range over seeds."""
-    metrics = [metric for metric in _metrics(run, task) if metric.partition(" (")[0] in HEADLINE]
-    claimed = [metric for metric in metrics if metric.partition(" (")[0] in CLAIMED]
+    metrics = [metric for metric in _metrics(run, task) if unfiltered(metric) in HEADLINE]
+    claimed = [metric for metric in metrics if unfiltered(metric) in CLAIMED]
     head = ["method", "m"]
     for metric in metrics:
         head.append(metric)
@@ -183,7 +184,7 @@ def p_value(p: float) -> str:
 def _metrics(run: Run, task: str) -> list[str]:
     names = dict.fromkeys(row.metric for row in run.summary.measured if row.task == task)
     order = {name: number for number, name in enumerate(HEADLINE)}
-    return sorted(names, key=lambda name: order.get(name.partition(" (")[0], len(order)))
+    return sorted(names, key=lambda name: order.get(unfiltered(name), len(order)))
 
 
 def _without_empty(table: Table) -> Table:

@@ -29,6 +29,10 @@ class Interval(AnalysisRecord):
     def __contains__(self, value: float) -> bool:
         return self.low <= value <= self.high
 
+    def turned(self) -> Interval:
+        """The interval of the estimate with its sign turned: of a fall instead of a rise."""
+        return Interval(low=-self.high, high=-self.low)
+
 
 def wilson(successes: int, n: int, *, level: float = LEVEL) -> Interval:
     """Wilson's score interval of a rate.
