@@ -1,12 +1,11 @@
 """A run directory: manifest, interventions, one results file per cell and evaluation setting, summary.
 
-Importable without torch. Everything is written under a temporary name and renamed, so what is there is whole; every
-JSON file is sealed with its hash (`lm_eval_cna.files.checksum`), so what is damaged later is not read as a number.
+Importable without torch. Every file is written under a temporary name and renamed, so that it is whole. Every JSON file
+holds its checksum (`lm_eval_cna.files.checksum`), so that a file damaged later is refused.
 """
 
 from __future__ import annotations
 
-import fcntl
 import json
 import os
 from collections.abc import Iterator
@@ -14,15 +13,17 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from filelock import FileLock, Timeout
+
 from lm_eval_cna.errors import RunError
 from lm_eval_cna.files.atomic import is_file, read_whole, write_whole
 from lm_eval_cna.files.checksum import with_checksum, without_checksum
 
-#: What was proven of the steering before anything was computed (`lm_eval_cna.validation.self_check`).
+#: What the self-check measured before the sweep computed anything (`lm_eval_cna.validation.self_check`).
 SELF_CHECK = "self_check.json"
 #: First-token divergence of every cell.
 HARMLESS_KL = "harmless_kl.json"
-#: What is measured of a plan, besides the cells' results.
+#: Files of measurements, besides the cells' results.
 MEASURED = ("summary.json", SELF_CHECK, HARMLESS_KL)
 _RESULTS = 2**31  # results of whole MMLU with samples take some hundred MiB
 _MAX_BYTES = 2**28  # of every other file
@@ -36,19 +37,19 @@ class RunDirectory:
         path: the directory; it need not be there yet.
 
     Attributes:
-        unsealed: the files that were read and have no seal: made by hand or by an older version.
+        without_checksum: the files that were read and hold no checksum: made by hand or by an older version.
     """
 
     def __init__(self, path: Path) -> None:
         self.path = path
-        self.unsealed: set[str] = set()
+        self.without_checksum: set[str] = set()
 
     @property
     def notes(self) -> tuple[str, ...]:
-        """What a reader of the numbers should know of the files that they were read from."""
-        if not self.unsealed:
+        """Warnings about the files that were read, for whoever reads the numbers."""
+        if not self.without_checksum:
             return ()
-        first, more = min(self.unsealed), len(self.unsealed) - 1
+        first, more = min(self.without_checksum), len(self.without_checksum) - 1
         named = f"{first} and {more} more files have" if more else f"{first} has"
         return (f"{named} no checksum (made by hand or by an older version), so damage would not be noticed",)
 
@@ -59,29 +60,26 @@ class RunDirectory:
         Raises:
             RunError: another process holds it, or the directory cannot be written.
         """
+        lock = FileLock(self.path / ".lock", blocking=False)
         try:
             self.path.mkdir(parents=True, exist_ok=True)
-            # Not through a link, which may lead anywhere; a pipe is not waited for.
-            flags = os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_NONBLOCK
-            handle = os.open(self.path / ".lock", flags, 0o666)
+            lock.acquire()
+        except Timeout as error:
+            raise RunError(
+                f"another process is running a sweep in {self.path}", do="wait for it, or choose another --output"
+            ) from error
         except OSError as error:
             raise RunError(f"cannot write to {self.path}: {error.strerror or error}") from error
         try:
-            try:
-                fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except OSError as error:
-                raise RunError(
-                    f"another process is running a sweep in {self.path}", do="wait for it, or choose another --output"
-                ) from error
             yield
         finally:
-            os.close(handle)
+            lock.release()
 
     def adopt(self, manifest: dict[str, Any]) -> None:
         """Write the manifest, or make sure that the one that is there has the same plan.
 
-        Results that lie there without a manifest are of an unknown plan and go; the responses are found again by what
-        was asked.
+        Results without a manifest belong to an unknown plan and are removed. Responses stay: they are found by what was
+        asked.
 
         Raises:
             RunError: the directory holds another sweep, naming the first field that differs.
@@ -100,7 +98,7 @@ class RunDirectory:
 
     @property
     def begun(self) -> bool:
-        """Whether a sweep has got so far as to write its manifest here."""
+        """Whether a sweep has written its manifest here."""
         return self.has("manifest.json")
 
     def check_plan(self, plan: dict[str, Any]) -> None:
@@ -152,11 +150,11 @@ class RunDirectory:
         """Read one of the directory's JSON files.
 
         Raises:
-            RunError: it is missing, cut short, changed since it was written, or not an object, or the name is none.
+            RunError: it is missing, cut short, changed since it was written, or not an object, or the name is invalid.
         """
         path = self._at(name)
         try:
-            document, has_seal = without_checksum(
+            document, has_checksum = without_checksum(
                 read_whole(path, limit=_RESULTS if name.startswith("cells/") else _MAX_BYTES)
             )
         except FileNotFoundError as error:
@@ -167,12 +165,12 @@ class RunDirectory:
             raise RunError(f"cannot read {path}: {error}", do="delete it and run the sweep again") from error
         if not isinstance(document, dict):
             raise RunError(f"{path} does not hold an object", do="delete it and run the sweep again")
-        if not has_seal:
-            self.unsealed.add(name)
+        if not has_checksum:
+            self.without_checksum.add(name)
         return document
 
     def write_json(self, name: str, document: dict[str, Any], default: Any = str) -> None:
-        """Write a JSON file with its seal, whole or not at all.
+        """Write a JSON file with its checksum, whole or not at all.
 
         Raises:
             RunError: the disk is full or the directory cannot be written.

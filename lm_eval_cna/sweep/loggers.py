@@ -1,17 +1,17 @@
-"""Results where users keep theirs: W&B, Trackio, and lm-eval's own files with their upload to the Hugging Face hub.
+"""Logs results to W&B, to Trackio, and to lm-eval's own files with their upload to the Hugging Face hub.
 
-lm-eval's own loggers do the work, once for each cell, so that a cell looks as a stock run does; the run is named after
-the cell. What has been logged is remembered in the run directory, and a continued sweep does not log it again.
+lm-eval's loggers run once for each cell, so a cell looks like a stock run; the run is named after the cell. The run
+directory remembers what was logged, and a continued sweep does not log it again.
 """
 
 from __future__ import annotations
 
 import importlib
 import inspect
-import logging
 import os
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
 from lm_eval.loggers import EvaluationTracker, TrackioLogger, WandbLogger
@@ -26,7 +26,7 @@ from lm_eval_cna.sweep.config import SweepConfig
 
 LOGGED = "logged.json"
 _SECRET = {"token"}
-#: What lm-eval's results hold one entry a task or group of; the rest of them is the same for every setting of a cell.
+#: Fields of lm-eval's results with one entry per task or group; the others are the same in every file of a cell.
 _BY_TASK = ("results", "groups", "group_subtasks", "configs", "versions", "n-shot", "higher_is_better", "n-samples")
 
 
@@ -120,9 +120,8 @@ class CellLogs:
         self, tracker: EvaluationTracker, chat_template: str | None
     ) -> Callable[[str, dict[str, Any], dict[str, Any]], None]:
         def log(key: str, results: dict[str, Any], samples: dict[str, Any]) -> None:
-            if tracker.output_path is None:
-                raise AssertionError("`_tracker` gives it one")
             tracker.general_config_tracker = GeneralConfigTracker()  # its clock starts when it is made
+            tracker.date_id = None  # names the files; set again when they are written
             tracker.general_config_tracker.log_experiment_args(
                 model_source=f"cna-{self._config.engine}",
                 # The name of the folder: two cells of one model must not share it.
@@ -134,6 +133,7 @@ class CellLogs:
             tracker.save_results_aggregated(results=results, samples=samples)
             for task in results["configs"]:
                 tracker.save_results_samples(task_name=task, samples=samples[task])
+            _check_saved(tracker, {task: samples[task] for task in results["configs"]})
 
         return log
 
@@ -154,9 +154,12 @@ def _tracker(config: SweepConfig) -> EvaluationTracker:
     if os.environ.get("HF_TOKEN"):
         given["token"] = os.environ["HF_TOKEN"]  # as lm-eval's own command does
     try:
-        return EvaluationTracker(**given)
+        tracker = EvaluationTracker(**given)
     except Exception as error:  # no token, a token that the hub does not know, no network: of many libraries
         raise ConfigError(f"hf_hub_log_args: {error}") from error
+    if tracker.api is not None:
+        tracker.api = _RememberingApi(tracker.api)
+    return tracker
 
 
 def _pushes(tracker: EvaluationTracker) -> bool:
@@ -189,41 +192,55 @@ def _complete(results: dict[str, Any], samples: dict[str, Any]) -> dict[str, Any
     return filled
 
 
-class _Trouble(logging.Handler):
-    """Hears what lm-eval's tracker swallows: "Could not save ..." as a warning, then the reason."""
+class _RememberingApi:
+    """The hub's API, which remembers the first call that failed: lm-eval's tracker swallows what an upload raises."""
 
-    def __init__(self) -> None:
-        super().__init__(logging.INFO)
-        self.said: list[str] = []
+    def __init__(self, api: Any) -> None:
+        self._api = api
+        self.failure: Exception | None = None
 
-    def emit(self, record: logging.LogRecord) -> None:
-        message = record.getMessage()
-        if message.startswith("Could not") or self.said:
-            self.said.append(message)
+    def __getattr__(self, name: str) -> Any:
+        method = getattr(self._api, name)
+
+        def call(*args: Any, **kwargs: Any) -> Any:
+            try:
+                return method(*args, **kwargs)
+            except Exception as error:
+                self.failure = self.failure or error
+                raise
+
+        return call
+
+
+def _check_saved(tracker: EvaluationTracker, samples: dict[str, Any]) -> None:
+    """Make sure that lm-eval's tracker, which swallows every error, has written a cell's files and uploaded them.
+
+    Raises:
+        Exception: what the upload raised.
+        OSError: a file is missing or cut short.
+    """
+    if isinstance(tracker.api, _RememberingApi) and tracker.api.failure is not None:
+        failure, tracker.api.failure = tracker.api.failure, None
+        raise failure
+    output = Path(tracker.output_path)
+    in_one_file = output.suffix == ".json"
+    folder = output.parent if in_one_file else output / tracker.general_config_tracker.model_name_sanitized
+    results = folder / f"{output.stem if in_one_file else 'results'}_{tracker.date_id}.json"
+    if not results.is_file() or not results.read_bytes().endswith(b"}"):
+        raise OSError(f"lm-eval did not write {results}")
+    for task, rows in samples.items():
+        path = folder / f"samples_{task}_{tracker.date_id}.jsonl"
+        if not path.is_file() or path.read_bytes().count(b"\n") != len(rows):
+            raise OSError(f"lm-eval did not write {path}")
 
 
 @contextmanager
 def _explained(field: str, key: str) -> Iterator[None]:
-    """Turn whatever a logger raises, or only mutters, into one line of ours."""
-    ear, heard = _Trouble(), logging.getLogger("lm_eval.loggers.evaluation_tracker")
-    level, passes_on = heard.level, heard.propagate
-    heard.addHandler(ear)
-    heard.setLevel(logging.INFO)
-    heard.propagate = False
-    reason: str | None = None
-    cause: Exception | None = None
+    """Turn whatever a logger raises into one line of ours."""
     try:
         yield
     except Exception as error:  # of libraries that we do not know
-        reason, cause = f"{type(error).__name__}: {error}", error
-    finally:
-        heard.removeHandler(ear)
-        heard.setLevel(level)
-        heard.propagate = passes_on
-    if reason is None and ear.said:
-        reason = ": ".join(ear.said[:2])
-    if reason is not None:
         raise RunError(
-            f"{field}: cannot log {key}: {reason}",
+            f"{field}: cannot log {key}: {type(error).__name__}: {error}",
             do="what was measured is kept; the same command logs what is missing",
-        ) from cause
+        ) from error

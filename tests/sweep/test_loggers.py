@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from lm_eval.loggers import EvaluationTracker
+from lm_eval.loggers import EvaluationTracker, evaluation_tracker
 from lm_eval.tasks import TaskManager
 
 from lm_eval_cna.cli import main
@@ -210,13 +210,32 @@ def test_the_hub_gets_every_cell_and_one_card(
     assert (copied.path / "lm-eval").is_dir()  # lm-eval uploads only what it has written somewhere
 
 
-def test_an_upload_that_lm_eval_only_mutters_about_is_an_error(
+def test_an_upload_whose_error_lm_eval_swallows_is_an_error(
     model: Path, copied: RunDirectory, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(EvaluationTracker, "_api", staticmethod(lambda token=None: FakeHub(fail=True)))
     wanted = loggers.CellLogs(config(model, copied.path, hf_hub_log_args=PUSH))
-    with pytest.raises(RunError, match=r"cannot log baseline: Could not save.*PermissionError.*may not write"):
+    with pytest.raises(RunError, match=r"cannot log baseline: PermissionError: the token may not write"):
         wanted.publish(copied)
+
+
+@pytest.mark.parametrize("name", ["results_", "samples_organism_knowledge_"])
+def test_a_file_that_lm_eval_did_not_write_is_an_error(
+    model: Path, copied: RunDirectory, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str
+) -> None:
+    def full(path: Path, *args: Any, **kwargs: Any) -> Any:
+        if path.name.startswith(name):
+            raise OSError(28, "No space left on device")
+        return opened(path, *args, **kwargs)
+
+    opened = Path.open
+    monkeypatch.setattr(Path, "write_text" if name == "results_" else "open", full)
+    monkeypatch.setattr(
+        evaluation_tracker, "open", lambda path, *args, **kwargs: full(Path(path), *args, **kwargs), raising=False
+    )
+    files = {"hf_hub_log_args": {"output_path": str(tmp_path / "files")}}
+    with pytest.raises(RunError, match=f"cannot log baseline: OSError: lm-eval did not write .*{name}"):
+        loggers.CellLogs(config(model, copied.path, **files)).publish(copied)
 
 
 @pytest.mark.parametrize(

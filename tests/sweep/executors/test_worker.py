@@ -33,7 +33,7 @@ from lm_eval_cna.sweep.prepare import PreparedSweep, check_sweep, prepare
 from tests.helpers.checkpoints import save_llama
 from tests.sweep.test_runner import values
 
-Parcel = dict[str, Any]
+PackedSweep = dict[str, Any]
 
 
 @pytest.fixture(scope="module")
@@ -55,14 +55,14 @@ def prepared(model: Path, tmp_path_factory: pytest.TempPathFactory) -> PreparedS
 
 
 @pytest.fixture(scope="module")
-def parcel(prepared: PreparedSweep) -> Parcel:
+def packed(prepared: PreparedSweep) -> PackedSweep:
     return pack_sweep(prepared)
 
 
 @pytest.fixture(scope="module")
-def opened(parcel: Parcel) -> Iterator[Worker]:
+def opened(packed: PackedSweep) -> Iterator[Worker]:
     worker = Worker()
-    assert "value" in worker.open(parcel)
+    assert "value" in worker.open(packed)
     yield worker
 
 
@@ -74,13 +74,13 @@ def plain(value: Any) -> bool:
     return value is None or type(value) in (str, bytes, int, float, bool)
 
 
-def test_only_plain_values_travel_and_no_secret(parcel: Parcel, prepared: PreparedSweep) -> None:
-    assert plain(parcel) and "sk-4711" not in repr(parcel)
+def test_only_plain_values_travel_and_no_secret(packed: PackedSweep, prepared: PreparedSweep) -> None:
+    assert plain(packed) and "sk-4711" not in repr(packed)
     assert all(plain(pack_batch(batch)) for batch in prepared.plan.batches)
 
 
-def test_interventions_are_what_they_were(parcel: Parcel, prepared: PreparedSweep) -> None:
-    found = unpack_interventions(parcel)
+def test_interventions_are_what_they_were(packed: PackedSweep, prepared: PreparedSweep) -> None:
+    found = unpack_interventions(packed)
     assert found.hashes == prepared.interventions.hashes and found.scale == 0.5
     assert [found.setting(cell).multiplier for cell in prepared.plan.cells] == [
         c.multiplier for c in prepared.plan.cells
@@ -89,53 +89,53 @@ def test_interventions_are_what_they_were(parcel: Parcel, prepared: PreparedSwee
 
 
 def test_a_worker_gives_the_answers_of_this_process(opened: Worker, prepared: PreparedSweep) -> None:
-    layout = prepared.plan
+    plan = prepared.plan
     kinds: dict[str, Any] = {}
-    for batch in layout.plan:
+    for batch in plan.batches:
         kinds.setdefault(batch.kind, batch)
     assert len(kinds) == 2
     for batch in kinds.values():
         travelled = unpack_batch(pack_batch(batch))
         assert travelled == batch and [r.arguments for r in travelled.requests] == [r.arguments for r in batch.requests]
-        ((_, here),) = compute(prepared.lm, layout.settings, [batch], layout.prompts, mode=layout.mode)
+        ((_, here),) = compute(prepared.lm, plan.settings, [batch], plan.prompts, mode=plan.mode)
         reply = opened.compute(pack_batch(batch))
         assert plain(reply) and unpack_responses(reply["value"]) == here
     assert opened.divergence()["value"] == ThisProcess().divergence(prepared)
 
 
-def refused(parcel: Parcel) -> tuple[str, str]:
-    reply = Worker().open(parcel)
+def refused(packed: PackedSweep) -> tuple[str, str]:
+    reply = Worker().open(packed)
     assert reply.keys() == {"error", "message", "node"} and "\n" not in reply["message"]
     return reply["error"], reply["message"]
 
 
-def test_another_version_is_refused(parcel: Parcel) -> None:
-    versions = {**parcel["versions"], "transformers": "4.0"}
-    assert refused({**parcel, "versions": versions}) == (
+def test_another_version_is_refused(packed: PackedSweep) -> None:
+    versions = {**packed["versions"], "transformers": "4.0"}
+    assert refused({**packed, "versions": versions}) == (
         "RunError",
-        f"another version of transformers; got {parcel['versions']['transformers']!r}; allowed: 4.0, the sweep's",
+        f"another version of transformers; got {packed['versions']['transformers']!r}; allowed: 4.0, the sweep's",
     )
 
 
-def test_a_damaged_intervention_is_refused(parcel: Parcel) -> None:
-    cut = copy.deepcopy(parcel)
+def test_a_damaged_intervention_is_refused(packed: PackedSweep) -> None:
+    cut = copy.deepcopy(packed)
     cut["interventions"][0]["bytes"] = cut["interventions"][0]["bytes"][:-40]
     assert refused(cut)[0] == "InterventionError"
-    swapped = copy.deepcopy(parcel)
+    swapped = copy.deepcopy(packed)
     controls = [entry for entry in swapped["interventions"] if entry["method"] == "random"]
     controls[0]["bytes"] = controls[1]["bytes"]
     kind, message = refused(swapped)
     assert kind == "InterventionError" and "is not what was sent" in message
 
 
-def test_another_model_at_the_same_place_is_refused(parcel: Parcel, tmp_path: Path) -> None:
-    other = {**parcel["config"], "model": str(save_llama(tmp_path / "tiny", seed=1))}
-    kind, message = refused({**parcel, "config": other})
+def test_another_model_at_the_same_place_is_refused(packed: PackedSweep, tmp_path: Path) -> None:
+    other = {**packed["config"], "model": str(save_llama(tmp_path / "tiny", seed=1))}
+    kind, message = refused({**packed, "config": other})
     assert kind == "RunError" and "another model here than where the sweep was begun" in message
 
 
-def test_a_model_that_is_not_there_is_refused(parcel: Parcel, tmp_path: Path) -> None:
-    kind, message = refused({**parcel, "config": {**parcel["config"], "model": str(tmp_path / "none")}})
+def test_a_model_that_is_not_there_is_refused(packed: PackedSweep, tmp_path: Path) -> None:
+    kind, message = refused({**packed, "config": {**packed["config"], "model": str(tmp_path / "none")}})
     assert kind == "ConfigError" and "cannot load the model" in message
 
 
@@ -167,8 +167,8 @@ def test_a_model_without_its_weights_is_described_as_before(model: Path, tmp_pat
     prepared = prepare(check_sweep(parse_config(values(tied, tmp_path / "run", methods=["cna", "caa"])), manager))
 
     def described() -> list[Any]:
-        layout, lm = prepared.plan, prepared.lm
-        settings = list(zip(layout.settings, layout.modes, strict=True))
+        plan, lm = prepared.plan, prepared.lm
+        settings = list(zip(plan.settings, plan.modes, strict=True))
         return [
             lm.get_model_info(),
             [lm.steering_info(setting, mode) for setting, mode in settings],
@@ -179,7 +179,7 @@ def test_a_model_without_its_weights_is_described_as_before(model: Path, tmp_pat
     before = described()
     put_weights_away(prepared)
     assert described() == before and before[2] == prepared.plan.contexts
-    assert {parameter.device.type for parameter in prepared.lm.model.parameters()} == {"meta"}
+    assert {parameter.device.type for parameter in prepared.lm.module.parameters()} == {"meta"}
 
 
 def test_a_missing_ray_is_one_clear_line(monkeypatch: pytest.MonkeyPatch) -> None:
