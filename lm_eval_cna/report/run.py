@@ -8,63 +8,21 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from pydantic import BaseModel, ValidationError
-
 from lm_eval_cna.analysis.evidence import Evidence, collect, write_evidence
 from lm_eval_cna.analysis.outcomes import Outcomes, read_outcomes
 from lm_eval_cna.analysis.tradeoff import TradeOff, trade_off
 from lm_eval_cna.analysis.verdicts import DamageBudget
 from lm_eval_cna.errors import RunError
-from lm_eval_cna.files.records import first_error
 from lm_eval_cna.interventions.circuit import Circuit
-from lm_eval_cna.interventions.header import ExpertsInfo, ModelInfo
 from lm_eval_cna.interventions.reading import read_intervention
 from lm_eval_cna.interventions.stability import Stability, read_stability, stability_path
 from lm_eval_cna.report.escape import slug
 from lm_eval_cna.results.directory import SELF_CHECK, RunDirectory
-from lm_eval_cna.results.reading import check_hash, read_plan
+from lm_eval_cna.results.reading import Manifest, check_hash, read_manifest, read_plan
 from lm_eval_cna.results.summary import RESPONSES, Summary, read_summary
 
 CIRCUIT = "circuit.json"
 STRONGEST = "top-activation.json"
-
-
-class _ShownArchitecture(BaseModel):
-    name: str
-    num_layers: int
-    mlp_width: int | None
-    experts: ExpertsInfo | None = None
-    dtype: str
-
-    @property
-    def shape(self) -> str:
-        """Layers and neurons in words."""
-        if self.experts is None:
-            return f"{self.num_layers} layers with {self.mlp_width} neurons each"
-        found = ModelInfo(num_layers=self.num_layers, mlp_width=self.mlp_width, experts=self.experts).shape
-        assert found is not None
-        return found
-
-
-class _StoredCell(BaseModel):
-    multiplier: float
-    seed: int | None
-
-
-class _ShownPlan(BaseModel):
-    model: str
-    contrast: str
-    random: int
-    match: str
-    cells: tuple[_StoredCell, ...]
-
-
-class ShownManifest(BaseModel):
-    """What the report shows of a manifest in words; all of it is listed under provenance."""
-
-    plan: _ShownPlan
-    architecture: _ShownArchitecture
-    command: tuple[str, ...]
 
 
 @dataclass(frozen=True)
@@ -87,8 +45,8 @@ class Run:
     """The directory's own name."""
     slug: str
     """A name for its files, unlike that of the other runs."""
-    manifest: ShownManifest
-    """Checked."""
+    manifest: Manifest
+    """What the report shows of the manifest in words."""
     provenance: dict[str, Any]
     """The whole manifest as it is."""
     summary: Summary
@@ -119,7 +77,7 @@ class Run:
     @property
     def controlled(self) -> list[float]:
         """The multipliers that controls were asked at."""
-        return sorted({cell.multiplier for cell in self.manifest.plan.cells if cell.seed is not None})
+        return sorted({cell.multiplier for cell in self.manifest.plan.planned if cell.seed is not None})
 
     @property
     def near_ties(self) -> NearTies | None:
@@ -160,12 +118,7 @@ def read_runs(directories: Sequence[RunDirectory], budget: DamageBudget) -> list
 
 def _read(directory: RunDirectory, budget: DamageBudget, taken: set[str]) -> Run:
     summary, provenance = read_summary(directory), directory.manifest()
-    try:
-        manifest = ShownManifest.model_validate(provenance)
-    except ValidationError as error:
-        raise RunError(
-            f"{directory.path / 'manifest.json'} is damaged: {first_error(error)}", do="run the sweep again"
-        ) from error
+    manifest = read_manifest(directory)
     outcomes, evidence = read_outcomes(directory), collect(directory, budget=budget)
     write_evidence(directory, evidence)
     name = directory.path.resolve().name

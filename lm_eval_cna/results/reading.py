@@ -1,6 +1,6 @@
-"""A run directory's files, checked before anybody counts with them: they may come from elsewhere. Without torch.
+"""Reads a run directory's files, which may come from elsewhere, and checks what readers rely on. Without torch.
 
-What is checked is what readers rely on; the rest of a file is lm-eval's and stays as it is.
+The rest of a file belongs to lm-eval and stays as it is.
 """
 
 from __future__ import annotations
@@ -12,12 +12,13 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from lm_eval_cna.errors import RunError
 from lm_eval_cna.files.records import first_error
+from lm_eval_cna.interventions.header import ExpertsInfo, ModelInfo
 from lm_eval_cna.results.cells import Cell
 from lm_eval_cna.results.directory import HARMLESS_KL, RunDirectory
 from lm_eval_cna.scoring.strongreject import FORMS
 
 _Word = Annotated[str, Field(min_length=1, max_length=100)]
-# It becomes the name of a file; of a cell's method, `Cell.key` makes one.
+# Becomes a file's name as it is; `Cell.key` makes one out of a cell's method.
 _Setting = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,100}$")]
 _Count = Annotated[int, Field(ge=0, le=2**53)]
 
@@ -37,18 +38,26 @@ class _PlannedCell(_FilePart):
 
 
 class Plan(_FilePart):
-    """What is read of a manifest's plan."""
+    """The part of a manifest's plan that readers use."""
 
+    model: str
+    """Name or path, as it was given."""
+    contrast: str
+    """The contrast set that a sweep without a given circuit discovers from."""
+    random: int
+    """Number of control seeds."""
+    match: str
+    """What random neurons are matched by."""
     planned: Annotated[tuple[_PlannedCell, ...], Field(alias="cells", strict=False)]
-    """Its cells, as the file has them."""
+    """The cells, as the file has them."""
     settings: Annotated[tuple[_Setting, ...], Field(strict=False)] = ()
     """Names of the evaluation settings; older manifests have none."""
     judged: Annotated[tuple[str, ...], Field(strict=False)] = ()
     """Tasks whose responses a judge grades."""
     interventions: dict[str, str] = {}
-    """Hash of every intervention, by the file that it is kept in."""
+    """Hash of every intervention, by the name of its file."""
     rows: Annotated[int, Field(ge=1, le=2**20)] | None = None
-    """Of a batch."""
+    """Generated answers in a batch."""
 
     @property
     def cells(self) -> tuple[Cell, ...]:
@@ -56,10 +65,37 @@ class Plan(_FilePart):
         return tuple(Cell(cell.method, cell.multiplier, cell.seed, cell.size) for cell in self.planned)
 
 
-class _Manifest(_FilePart):
+class ManifestArchitecture(_FilePart):
+    """The model of a sweep, in numbers."""
+
+    name: str
+    """Name of its class in transformers."""
+    num_layers: int
+    mlp_width: int | None
+    """Neurons in each layer; None for a model with experts."""
+    experts: ExpertsInfo | None = None
+    """The layers with experts, if the model has any."""
+    dtype: str
+
+    @property
+    def shape(self) -> str:
+        """Layers and neurons in words."""
+        if self.experts is None:
+            return f"{self.num_layers} layers with {self.mlp_width} neurons each"
+        found = ModelInfo(num_layers=self.num_layers, mlp_width=self.mlp_width, experts=self.experts).shape
+        assert found is not None
+        return found
+
+
+class Manifest(_FilePart):
+    """The part of a manifest that readers use."""
+
     plan: Plan
-    architecture: dict[str, Any] = {}
+    architecture: ManifestArchitecture
+    command: Annotated[tuple[str, ...], Field(strict=False)]
+    """What the user typed."""
     machine: dict[str, Any] = {}
+    """Platform and versions."""
 
 
 class _Sample(_FilePart):
@@ -69,12 +105,12 @@ class _Sample(_FilePart):
     resps: Annotated[list[Annotated[list[Any], Field(min_length=1)]], Field(min_length=1)]
 
 
-class _Counted(_FilePart):
+class _SteeringConfig(_FilePart):
     generated: dict[str, _Count] = {}
 
 
-class _Told(_FilePart):
-    cna: _Counted | None = None
+class _ResultsConfig(_FilePart):
+    cna: _SteeringConfig | None = None
 
 
 class _Results(_FilePart):
@@ -85,7 +121,7 @@ class _Results(_FilePart):
     group_subtasks: dict[str, list[str]] = {}
     shots: dict[str, Any] = Field(default={}, alias="n-shot")
     counted: dict[str, dict[str, _Count | None]] = Field(default={}, alias="n-samples")
-    config: _Told | None = None
+    config: _ResultsConfig | None = None
 
 
 class StoredDivergence(_FilePart):
@@ -111,23 +147,32 @@ class _JudgedFile(_FilePart):
     verdicts: list[_StoredVerdict]
 
 
+def read_manifest(directory: RunDirectory) -> Manifest:
+    """The manifest of a sweep.
+
+    Raises:
+        RunError: it is missing or damaged.
+    """
+    return _checked(directory, "manifest.json", Manifest, directory.manifest(), "")
+
+
 def read_plan(directory: RunDirectory) -> Plan:
     """The plan of a sweep.
 
     Raises:
         RunError: the manifest is missing or damaged.
     """
-    return _checked(directory, "manifest.json", _Manifest, directory.manifest(), "").plan
+    return read_manifest(directory).plan
 
 
 def settings_of(directory: RunDirectory, plan: Plan, cell: str) -> tuple[str, ...]:
-    """The evaluation settings that a cell may have results of."""
+    """Names of the evaluation settings that a cell may have results for."""
     found = (path.stem for path in (directory.path / "cells" / cell).glob("*.json"))
     return plan.settings or tuple(sorted(found))
 
 
 def results_of(directory: RunDirectory, plan: Plan, cell: str) -> Iterator[dict[str, Any]]:
-    """The results files that a cell has, one an evaluation setting.
+    """The results files of a cell, one for each evaluation setting.
 
     Raises:
         RunError: one is damaged.
@@ -162,7 +207,7 @@ def response_of(directory: RunDirectory, task: str, sample: Mapping[str, Any]) -
 
 
 def read_divergences(directory: RunDirectory) -> dict[str, StoredDivergence]:
-    """First-token divergence by cell; of a run that measured none, nothing.
+    """First-token divergence by cell; empty where the run measured none.
 
     Raises:
         RunError: the file is damaged.
@@ -185,10 +230,10 @@ def read_verdicts(directory: RunDirectory, name: str) -> dict[str, Any]:
 
 
 def check_hash(directory: RunDirectory, plan: Plan, name: str, sha256: str) -> None:
-    """Make sure that an intervention is the one that the manifest names, wherever it was read from.
+    """Refuse an intervention whose hash is not the one in the manifest, wherever it was read from.
 
     Raises:
-        RunError: it is another one.
+        RunError: the hashes differ.
     """
     named = plan.interventions.get(name, sha256)
     if named != sha256:

@@ -25,8 +25,11 @@ def make_run(path: Path, cells: Sequence[Cell], score: Score, task: str = "harm"
     """A finished run; `score` gives the metrics of a cell's document."""
     directory = RunDirectory(path / "run")
     entries = [{**cell._asdict(), "key": cell.key} for cell in cells]
-    plan = {"model": "made/up", "cells": entries, "settings": ["plain"], "judged": [task]}
-    directory.write_json("manifest.json", {"schema": MANIFEST_SCHEMA, "plan": plan})
+    plan = {"model": "made/up", "contrast": "refusal", "random": 0, "match": "layer", "cells": entries}
+    plan |= {"settings": ["plain"], "judged": [task]}
+    architecture = {"name": "LlamaForCausalLM", "num_layers": 8, "mlp_width": 64, "dtype": "float32"}
+    manifest = {"schema": MANIFEST_SCHEMA, "plan": plan, "architecture": architecture, "command": []}
+    directory.write_json("manifest.json", manifest)
     for cell in cells:
         samples = []
         for document in range(n):

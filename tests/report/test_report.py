@@ -419,5 +419,5 @@ def test_a_report_that_cannot_be_written_says_so(tmp_path: Path) -> None:
 def test_a_manifest_without_what_the_report_shows(tmp_path: Path, facts: dict[str, Any], where: str) -> None:
     directory = run(tmp_path / "run")
     directory.write_json("manifest.json", {**directory.read_json("manifest.json"), **facts})
-    with pytest.raises(RunError, match=rf"manifest\.json is damaged: {where}: .*run the sweep again"):
+    with pytest.raises(RunError, match=rf"manifest\.json is damaged: {where}: .*the sweep again"):
         write_report([directory], tmp_path)
