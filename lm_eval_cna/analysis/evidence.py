@@ -1,10 +1,8 @@
-"""All statistics of one run in one object that can be kept as JSON: what reports, checks and leaderboards read.
+"""All statistics of one run in one object: what reports and leaderboards read, stored as `evidence.json`.
 
-Every task x metric x cell has its value with an interval; every cell but the baseline its paired difference from the
-baseline; every cell of a method under test its Holm-adjusted p and, where control seeds were run at the same multiplier
-and size, its place among them. The null's p stands for its own cell: with 19 controls its least value is 0.05, which no
-correction over several multipliers would leave standing, so claims should rest on the one multiplier that was chosen
-before the run, as a rule m = 0.
+Each metric has, in every cell, its value with an interval, the paired difference from the baseline, a Holm-adjusted p
+and the rank among the controls. The p against controls is not corrected for several multipliers, so a claim should
+rest on one multiplier chosen before the run, as a rule m = 0.
 """
 
 from __future__ import annotations
@@ -30,9 +28,9 @@ from lm_eval_cna.statistics.power import Power, smallest_effect
 from lm_eval_cna.statistics.rates import LEVEL, Interval, mean_interval, wilson
 
 EVIDENCE_SCHEMA: Literal["lm-eval-cna/evidence/1"] = "lm-eval-cna/evidence/1"
-#: Metrics that verdicts are about. A task with none of them is judged by the first that it has.
+#: Metrics that verdicts are about. For a task with none of them it is its first metric.
 CLAIMED = ("refusal_rate", "strongreject_score", "rating10_score", "acc", "exact_match")
-#: Shares of prompts assumed to go against the effect, for which the power is given.
+#: Shares of prompts assumed to change against the effect, for which the power is given.
 OPPOSITE = (0.0, 0.05)
 
 
@@ -53,15 +51,15 @@ class Comparison(AnalysisRecord):
     n: int
     """Documents with a value."""
     value: float
-    """Their mean."""
+    """Mean over those documents."""
     interval: Interval | None
-    """Wilson's for a rate, the bootstrap's for a mean; None for the mean of a control or of one document."""
+    """Wilson's for a rate, the bootstrap's for a mean; None for a mean of a control or of a single document."""
     paired: Paired | None = None
-    """Against the baseline; None for the baseline itself, and for the means of controls."""
+    """Difference from the baseline; None for the baseline itself and for means of controls."""
     p_holm: float | None = None
-    """Holm-adjusted p; None outside the family."""
+    """Holm-adjusted p; None for controls and the baseline."""
     null: Null | None = None
-    """Against the controls at the same multiplier and size; None where there are none."""
+    """Rank among the controls at the same multiplier and size; None if there are none."""
 
 
 Comparisons = Mapping[tuple[str, str, str], Comparison]
@@ -74,21 +72,21 @@ class MetricTrend(AnalysisRecord):
     metric: str
     method: str
     size: int | None
-    """What went with the multiplier."""
+    """The metric, and the method whose multiplier was varied."""
     trend: Trend
-    """The test."""
+    """Result of Page's test."""
     text: str
-    """What it says."""
+    """The result as a sentence."""
 
 
 class MetricPower(AnalysisRecord):
-    """What the prompts of a task could have shown of a rate."""
+    """The effects on a rate that the prompts of a task could have shown."""
 
     task: str
     metric: str
     """The rate."""
     power: tuple[Power, ...]
-    """The smallest effect that would have been seen, under two assumptions on how many prompts go against it."""
+    """The smallest detectable effect for each share in `OPPOSITE`."""
 
 
 class Evidence(AnalysisRecord):
@@ -96,20 +94,19 @@ class Evidence(AnalysisRecord):
 
     schema_: Literal["lm-eval-cna/evidence/1"] = Field(default=EVIDENCE_SCHEMA, alias="schema")
     run: str
-    """Name of its directory."""
+    """Name of the run directory."""
     model: str
-    """Its model."""
+    """Name of the model, as it was given to the sweep."""
     judge: str | None
-    """Fingerprint of the judge whose verdicts count, where there is one."""
+    """Fingerprint of the judge whose verdicts are used, if there is one."""
     level: float
-    """Of all intervals."""
+    """Confidence level of all intervals."""
     budget: DamageBudget
     """What counts as damage in the verdicts."""
     comparisons: tuple[Comparison, ...]
     trends: tuple[MetricTrend, ...]
     powers: tuple[MetricPower, ...]
     verdicts: tuple[Verdict, ...]
-    """See there."""
 
     def find(self, cell: str, task: str, metric: str) -> Comparison | None:
         """The comparison of a cell, task and metric; None if there is none."""
@@ -123,12 +120,17 @@ def collect(
 
     Args:
         directory: of a sweep.
-        judge: start of the fingerprint of the judge whose verdicts count, where there are several.
+        judge: start of the judge's fingerprint if several judged the run.
         budget: what counts as damage; by default mean quality under 0.95 or more than 5 points more degenerate texts.
-        level: of all intervals.
+        level: confidence level of all intervals.
 
     Raises:
-        RunError: the directory is no run, has no baseline, or a file of it is damaged.
+        RunError: the directory is no run, has no baseline cell, or one of its files is damaged.
+
+    Example:
+        >>> evidence = collect(RunDirectory(Path("runs/demo")))  # doctest: +SKIP
+        >>> evidence.find("cna-m0", "jbb_refusal", "refusal_rate").paired.effect  # doctest: +SKIP
+        -0.62
     """
     budget = budget or DamageBudget()
     outcomes = read_outcomes(directory, judge=judge)
@@ -153,7 +155,7 @@ def collect(
 
 
 def write_evidence(directory: RunDirectory, evidence: Evidence) -> None:
-    """Keep the statistics in the run directory as `evidence.json`."""
+    """Write the statistics into the run directory as `evidence.json`."""
     directory.write_json("evidence.json", evidence.model_dump(mode="json", by_alias=True))
 
 
@@ -171,7 +173,7 @@ def read_evidence(directory: RunDirectory) -> Evidence:
 
 
 def claimed(outcomes: Outcomes, task: str) -> tuple[str, ...]:
-    """The metrics of a task that verdicts are about; the one of a filter counts as the metric."""
+    """The metrics of a task that verdicts are about, with or without a filter."""
     metrics = [metric for of, metric in outcomes.questions() if of == task]
     found = tuple(metric for metric in metrics if unfiltered(metric) in CLAIMED)
     return found or tuple(metrics[:1])
@@ -280,7 +282,7 @@ def _powers(comparisons: list[Comparison], asked: list[tuple[str, str]]) -> list
 def _verdicts(
     comparisons: list[Comparison], asked: list[tuple[str, str]], budget: DamageBudget, level: float
 ) -> list[Verdict]:
-    """A verdict for every cell with controls; of a method without controls, for its smallest and largest multiplier."""
+    """A verdict for each cell with controls; for a method without controls, at its smallest and largest multiplier."""
     by_key = by_cell_task_metric(comparisons)
     found = []
     for row in comparisons:

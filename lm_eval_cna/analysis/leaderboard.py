@@ -1,9 +1,8 @@
-"""One row a model and method over many runs: the best setting within a damage budget, with what it costs.
+"""A ranking of runs: one row per model and method, with its best setting within a damage budget.
 
-Runs are ranked together only where they asked the same: same tasks and documents, multipliers, controls, contrast set,
-size of the circuit and judge. The effect is an estimate that was chosen as the largest among a method's multipliers, so
-it is a little flattered, by the same rule for every row; `LeaderboardRow.standing` says whether
-random neurons do the same.
+Only runs of one protocol are ranked together: same tasks and documents, multipliers, controls, contrast set, size of
+the circuit and judge. The best of several multipliers overestimates its effect a little, in every row alike;
+`LeaderboardRow.standing` says whether random neurons have the same effect.
 """
 
 from __future__ import annotations
@@ -28,34 +27,34 @@ _STRONGREJECT = "strongreject_score"
 
 
 class LeaderboardRow(AnalysisRecord):
-    """A method on a model, at its best multiplier within the budget; without one, what follows `method` is None."""
+    """A method on a model at its best multiplier within the budget; without one, all fields after `method` are None."""
 
     rank: int
-    """From 1, by effect; rows without a setting share the last."""
+    """Rank by effect, from 1; rows without a setting share the last rank."""
     model: str
-    """Its name."""
+    """Name of the model."""
     run: str
     """Name of the run directory."""
     method: str
-    """Steered by what."""
+    """Steering method."""
     size: int | None = None
     multiplier: float | None = None
-    """Of the best setting."""
+    """Circuit size and multiplier of the best setting."""
     effect: float | None = None
     interval: Interval | None = None
     """Change of the metric, as a share."""
     standing: Standing | None = None
-    """Whether the effect is beyond those of the controls; untested with fewer than 19 of them."""
+    """Whether the effect is beyond the controls'; untested with fewer than 19 of them."""
     strongreject: float | None = None
     strongreject_interval: Interval | None = None
-    """Mean score there, 0 to 1."""
+    """Mean StrongREJECT score at that setting, 0 to 1."""
     quality: float | None = None
     degenerate: float | None = None
     """Mean quality, and share of degenerate texts."""
     capability: float | None = None
     capability_interval: Interval | None = None
     capability_task: str | None = None
-    """The worst change of an accuracy or exact match, and where."""
+    """The worst change of an accuracy or exact match, and its task."""
 
 
 class Leaderboard(AnalysisRecord):
@@ -64,13 +63,13 @@ class Leaderboard(AnalysisRecord):
     task: str
     metric: str
     direction: Direction
-    """What is ranked, and which way it is to move."""
+    """The metric that is ranked, and whether lower or higher is better."""
     budget: DamageBudget
-    """The damage that is accepted."""
+    """The accepted damage."""
     rows: tuple[LeaderboardRow, ...]
     """Best first."""
     notes: tuple[str, ...]
-    """Versions that differ between the runs, and files without a checksum."""
+    """Cautions: versions that differ between the runs, files without a checksum."""
 
 
 def leaderboard(
@@ -84,13 +83,18 @@ def leaderboard(
 
     Args:
         directories: the runs.
-        task: whose refusal rate is ranked; by default the first that measures one.
-        direction: which way it is to move.
-        budget: the damage that is accepted.
+        task: task whose refusal rate is ranked; by default the first that measures one.
+        direction: whether steering should lower or raise refusal.
+        budget: the accepted damage.
 
     Raises:
-        RunError: there is no run, one is unfinished or damaged, they are of different protocols, or none measures
-            refusal on the task.
+        RunError: there is no run, one is unfinished or damaged, the protocols differ, or no run measures refusal on
+            the task.
+
+    Example:
+        >>> found = leaderboard(find_runs(Path("runs")))  # doctest: +SKIP
+        >>> found.rows[0].method, found.rows[0].effect  # doctest: +SKIP
+        ('cna', -0.62)
     """
     if not directories:
         raise RunError("a leaderboard without runs")
@@ -121,7 +125,7 @@ def leaderboard(
 
 
 def _same(directories: Sequence[RunDirectory], protocols: Sequence[Protocol]) -> tuple[str, ...]:
-    """Refuse runs of different protocols; returns what is only a caution."""
+    """Refuse runs of different protocols; returns the differences that are only a caution."""
     said: dict[str, None] = {}
     for directory, protocol in zip(directories[1:], protocols[1:], strict=True):
         names = (str(directories[0].path), str(directory.path))

@@ -1,8 +1,7 @@
-"""What was asked of a model, apart from what came out: only runs of one protocol can be held against each other.
+"""The protocol of a run: what was asked, without the results. Only runs of one protocol can be compared.
 
-A protocol is read from the manifest and from the questions of the untouched cell, not from what the user typed, so a
-default and the same value typed out are one protocol. Seeds of controls are left out: other seeds are the same
-protocol. Versions of libraries are no part of it either; they are compared with a warning.
+It is read from the manifest and from the prompts of the untouched cell, so a default and the same value typed out are
+one protocol. Seeds of controls and versions of libraries are no part of it; differing versions cause a warning.
 """
 
 from __future__ import annotations
@@ -22,13 +21,13 @@ from lm_eval_cna.results.directory import RunDirectory
 from lm_eval_cna.results.reading import Plan, read_plan, read_results, settings_of
 
 _VERSIONS = ("lm-eval-cna", "lm_eval", "transformers", "torch")
-# Some chat templates write today's date (Llama 3.2: 26 Jul 2024), which is no other protocol.
+# Some chat templates contain today's date (Llama 3.2: 26 Jul 2024); another date is the same protocol.
 _DATE = re.compile(r"\b(\d{1,2} [A-Z][a-z]{2,8} \d{4}|\d{4}-\d{2}-\d{2})\b")
 _GENERATION = ("generation_kwargs", "output_type", "repeats", "description", "fewshot_config", "filter_list")
 
 
 class TaskSettings(AnalysisRecord):
-    """How a task was asked for, as in `sweep.config.TaskSpec`."""
+    """Settings of a task, as in `sweep.config.TaskSpec`."""
 
     task: str
     num_fewshot: int | None = None
@@ -37,54 +36,54 @@ class TaskSettings(AnalysisRecord):
 
 
 class Questions(AnalysisRecord):
-    """What one task, or one part of a group, asked."""
+    """What one task, or one subtask of a group, asked."""
 
     n: int
     """Documents."""
     documents: str
-    """Hash of them as the data set has them, the same for every model."""
+    """Hash of the documents as the data set has them, the same for every model."""
     prompts: str
-    """Hash of what the model was asked, template included; dates are left out."""
+    """Hash of the prompts as the model got them, with chat template but without dates."""
     settings: str
-    """Hash of the task's version, shots and settings of generation."""
+    """Hash of the task's version, number of shots and generation settings."""
 
 
 class Protocol(AnalysisRecord):
     """The protocol of a run."""
 
     model: str
-    """Its name; of a path the last part, since checkouts stand in different places."""
+    """Name of the model; of a path only the last part."""
     architecture: str
     """Class, layers and width."""
     weights: str | None
-    """Hash of its weights, where known; no part of the protocol."""
+    """Hash of the weights, if known; not compared."""
     methods: tuple[str, ...]
     sizes: tuple[int, ...]
     multipliers: tuple[float, ...]
-    """Of the cells, controls included."""
+    """Methods, circuit sizes and multipliers of the cells, controls included."""
     random: int
-    """Control seeds of each kind of control."""
+    """Number of seeds of each kind of control."""
     control_multipliers: tuple[float, ...]
-    """What they were asked at."""
+    """Multipliers of the controls."""
     match: str
     scale: float
     limit: int | None
     """As in the sweep's configuration."""
     tasks: tuple[TaskSettings, ...]
-    """As they were asked for."""
+    """Settings of the tasks."""
     questions: dict[str, Questions]
-    """Task or part of a group -> what was asked."""
+    """Task or subtask -> what was asked."""
     circuit: dict[str, str]
-    """How the circuit was found, where the run has one: contrast set, size, layers, filter."""
+    """How the circuit was found, if the run has one: contrast set, size, layers, filter."""
     judge: str | None
-    """Fingerprint of the judge, where there is one."""
+    """Fingerprint of the judge, if there is one."""
     versions: dict[str, str]
-    """Of the libraries; no part of the protocol."""
+    """Versions of the libraries; not compared, but named in cautions."""
 
 
-#: Fields that a run must share with the baseline that it is checked against; the circuit is what is checked.
+#: Fields that a run must share with its baseline. The circuit may differ: the check is about it.
 OF_A_CHECK = tuple(name for name in Protocol.model_fields if name not in ("weights", "circuit", "versions"))
-#: Fields that runs must share to be ranked together. Models differ, and so do their templates.
+#: Fields that runs must share to be ranked together. Models and their chat templates may differ.
 OF_A_RANKING = (
     *(name for name in OF_A_CHECK if name not in ("model", "architecture", "methods", "sizes")),
     "circuit",
@@ -96,10 +95,10 @@ def read_protocol(directory: RunDirectory, outcomes: Outcomes) -> Protocol:
 
     Args:
         directory: of a sweep.
-        outcomes: of the same run, for its judge.
+        outcomes: values of the same run, which name its judge.
 
     Raises:
-        RunError: the directory is no finished run, or a file of it is damaged.
+        RunError: the directory is no finished run, or one of its files is damaged.
     """
     manifest, checked = directory.manifest(), read_plan(directory)
     plan = manifest["plan"]
@@ -131,19 +130,19 @@ def read_protocol(directory: RunDirectory, outcomes: Outcomes) -> Protocol:
 
 
 def model_name(model: str) -> str:
-    """A model's name on the hub as it is, of a path its last part."""
+    """A model's name on the hub, or the last part of a path."""
     local = model.startswith(("/", ".", "~"))
     return PurePosixPath(model).name if local else model
 
 
 def differences(one: Protocol, other: Protocol, fields: Iterable[str], *, names: tuple[str, str]) -> list[str]:
-    """Say in which fields two protocols differ, one sentence part a field.
+    """Say in which fields two protocols differ, one clause per field.
 
     Args:
-        one: a protocol.
-        other: another.
-        fields: what to compare.
-        names: what to call the two.
+        one: the first protocol.
+        other: the second protocol.
+        fields: fields to compare.
+        names: names of the two in the clauses.
     """
     found = []
     for field in fields:
@@ -158,7 +157,7 @@ def differences(one: Protocol, other: Protocol, fields: Iterable[str], *, names:
 
 
 def cautions(one: Protocol, other: Protocol, *, names: tuple[str, str]) -> list[str]:
-    """What is no other protocol and yet may be why numbers differ: versions of libraries, and weights of one model."""
+    """Differences that leave the protocol the same but may explain other numbers: library versions and weights."""
     found = []
     if one.model == other.model and one.weights != other.weights:
         found.append(f"the weights of {one.model} are not the same in {names[0]} and {names[1]}")
@@ -223,7 +222,7 @@ def _undated(value: Any) -> Any:
 
 
 def _shape(manifest: Mapping[str, Any]) -> str:
-    """A manifest's layers and neurons in words."""
+    """Layers and neurons of a manifest in words."""
     named = {field: manifest.get(field) for field in ("num_layers", "mlp_width", "experts")}
     return str(ModelInfo.model_validate(named).shape)
 

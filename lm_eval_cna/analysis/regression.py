@@ -1,17 +1,8 @@
-"""A run against a stored baseline: what changed by more than is tolerated and more than noise would change it.
+"""A run against a stored baseline: which changes are larger than tolerated and larger than noise?
 
-Both runs ask the same prompts, so each prompt is its own control. If nothing happened between them, a prompt's score
-is as likely the one in the one run and the other in the other as the reverse, so the change of each prompt is as likely
-with its sign turned; the sign-flip test over prompts is then exact, however often answers change from run to run and
-however hard the prompts are (where the untouched model's answers
-stay, it is McNemar's test). A comparison fails when the change is
-beyond the tolerance and its p is below the share of `Tolerances.false_alarms` that falls to it, so that a whole check
-fails by chance no more often than that. Of that, 65 % is for losses of those effects that can be lost, being larger
-than the tolerance; 5 % for effects that change in any other way, 20 % for falls of quality and capability and rises of
-degenerate texts, and the rest for the controls. `benchmarks.check_simulation` counts both kinds of error.
-
-That a circuit beats its controls is checked where the baseline had it clearly (`Tolerances.separation`), by the rank
-test over control seeds of `analysis.null` in the new run alone: the seeds may be others.
+Both runs ask the same prompts. A comparison fails if the change is beyond the tolerance and the sign-flip test over
+prompts gives a p below its share of `Tolerances.false_alarms`. `benchmarks.check_simulation` counts both kinds of
+error. Where the baseline's circuit clearly beat its controls, the new run must do so too, with seeds of its own.
 """
 
 from __future__ import annotations
@@ -36,7 +27,8 @@ from lm_eval_cna.statistics.paired import Document, Kind, compare, sign_flip_p
 from lm_eval_cna.statistics.rates import Interval
 
 What = Literal["effect", "quality", "degenerate", "capability", "controls"]
-#: Shares of the false alarms.
+#: How `Tolerances.false_alarms` is shared: losses of effects larger than the tolerance, other changes of effects, and
+#: damage (quality, capability, degenerate texts). The rest is left for the controls.
 _LOSSES, _OTHERS, _DAMAGE = 0.65, 0.05, 0.2
 _ROUNDING = 1e-9
 
@@ -45,31 +37,31 @@ class Finding(AnalysisRecord):
     """One comparison of a check."""
 
     what: What
-    """An effect (a change from the untouched model), a level of damage, or the effect's place among controls."""
+    """What is compared: an effect (change from the untouched model), a level of damage, or the rank among controls."""
     cell: str
     task: str
     metric: str
-    """What about."""
+    """Where it was measured."""
     kind: Kind
     """Whether the metric is a rate or a mean."""
     before: float
     now: float | None
-    """The effect or level in the baseline and in the run; None where the run has no value."""
+    """The effect or level in the baseline and in the run; None if the run has no value."""
     interval: Interval | None = None
-    """Of an effect now, 95 %."""
+    """95 % interval of the effect in the run."""
     low: float
     high: float
-    """What is tolerated; of controls, their range in the run."""
+    """The tolerated range; for controls, the range of their effects in the run."""
     n: int
-    """Prompts compared."""
+    """Number of prompts compared; for controls, number of seeds."""
     p: float | None
-    """Of the change, or of the rank among controls."""
+    """p of the change, or of the rank among controls."""
     threshold: float
-    """Below it a change is no noise; of controls, above it they are not beaten."""
+    """A change with p below this is not noise; for controls, the effect is beyond them with p up to this."""
     passed: bool
-    """The verdict."""
+    """Whether the comparison is within the tolerance or within noise."""
     text: str
-    """What is wrong, or that nothing is."""
+    """The result in words."""
 
 
 class Check(AnalysisRecord):
@@ -77,22 +69,22 @@ class Check(AnalysisRecord):
 
     run: str
     model: str
-    """The run."""
+    """Name of the run directory, and its model."""
     against: str
-    """Name of the run that the baseline is."""
+    """Name of the run that the baseline was made from."""
     findings: tuple[Finding, ...]
-    """Every comparison."""
+    """All comparisons."""
     notes: tuple[str, ...]
-    """What is no failure and yet may be why one is there."""
+    """Cautions that may explain a failure."""
 
     @property
     def passed(self) -> bool:
-        """Whether nothing failed."""
+        """Whether every comparison passed."""
         return all(finding.passed for finding in self.findings)
 
     @property
     def failures(self) -> tuple[Finding, ...]:
-        """What failed."""
+        """The comparisons that failed."""
         return tuple(finding for finding in self.findings if not finding.passed)
 
 
@@ -100,8 +92,13 @@ def check_run(directory: RunDirectory, baseline: Baseline) -> Check:
     """Check a finished run.
 
     Raises:
-        RunError: the directory is no finished run, or a file of it is damaged.
+        RunError: the directory is no finished run, or one of its files is damaged.
         ConfigError: the run has another protocol than the baseline.
+
+    Example:
+        >>> found = check_run(RunDirectory(Path("runs/new")), read_baseline(Path("baseline.json")))  # doctest: +SKIP
+        >>> found.passed  # doctest: +SKIP
+        True
     """
     outcomes = read_outcomes(directory)
     protocol = read_protocol(directory, outcomes)
@@ -122,13 +119,13 @@ def check_run(directory: RunDirectory, baseline: Baseline) -> Check:
 
 
 def compare_with(baseline: Baseline, outcomes: Outcomes) -> tuple[Finding, ...]:
-    """Every comparison of a run of the baseline's protocol with the baseline: effects, damage, controls."""
+    """Compare a run with a baseline of the same protocol: effects, damage, controls."""
     effects = [row for row in baseline.answers if is_effect(row)]
     damage = [row for row in baseline.answers if _damage(row) is not None]
     alarms, tolerance = baseline.tolerances.false_alarms, baseline.tolerances.effect
     sizes = [_size(baseline, row) for row in effects]
     losses = _LOSSES * alarms / max(1, sum(abs(size) > tolerance for size in sizes))
-    # p is two-sided, and a share is of one direction: half as many arrangements.
+    # A share is for one direction and p is two-sided, hence the factor 2.
     others = 2 * _OTHERS * alarms / (2 * max(1, len(effects)))
     findings = []
     for row, size in zip(effects, sizes, strict=True):
@@ -141,10 +138,11 @@ def compare_with(baseline: Baseline, outcomes: Outcomes) -> tuple[Finding, ...]:
 
 
 def change_p(changes: NDArray[np.float64]) -> float:
-    """Two-sided p of the sum of changes whose signs are as likely turned.
+    """Two-sided p of the sum of changes under random signs.
 
-    Exact for whole numbers up to 2, which is what rates give: the sum of the ones and that of the twos are binomial.
-    Sampled, with a fixed seed, for others.
+    If nothing happened between the runs, each prompt is as likely to change by d as by -d, so the test is exact however
+    noisy the answers and however hard the prompts are. For changes of -2 to 2, which rates give, p is computed exactly:
+    the sums of the ones and of the twos are binomial. For others it is sampled with a fixed seed.
     """
     if not np.isin(changes, (-2.0, -1.0, 0.0, 1.0, 2.0)).all():
         return sign_flip_p(changes)
@@ -154,7 +152,7 @@ def change_p(changes: NDArray[np.float64]) -> float:
 
 @cache
 def _turned_p(ones: int, twos: int, distance: int) -> float:
-    """Chance that so many ones and twos of random sign sum to at least that distance from 0."""
+    """Probability that ones and twos with random signs sum to at least `distance` in absolute value."""
     if distance == 0:
         return 1.0
     of_twos, of_ones = np.zeros(4 * twos + 1), np.zeros(2 * ones + 1)
@@ -189,13 +187,13 @@ def _effect(baseline: Baseline, outcomes: Outcomes, row: Answers, thresholds: tu
 
 def _level(baseline: Baseline, outcomes: Outcomes, row: Answers, threshold: float) -> Finding:
     what, tolerance = _damage(row) or "capability", baseline.tolerances
-    room = {
+    tolerated = {
         "quality": (-tolerance.quality, 1.0),
         "degenerate": (-1.0, tolerance.degenerate),
         "capability": (-tolerance.capability, 1.0),
     }[what]
     at = (row.cell, row.task, row.metric)
-    return _finding(row, what, baseline.scores(*at), outcomes.of(*at), room, (threshold, threshold))
+    return _finding(row, what, baseline.scores(*at), outcomes.of(*at), tolerated, (threshold, threshold))
 
 
 def _damage(row: Answers) -> Literal["quality", "degenerate", "capability"] | None:
@@ -211,21 +209,21 @@ def _finding(
     what: What,
     before: Mapping[Document, float],
     now: Mapping[Document, float],
-    room: tuple[float, float],
+    tolerated: tuple[float, float],
     thresholds: tuple[float, float],
     *,
     interval: Interval | None = None,
 ) -> Finding:
-    """Hold the values of the same prompts against each other.
+    """Compare the values of the same prompts.
 
-    `room` is the change that is tolerated, `thresholds` are those of p for a fall and for a rise.
+    `tolerated` is the least and the largest tolerated change; `thresholds` are those of p for a fall and for a rise.
     """
     common = [document for document in before if document in now]
     level = fmean(before.values()) if before else 0.0
     changes = np.array([now[document] - before[document] for document in common], dtype=np.float64)
     moved = float(changes.mean()) if common else 0.0
     p, threshold = change_p(changes) if common else None, thresholds[moved > 0]
-    outside = moved < room[0] - _ROUNDING or moved > room[1] + _ROUNDING
+    outside = moved < tolerated[0] - _ROUNDING or moved > tolerated[1] + _ROUNDING
     passed = p is not None and not (outside and p <= threshold)
     if p is None:
         text = "no prompt has a value in both runs"
@@ -234,7 +232,7 @@ def _finding(
     elif passed:
         text = "beyond the tolerance, but no more than noise"
     else:
-        text = f"changed by {_change(moved, row.kind)}, tolerated is {_change(room[moved > 0], row.kind)}"
+        text = f"changed by {_change(moved, row.kind)}, tolerated is {_change(tolerated[moved > 0], row.kind)}"
     if common and len(common) < len(before):
         text += f"; {len(before) - len(common)} prompts without a value now"
     return Finding(
@@ -246,8 +244,8 @@ def _finding(
         before=level,
         now=level + moved if common else None,
         interval=interval,
-        low=max(level + room[0], -1.0 if what == "effect" else 0.0),
-        high=min(level + room[1], 1.0),
+        low=max(level + tolerated[0], -1.0 if what == "effect" else 0.0),
+        high=min(level + tolerated[1], 1.0),
         n=len(common),
         p=p,
         threshold=threshold,
@@ -257,7 +255,7 @@ def _finding(
 
 
 def _controls(baseline: Baseline, outcomes: Outcomes) -> list[Finding]:
-    """Where the baseline's circuit clearly beat its controls, that this run's does."""
+    """Check that this run's circuit beats its controls wherever the baseline's clearly did."""
     findings = []
     for claim in baseline.separations:
         found = null_of(outcomes, claim.cell, claim.task, claim.metric)

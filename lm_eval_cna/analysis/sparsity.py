@@ -1,9 +1,8 @@
 """How few neurons are enough: the effect over the circuit's size, in one sweep of prefixes of one circuit.
 
-A share of the effect counts as reached at the least size from which on every size that was run has at least that
-share of the largest circuit's effect, on its side: one lucky size in between does not count. Sizes between those that
-were run are not guessed at. Estimates are compared, and their intervals stand beside them: with few prompts half an
-effect and the whole one may be hard to tell apart.
+A share of the largest circuit's effect is reached at the smallest size from which every larger size also reaches it, so
+one lucky size does not count. Sizes that were not run are not interpolated. Estimates are compared; with few prompts
+their intervals overlap.
 """
 
 from __future__ import annotations
@@ -26,12 +25,12 @@ class SizeEffect(AnalysisRecord):
     """The effect of a prefix of the circuit."""
 
     size: int
-    """Its neurons."""
+    """Number of its neurons."""
     effect: float
     interval: Interval | None
     """Change from the baseline, as a share (1 is 100 points)."""
     beyond: bool | None
-    """Whether it is more than random neurons of the same number have; None without a test."""
+    """Whether it is beyond the effects of as many random neurons; None without a test."""
 
 
 class SizeCurve(AnalysisRecord):
@@ -41,24 +40,23 @@ class SizeCurve(AnalysisRecord):
     metric: str
     kind: Kind
     multiplier: float
-    """What was measured, and where."""
+    """Where it was measured."""
     sizes: tuple[SizeEffect, ...]
-    """Ascending; the last is the largest circuit."""
+    """The sizes, ascending; the last is the largest circuit."""
     half: int | None
     most: int | None
-    """Least size from which on at least 50 % and 90 % of the largest circuit's effect is reached; None where that
-    effect cannot be told from chance."""
+    """Smallest size from which at least 50 % and 90 % of the largest circuit's effect is reached; None if that effect
+    cannot be told from chance."""
     least_beyond: int | None
-    """Least size from which on the effect is beyond the random controls; None where it is not, or where there is no
-    test."""
+    """Smallest size from which the effect is beyond the random controls; None if there is none or no test."""
     text: str
-    """What it says."""
+    """The result in words."""
 
 
 def size_curves(evidence: Evidence) -> tuple[SizeCurve, ...]:
-    """The size curves of a run: one a claimed metric and multiplier; none where it has fewer than two sizes.
+    """The size curves of a run, one per claimed metric and multiplier; none with fewer than two sizes.
 
-    Where there are controls, only the multipliers that they were asked at.
+    If there are controls, only their multipliers have a curve.
     """
     rows = [
         row
@@ -109,7 +107,7 @@ def _size(row: Comparison) -> SizeEffect:
 
 
 def _from_on(sizes: Sequence[SizeEffect], holds: Sequence[bool]) -> int | None:
-    """The least size from which on something holds."""
+    """The smallest size from which something holds for all larger ones."""
     found = None
     for one, held in zip(reversed(sizes), reversed(holds), strict=True):
         if not held:

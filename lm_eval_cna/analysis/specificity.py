@@ -1,9 +1,8 @@
-"""How special the circuit is: against random neurons of several places, and against those of largest activation.
+"""How special the circuit is, compared with random neurons and with the neurons of largest activation.
 
-Random neurons come from the circuit's own layers, or from the bottom, middle or top third of all layers. Each kind is a
-null of its own, ranked by seed as `null` does. To beat all kinds is to beat each, so every test may stand at its own
-level and none is corrected for the others. The neurons of largest activation are one circuit and no distribution: the
-circuit and they are compared with each other, prompt by prompt.
+Random neurons come from the circuit's own layers or from the bottom, middle or top third of all layers; each kind has
+its own rank test. The claim is to beat every kind, so the tests need no correction for each other. The neurons of
+largest activation are one set without seeds and are compared with the circuit prompt by prompt.
 """
 
 from __future__ import annotations
@@ -28,26 +27,26 @@ class Rival(AnalysisRecord):
     """The circuit among the controls of one kind."""
 
     method: str
-    """The kind."""
+    """Kind of control."""
     null: Null
-    """Its place among them."""
+    """Rank of the circuit's effect among theirs."""
 
 
 class Strongest(AnalysisRecord):
-    """The neurons of largest activation beside the circuit."""
+    """The neurons of largest activation, compared with the circuit."""
 
     cell: str
-    """Theirs."""
+    """Key of their cell."""
     effect: Paired
-    """Their change from the baseline."""
+    """Their effect: change from the baseline."""
     difference: Paired
-    """The circuit's value less theirs, prompt by prompt."""
+    """Value of the circuit minus their value, prompt by prompt."""
     broken: str | None
-    """What `is_broken` says of their text."""
+    """How their text is broken, in words; None if it is not."""
 
 
 class Standing(AnalysisRecord):
-    """One effect of the circuit beside those of all that it is held against."""
+    """One effect of the circuit and all that it is compared with."""
 
     cell: str
     multiplier: float
@@ -57,21 +56,21 @@ class Standing(AnalysisRecord):
     kind: Kind
     """The circuit's cell, and what was measured."""
     effect: Paired
-    """Its change from the baseline."""
+    """Change from the baseline."""
     rivals: tuple[Rival, ...]
     """The kinds of random neurons that were run."""
     strongest: Strongest | None
-    """The neurons of largest activation, where they were run."""
+    """The neurons of largest activation, if they were run."""
     texts: tuple[str, ...]
-    """What it says."""
+    """The result in sentences."""
 
 
 def standings(evidence: Evidence, outcomes: Outcomes) -> tuple[Standing, ...]:
-    """Every effect of the circuit on a claimed metric, at the multipliers where a control beyond `random` was run.
+    """The circuit's effects on claimed metrics at the multipliers where a control other than `random` was run.
 
     Args:
-        evidence: of a run.
-        outcomes: its values per prompt.
+        evidence: statistics of a run.
+        outcomes: values per prompt of the same run.
     """
     cells = outcomes.cells
     found = []
@@ -97,7 +96,7 @@ def standings(evidence: Evidence, outcomes: Outcomes) -> tuple[Standing, ...]:
 
 
 def _controlled(evidence: Evidence, row: Comparison) -> bool:
-    """Whether any cell of the circuit on this metric was held against random neurons."""
+    """Whether any cell of the circuit was compared with random neurons on this metric."""
     asked = (row.method, row.task, row.metric)
     return any(
         other.null is not None for other in evidence.comparisons if (other.method, other.task, other.metric) == asked

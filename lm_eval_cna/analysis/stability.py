@@ -1,9 +1,7 @@
-"""What the folds of a contrast set say of a circuit: is it the same one on other prompts, and does it act on them?
+"""Cross-validation of a circuit: is it found again on other prompts, and does it act on prompts it has not seen?
 
-Overlaps and deltas are one value a fold or pair of folds; folds share most of their prompts, so these values are not
-independent and their spread is shown as a range, not as an interval. KLs are one value a prompt, and each prompt was
-left out once: their means have bootstrap intervals over prompts, and so has the ratio of the circuits that had not seen
-the prompt to the one that had, prompts resampled in pairs.
+Folds share most of their prompts, so overlaps and deltas are not independent, and their spread is shown as a range. The
+KLs have one value per prompt, and their means have bootstrap intervals over prompts.
 """
 
 from __future__ import annotations
@@ -19,79 +17,79 @@ from lm_eval_cna.interventions.stability import Fold, Stability
 from lm_eval_cna.statistics.paired import compare
 from lm_eval_cna.statistics.rates import LEVEL, RESAMPLES, SEED, Interval, mean_interval
 
-#: A mean KL below this is no effect that a share could be taken of, in nats.
+#: In nats: of a smaller mean KL no share is computed.
 NOTHING = 1e-4
 
 
 class Spread(AnalysisRecord):
-    """Values of folds, or of pairs of folds."""
+    """Spread of the values of all folds or of all pairs of folds."""
 
     mean: float
     low: float
     high: float
-    """Their mean, least and greatest."""
+    """Mean, least and greatest value."""
 
 
 class Shift(AnalysisRecord):
     """A mean KL over prompts, in nats."""
 
     mean: float
-    """Over the prompts."""
+    """Mean over the prompts."""
     interval: Interval | None
-    """Of it; None below two prompts."""
+    """Bootstrap interval of the mean; None with fewer than two prompts."""
 
 
 class LeftOut(AnalysisRecord):
-    """What ablation does to the first token of positive prompts that the circuit has not seen."""
+    """Effect of ablation on the first token of positive prompts that the circuit was found without."""
 
     prompts: int
-    """How many."""
+    """Number of prompts."""
     own: Shift
-    """Of the circuits that have not seen the prompt."""
+    """KL with the circuits found without the prompt."""
     whole: Shift
-    """Of the one that has."""
+    """KL with the circuit found on all prompts."""
     random: Shift
-    """Of random neurons."""
+    """KL with random neurons."""
     kept: float | None
-    """Mean of `own` over that of `whole`; None where that is nothing."""
+    """Mean of `own` divided by mean of `whole`; None if the latter is almost 0."""
     kept_interval: Interval | None
-    """Of it."""
+    """Bootstrap interval of `kept`, prompts resampled in pairs."""
     p: float
-    """Two-sided, of the difference between `own` and `random`, by a sign-flip permutation test."""
+    """Two-sided p of the difference between `own` and `random`, by a sign-flip permutation test."""
 
 
 class Stable(AnalysisRecord):
-    """The figures of a stability record."""
+    """Summary of a stability record."""
 
     folds: int
     size: int
-    """Of the record."""
+    """Number of folds, and of neurons of the circuit."""
     overlap: Spread
-    """Jaccard index of pairs of folds' circuits."""
+    """Jaccard index of the circuits of two folds."""
     shuffled: Spread | None
-    """The same with shuffled labels."""
+    """The same with shuffled labels; None if there were too few prompts."""
     by_chance: float
-    """Of circuits drawn at random."""
+    """Expected Jaccard index of circuits drawn at random."""
     of_whole: Spread
-    """Jaccard index of each fold's circuit and the whole one."""
+    """Jaccard index of each fold's circuit with the whole circuit."""
     in_all: int
-    """Neurons of the whole circuit that are in every fold's."""
+    """Neurons of the whole circuit that are in the circuit of every fold."""
     transferred: Spread
-    """Delta on the prompts left out over that on the others, by fold."""
+    """Delta on the prompts left out divided by delta on the others, by fold."""
     left_out: LeftOut | None
-    """The KLs; None where one is not finite."""
+    """The KLs; None if one is not finite."""
     not_finite: int
-    """Prompts whose KL is not finite."""
+    """Number of prompts whose KL is not finite."""
     texts: tuple[str, ...]
-    """What it says."""
+    """The summary in sentences."""
 
 
 def judge(record: Stability, *, level: float = LEVEL) -> Stable:
     """Summarise a stability record.
 
     Args:
-        record: as measured.
-        level: of intervals.
+        record: the measured values.
+        level: confidence level of the intervals.
     """
     folds = record.folds
     gone = sum(None in values for fold in folds for values in zip(fold.kl, fold.kl_whole, fold.kl_random, strict=True))
@@ -143,7 +141,7 @@ def _shift(values: Sequence[float], level: float) -> Shift:
 
 
 def _ratio_interval(own: Sequence[float], whole: Sequence[float], level: float) -> Interval | None:
-    """Percentile bootstrap of a ratio of means, prompts resampled in pairs; None where a resample has nothing below."""
+    """Percentile bootstrap of a ratio of means, prompts resampled in pairs; None if a denominator is 0."""
     pairs = np.array([own, whole])
     generator = np.random.default_rng(SEED)
     means = np.array([pairs[:, generator.integers(0, len(own), len(own))].mean(axis=1) for _ in range(RESAMPLES)])

@@ -1,13 +1,8 @@
-"""What an effect costs: every steered cell with its damage, the Pareto front, the best cell within a damage budget.
+"""Effect against damage: every steered cell, the Pareto front, and the best cell within a damage budget.
 
-A setting is worth looking at only if no other one changes the behaviour at least as much for no more damage. Damage is
-measured in quality (mean over the task's own texts, the paper's unique 4-grams) and in capability (the largest fall of
-an accuracy or exact match among the run's capability tasks). The budget is held against the estimates, not against
-the ends of their intervals: with a hundred prompts an interval of a capability is wider than the usual budget of one
-point, and no setting at all would pass. The intervals stand beside the estimates in the report.
-
-Text that is broken on one task is damage on all: a setting that babbles when it is asked for harm is not saved by a
-multiple-choice score, or by the answers to another task. Controls are no settings, those without seeds included.
+Damage is the loss of text quality and the largest fall of a capability metric. The budget is compared with estimates,
+since with a hundred prompts the interval of a capability is wider than the usual budget of one point. Text that is
+broken on one task is damage on all tasks. Controls are not listed.
 """
 
 from __future__ import annotations
@@ -23,13 +18,13 @@ from lm_eval_cna.interventions.methods import NULLS
 from lm_eval_cna.statistics.rates import Interval
 
 Direction = Literal["lower", "raise"]
-#: Metrics whose fall is a loss of capability; the one of a filter counts as the metric.
+#: Metrics whose fall is a loss of capability, with or without a filter.
 CAPABILITY = ("acc", "exact_match")
 _ROUNDING = 1e-9
 
 
 class TradeoffPoint(AnalysisRecord):
-    """One steered cell: its effect on a metric, and what it costs."""
+    """One steered cell: its effect on a metric and its damage."""
 
     cell: str
     method: str
@@ -39,27 +34,27 @@ class TradeoffPoint(AnalysisRecord):
     effect: float
     """Change of the metric from the baseline, as a share (1 is 100 points)."""
     interval: Interval | None
-    """Of the effect."""
+    """Confidence interval of the effect."""
     quality: float | None
-    """Mean quality of the task's texts; None where it has none."""
+    """Mean quality of the task's texts; None if it has none."""
     loss: float | None
-    """Largest fall of a capability metric from the baseline, as a share, negative where all rise; None where the cell
-    was asked no capability task."""
+    """Largest fall of a capability metric from the baseline, as a share, negative if all rise; None if no capability
+    task was run."""
     loss_interval: Interval | None
-    """Of that fall."""
+    """Confidence interval of that fall."""
     loss_task: str | None
-    """The task that it was found in."""
+    """The task with that fall."""
     broken: str | None
-    """What `is_broken` says of the text on this task, or else of the first task where it is broken."""
+    """How the text is broken on this task, or else on the first task where it is; None if it is not."""
     broken_task: str | None = None
     """That task."""
     within: bool
-    """Whether the damage is within the budget. A capability that was not measured is not held against it."""
+    """Whether the damage is within the budget; a capability that was not measured does not count."""
     front: tuple[Direction, ...] = ()
-    """The directions in which no other setting has at least the effect for no more damage."""
+    """The directions in which no other setting has at least this effect for no more damage."""
 
     def gain(self, direction: Direction) -> float:
-        """How far the metric moves that way."""
+        """How far the metric moves in a direction."""
         return self.effect if direction == "raise" else -self.effect
 
 
@@ -68,18 +63,18 @@ class TradeOff(AnalysisRecord):
 
     task: str
     metric: str
-    """What is to change."""
+    """The metric that steering should change."""
     budget: DamageBudget
-    """The damage that is accepted."""
+    """The accepted damage."""
     settings: tuple[TradeoffPoint, ...]
-    """Every cell of a method under test, in the order of the sweep."""
+    """All cells of methods under test, in the order of the sweep."""
     capability: bool
-    """Whether any of them was asked a capability task."""
+    """Whether any of them has a capability task."""
 
     def best(self, direction: Direction, *, method: str | None = None) -> TradeoffPoint | None:
-        """The setting within the budget that moves the metric furthest that way; None where none moves it at all.
+        """The setting within the budget that moves the metric furthest in a direction; None if none moves it.
 
-        Of two with one effect, the one with less damage, then the one whose multiplier is nearer to 1.
+        Of settings with equal effects it is the one with less damage, then the one with the multiplier nearer to 1.
         """
         fitting = [
             setting
@@ -90,18 +85,22 @@ class TradeOff(AnalysisRecord):
 
     @property
     def directions(self) -> tuple[Direction, ...]:
-        """The ways in which some setting moves the metric."""
+        """The directions in which some setting moves the metric."""
         ways: tuple[Direction, ...] = ("lower", "raise")
         return tuple(way for way in ways if any(setting.gain(way) > _ROUNDING for setting in self.settings))
 
 
 def trade_off(evidence: Evidence, task: str, *, metric: str = "refusal_rate") -> TradeOff:
-    """Weigh the effects on a metric against their damage.
+    """Compare the effects on a metric with their damage.
 
     Args:
-        evidence: of a run; its budget is the one that counts.
-        task: the task.
-        metric: its metric.
+        evidence: statistics of a run, with the damage budget.
+        task: task whose metric should change.
+        metric: name of that metric.
+
+    Example:
+        >>> trade_off(evidence, "jbb_refusal").best("lower").multiplier  # doctest: +SKIP
+        0.0
     """
     budget, rows = evidence.budget, by_cell_task_metric(evidence.comparisons)
     asked = [task, *dict.fromkeys(row.task for row in evidence.comparisons if row.task != task)]
@@ -145,7 +144,7 @@ def trade_off(evidence: Evidence, task: str, *, metric: str = "refusal_rate") ->
 def dominates(one: TradeoffPoint, other: TradeoffPoint, direction: Direction) -> bool:
     """Whether `one` moves the metric at least as far for no more damage, and is better in some respect.
 
-    A damage that only one of the two was measured for is not compared.
+    Damage that was measured for only one of the two is not compared.
     """
     better, worse = _ordered(one.gain(direction), other.gain(direction))
     if one.quality is not None and other.quality is not None:
@@ -168,12 +167,12 @@ def _fronts(setting: TradeoffPoint, others: Iterable[TradeoffPoint]) -> tuple[Di
 
 
 def _ordered(one: float, other: float) -> tuple[bool, bool]:
-    """Whether the first is greater, and whether it is less, rounding aside."""
+    """Whether the first is greater, and whether it is less, by more than rounding."""
     return one > other + _ROUNDING, one < other - _ROUNDING
 
 
 def _rank(setting: TradeoffPoint, direction: Direction) -> tuple[float, float, float, float]:
-    """Greater is better; rounded, so that effects summed in another order tie."""
+    """Sort key, greater is better; rounded, so that equal effects summed in another order tie."""
     return (
         round(setting.gain(direction), 9),
         round(setting.quality or 0.0, 9),

@@ -1,8 +1,8 @@
-"""From statistics to one plain sentence a claim.
+"""Statistics in plain sentences.
 
-A verdict says what steering did to one metric of one task, whether chance would do the same to as many prompts
-(Holm-adjusted), and whether other neurons chosen at random would. It never calls an effect significant that was held
-against fewer than 19 controls, and it says when the text is broken, since a model that babbles does not refuse either.
+A verdict says what steering did to one metric of one task, whether chance could do the same (Holm-adjusted p), and
+whether random neurons do. With fewer than 19 controls it makes no claim about random neurons. It says if the text is
+broken, since a model that babbles does not refuse either.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ _METRICS = {
 
 
 class DamageBudget(AnalysisRecord):
-    """How much damage is accepted."""
+    """The accepted damage."""
 
     quality: float = Field(default=0.95, ge=0, le=1)
     """Least mean quality of the steered text."""
@@ -54,7 +54,7 @@ class Subject(AnalysisRecord):
 
 
 class Claim(Subject):
-    """What a verdict is about, with its statistics; the fields of `evidence.Comparison`."""
+    """The statistics that a verdict is about: the fields of an `evidence.Comparison`."""
 
     kind: Kind
     paired: Paired
@@ -63,36 +63,37 @@ class Claim(Subject):
 
 
 class Verdict(Subject):
-    """One claim in words."""
+    """A claim and its verdict in words."""
 
     finding: Finding
-    """"specific": an effect, and more than random neurons have; "unspecific": an effect that random neurons have too;
-    "effect": an effect that too few controls, or none, were run to place; "none": no effect that can be told from
-    chance."""
+    """"specific": an effect beyond those of random neurons; "unspecific": an effect that random neurons have too;
+    "effect": an effect with too few controls for a test, or none; "none": no effect that can be told from chance."""
     broken: bool
-    """Whether the steered text is broken, so that an effect is no change of behaviour."""
+    """Whether the steered text is broken, so that the effect is no evidence of other behaviour."""
     text: str
-    """The sentences."""
+    """The verdict in sentences."""
 
 
 def verdict(claim: Claim, *, broken: str | None = None, level: float = 0.95) -> Verdict:
     """Say what a comparison shows.
 
     Args:
-        claim: the comparison.
-        broken: what `is_broken` says of the cell's text on this task.
-        level: of the interval.
+        claim: the statistics.
+        broken: how the cell's text is broken on this task, from `is_broken`; None if it is not.
+        level: confidence level of the interval.
     """
-    found, null = claim.p_holm <= ALPHA, claim.null
+    is_effect, null = claim.p_holm <= ALPHA, claim.null
     finding: Finding = "none"
-    if found:
-        finding = "effect" if null is None or not null.testable else "specific" if null.beyond else "unspecific"
-    sentences = [f"{_effect_clause(claim, level)}{_null_clause(claim, found)}."]
+    if is_effect and (null is None or not null.testable):
+        finding = "effect"
+    elif is_effect and null is not None:
+        finding = "specific" if null.beyond else "unspecific"
+    sentences = [f"{_effect_clause(claim, level)}{_null_clause(claim, is_effect=is_effect)}."]
     if claim.paired.left_out:
         sentences.append(f"{count(claim.paired.left_out, 'prompt')} without a value in both cells left out.")
     if broken is not None:
-        sentences.append(f"{broken}, so this is no evidence of another behaviour." if found else f"{broken}.")
-    if not found and claim.kind == "rate" and (least := smallest_effect(claim.paired.n).effect) is not None:
+        sentences.append(f"{broken}, so this is no evidence of another behaviour." if is_effect else f"{broken}.")
+    if not is_effect and claim.kind == "rate" and (least := smallest_effect(claim.paired.n).effect) is not None:
         sentences.append(
             f"With {count(claim.paired.n, 'prompt')}, an effect of {100 * least:.1f} points or more would have been "
             "seen four times in five, if no prompt goes the other way."
@@ -122,8 +123,8 @@ def is_broken(
         budget: what is accepted.
 
     Returns:
-        The start of a sentence, or None. Where the baseline's own quality is below the budget, the text is broken only
-        if steering lowers it.
+        The start of a sentence, or None. If the baseline's own quality is below the budget, the text is broken only
+        if steering lowers it further.
     """
     signs = []
     if quality is not None and quality < budget.quality and (quality_before is None or quality < quality_before):
@@ -137,7 +138,7 @@ def is_broken(
 
 
 def trend_sentence(trend: Trend, *, task: str, metric: str, method: str, kind: Kind) -> str:
-    """Say how a metric goes with the multiplier."""
+    """Say how a metric changes with the multiplier."""
     name = f"{metric_name(metric)} on {task}"
     if trend.monotone:
         first, last = (f"{_value(trend.means[at], kind)} at m = {trend.multipliers[at]:g}" for at in (0, -1))
@@ -190,10 +191,10 @@ def _effect_clause(claim: Claim, level: float) -> str:
     return f"{head} {'raises' if rises else 'lowers'} {what} by {shown} ({interval}{tested})"
 
 
-def _null_clause(claim: Claim, found: bool) -> str:
+def _null_clause(claim: Claim, *, is_effect: bool) -> str:
     null = claim.null
     if null is None:
-        return "; no controls were run here, so whether other neurons do the same is open" if found else ""
+        return "; no controls were run here, so whether other neurons do the same is open" if is_effect else ""
     ends = " to ".join(change_text(end, claim.kind, unit=False) for end in (null.low, null.high))
     band = f"{ends} points" if claim.kind == "rate" else ends
     others = METHODS[NULLS[claim.method]].label
@@ -203,7 +204,7 @@ def _null_clause(claim: Claim, found: bool) -> str:
         many = controls if null.seeds > 1 else controls.removesuffix("s")
         return f", {'outside' if outside else 'inside'} the range of {null.seeds} {many} ({band}), too few for a test"
     if null.beyond:
-        joint = ", " if found else "; yet "
+        joint = ", " if is_effect else "; yet "
         return f"{joint}outside the null band of {null.seeds} {controls} ({band}; {p_text(null.p)})"
     where = "outside the range, but no further out than some" if outside else "inside the null band"
     return f"; no effect distinguishable from {others}: {where} of {null.seeds} {controls} ({band}; {p_text(null.p)})"
@@ -228,7 +229,7 @@ def _value(value: float, kind: Kind) -> str:
 
 
 def p_text(p: float) -> str:
-    """A p value with its sign of relation."""
+    """A p value in words: "p = 0.03" or "p < 0.001"."""
     if p < 0.001:
         return "p < 0.001"
     return f"p = {float(f'{p:.2g}'):g}"
@@ -239,7 +240,7 @@ def _before(value: float | None, form: str) -> str:
 
 
 def count(number: int, noun: str) -> str:
-    """A number of things, in the plural where there is not one."""
+    """A number of things: "1 prompt", "2,000 prompts"."""
     return f"{number:,} {noun}" + ("" if number == 1 else "s")
 
 
