@@ -61,20 +61,12 @@ def test_means_of_two_groups_and_magnitudes() -> None:
     found = mean_activations(find_architecture(model), prompts, groups, read=("neurons", "magnitudes"), batch_size=3)
     table = torch.stack([activations(model, prompt) for prompt in prompts]).double()
     assert found.counts == (4, 3)
-    assert found.neurons is not None and found.magnitudes is not None
+    assert found.neurons is not None and found.magnitudes is not None and not found.neurons.requires_grad
     for group in (0, 1):
         expected = table[[i for i, g in enumerate(groups) if g == group]].mean(dim=0)
         torch.testing.assert_close(found.neurons[group], expected.flatten(), atol=1e-6, rtol=0)
     torch.testing.assert_close(found.magnitudes, table.abs().mean(dim=0).flatten(), atol=1e-6, rtol=0)
     assert found.writes is None and found.blocks is None
-
-
-def test_more_groups_serve_folds() -> None:
-    architecture, prompts = find_architecture(tiny("llama")), rows(9)
-    folds = mean_activations(architecture, prompts, [0, 1, 2] * 3)
-    whole = mean_activations(architecture, prompts, [0] * 9)
-    assert folds.neurons is not None and whole.neurons is not None
-    torch.testing.assert_close(folds.neurons.mean(dim=0), whole.neurons[0], atol=1e-6, rtol=0)
 
 
 @pytest.mark.parametrize("batch_size", [1, 4, 100])
@@ -98,30 +90,23 @@ def test_count_in_top_breaks_ties_by_layer_and_index() -> None:
     assert counts.flatten().tolist() == [7] * 50 + [0] * 94
 
 
-def test_batches_are_sorted_by_length(monkeypatch: pytest.MonkeyPatch) -> None:
-    model, shapes = tiny("llama"), []
-    model.model.register_forward_pre_hook(
-        lambda _, __, kw: shapes.append(tuple(kw["input_ids"].shape)), with_kwargs=True
-    )
-    prompts = [[5] * n for n in (2, 9, 3, 8, 1)]
-    mean_activations(find_architecture(model), prompts, [0] * 5, batch_size=2)
-    assert shapes == [(2, 9), (2, 3), (1, 1)]
-
-
-def test_a_long_prompt_does_not_pad_short_ones(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize(
+    ("lengths", "batch_size", "expected"),
+    [((2, 9, 3, 8, 1), 2, [(2, 9), (2, 3), (1, 1)]), ((60, 7, 8, 6, 40, 5, 9), 16, [(2, 60), (5, 9)])],
+)
+def test_batches_are_sorted_by_length_and_little_padded(lengths: Any, batch_size: int, expected: Any) -> None:
     model, shapes, seen = tiny("llama"), [], []
     model.model.register_forward_pre_hook(
         lambda _, __, kw: shapes.append(tuple(kw["input_ids"].shape)), with_kwargs=True
     )
-    prompts = [[5] * n for n in (60, 7, 8, 6, 40, 5, 9)]
     mean_activations(
         find_architecture(model),
-        prompts,
-        [0] * 7,
-        batch_size=16,
-        progress=lambda stage, done, total, detail="": seen.append((done, total)),
+        [[5] * length for length in lengths],
+        [0] * len(lengths),
+        batch_size=batch_size,
+        progress=lambda stage, done, total, detail="": seen.append(done),
     )
-    assert shapes == [(2, 60), (5, 9)] and seen == [(2, 7), (7, 7)]
+    assert shapes == expected and seen[-1] == len(lengths) and len(seen) == len(expected)
 
 
 @pytest.mark.parametrize("read", ["neurons", "magnitudes", "writes", "blocks"])
@@ -143,11 +128,6 @@ def test_nothing_is_computed_that_is_not_read(read: Read) -> None:
     assert seen == [("first", 9), *after]
 
 
-def test_no_tensor_leaves_inference_mode_with_a_graph() -> None:
-    found = mean_activations(find_architecture(tiny("llama")), rows(), [0] * 7)
-    assert found.neurons is not None and not found.neurons.requires_grad
-
-
 def test_a_text_part_in_a_multimodal_model_is_read() -> None:
     text = tiny("gemma3_text").config
     config = tf.Gemma3Config(
@@ -161,18 +141,14 @@ def test_a_text_part_in_a_multimodal_model_is_read() -> None:
 
 
 def test_errors() -> None:
-    architecture = find_architecture(tiny("llama"))
+    model = tiny("llama")
+    architecture = find_architecture(model)
     with pytest.raises(ConfigError, match="batch size; got 0"):
         mean_activations(architecture, rows(), [0] * 7, batch_size=0)
     with pytest.raises(ConfigError, match=r"what to read; got \['noise'\]"):
         mean_activations(architecture, rows(), [0] * 7, read=("noise",))  # type: ignore[arg-type]
     with pytest.raises(ContrastError, match="no prompt"):
         count_in_top(architecture, [], 1)
-
-
-def test_a_layer_that_is_skipped_is_an_error() -> None:
-    model = tiny("llama")
-    architecture = find_architecture(model)
     model.model.layers[1].mlp.forward = lambda x: x
     with pytest.raises(CNAError, match="layer 1 was never called"):
         mean_activations(architecture, rows(), [0] * 7)

@@ -25,6 +25,7 @@ from tests.helpers.models import DENSE, TINY, VOCAB, tiny
 from tests.reference import attribution as reference
 
 FRACTION = 0.1  # 14 of 144 neurons
+NO_PROMPTS: dict[str, Any] = {"contrast": None}
 TEMPLATE = "{% for m in messages %}#{{ m['content'] }}|{% endfor %}{% if add_generation_prompt %}A:{% endif %}"
 
 
@@ -56,6 +57,14 @@ def contrast() -> ContrastSet:
         for length in (3, 8, 14, 33, 60, 5, 9, 20, 21, 40, 55)
     ]
     return ContrastSet("made-up", tuple(texts[:5]), tuple(texts[5:]), leakage="made up, nothing to leak into")
+
+
+@pytest.fixture(scope="module")
+def circuit(tokenizer: Any, contrast: ContrastSet) -> Circuit:
+    """Found on the tiny Llama."""
+    found = discover(tiny("llama"), tokenizer, contrast, fraction=0.05)
+    assert isinstance(found, Circuit)
+    return found
 
 
 def ids(prompts: tuple[str, ...], tokenizer: Any) -> list[list[int]]:
@@ -166,10 +175,9 @@ def test_random_controls(tokenizer: Any, contrast: ContrastSet, monkeypatch: pyt
 
 
 @pytest.mark.parametrize(("third", "layer"), [("bottom", 0), ("middle", 1), ("top", 2)])
-def test_controls_of_a_third_of_the_layers(tokenizer: Any, contrast: ContrastSet, third: Any, layer: int) -> None:
+def test_controls_of_a_third_of_the_layers(tokenizer: Any, circuit: Circuit, third: Any, layer: int) -> None:
     model = tiny("llama")
-    circuit = discover(model, tokenizer, contrast, fraction=0.05)
-    assert isinstance(circuit, Circuit) and circuit.discovery.universal_filter is not None
+    assert circuit.discovery.universal_filter is not None
     drawn = discover(model, tokenizer, None, method="random", like=circuit, seed=3, match=third)
     assert isinstance(drawn, Circuit) and drawn.method == "random" and drawn.layers == (layer,)
     assert len(drawn.neurons) == len(circuit.neurons) and drawn.name == f"made-up-random-3-{third}"
@@ -226,14 +234,6 @@ def test_top_activation_like_a_circuit(tokenizer: Any, contrast: ContrastSet, tm
     unfiltered = discover(model, tokenizer, contrast, top_k=7, universal_filter=False)
     bare = discover(model, tokenizer, contrast, method="top-activation", like=unfiltered)
     assert bare.discovery.universal_filter is None and bare.sha256 != found.sha256
-    with pytest.raises(ConfigError, match="a circuit to match gives size and layers itself"):
-        discover(model, tokenizer, contrast, method="top-activation", like=circuit, top_k=5)
-    with pytest.raises(ConfigError, match="top-activation needs a contrast set"):
-        discover(model, tokenizer, None, method="top-activation")
-    with pytest.raises(ConfigError, match="match has no meaning for method cna"):
-        discover(model, tokenizer, contrast, match="top")
-    with pytest.raises(ConfigError, match=r"match; got 'low'; allowed: layer, activation, bottom, middle, top"):
-        discover(model, tokenizer, None, method="random", like=circuit, match="low")  # type: ignore[arg-type]
 
 
 def test_many_controls_from_one_measurement(tokenizer: Any, contrast: ContrastSet) -> None:
@@ -264,39 +264,49 @@ def test_random_vectors(tokenizer: Any, contrast: ContrastSet) -> None:
     assert again.sha256 == drawn.sha256 != other.sha256
 
 
-def test_user_errors(tokenizer: Any, contrast: ContrastSet) -> None:
-    model = tiny("llama")
-    circuit = discover(model, tokenizer, contrast, top_k=3)
-    with pytest.raises(ConfigError, match="method; got 'abc'"):
-        discover(model, tokenizer, contrast, method="abc")  # type: ignore[arg-type]
-    with pytest.raises(ConfigError, match="one size"):
-        discover(model, tokenizer, contrast, fraction=0.1, top_k=3)
-    with pytest.raises(ConfigError, match="circuit size; got 0"):
-        discover(model, tokenizer, contrast, top_k=0)
-    with pytest.raises(ConfigError, match=r"matched to an intervention.*a circuit"):
-        discover(model, tokenizer, contrast, method="random")
-    with pytest.raises(ConfigError, match=r"matched to an intervention.*got 'cna'.*vectors"):
-        discover(model, tokenizer, contrast, method="random-vectors", like=circuit)
-    with pytest.raises(ConfigError, match="activation-matched controls need a contrast set"):
-        discover(model, tokenizer, None, method="random", like=circuit, match="activation")
-    with pytest.raises(ConfigError, match="cna needs a contrast set"):
-        discover(model, tokenizer, None)
-    with pytest.raises(ConfigError, match="layer has no meaning for method cna"):
-        discover(model, tokenizer, contrast, layer=1)
-    with pytest.raises(ConfigError, match="top-k has no meaning for method caa"):
-        discover(model, tokenizer, contrast, method="caa", top_k=5)
-    with pytest.raises(ConfigError, match="like has no meaning for method cna"):
-        discover(model, tokenizer, contrast, like=circuit)
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"method": "abc"}, "method; got 'abc'"),
+        ({"fraction": 0.1, "top_k": 3}, "one size"),
+        ({"top_k": 0}, "circuit size; got 0"),
+        ({"method": "random"}, r"matched to an intervention.*a circuit"),
+        ({"method": "random-vectors", "like": "CIRCUIT"}, r"matched to an intervention.*got 'cna'.*vectors"),
+        (NO_PROMPTS | {"method": "random", "like": "CIRCUIT", "match": "activation"}, "controls need a contrast set"),
+        (
+            NO_PROMPTS | {"method": "random", "like": "CIRCUIT", "match": "low"},
+            r"match; got 'low'; allowed: layer, act",
+        ),
+        (NO_PROMPTS, "cna needs a contrast set"),
+        (NO_PROMPTS | {"method": "top-activation"}, "top-activation needs a contrast set"),
+        ({"method": "top-activation", "like": "CIRCUIT", "top_k": 5}, "gives size and layers itself"),
+        ({"layer": 1}, "layer has no meaning for method cna"),
+        ({"method": "caa", "top_k": 5}, "top-k has no meaning for method caa"),
+        ({"like": "CIRCUIT"}, "like has no meaning for method cna"),
+        ({"match": "top"}, "match has no meaning for method cna"),
+    ],
+)
+def test_arguments_that_are_refused(
+    arguments: dict[str, Any], message: str, tokenizer: Any, contrast: ContrastSet, circuit: Circuit
+) -> None:
+    arguments = {"contrast": contrast, **arguments}
+    if "like" in arguments:
+        arguments["like"] = circuit
+    with pytest.raises(ConfigError, match=message):
+        discover(tiny("llama"), tokenizer, **arguments)
+
+
+def test_models_and_prompts_that_are_refused(tokenizer: Any, contrast: ContrastSet, circuit: Circuit) -> None:
+    wider = circuit.model_copy(update={"model": circuit.model.model_copy(update={"mlp_width": 64})})
     with pytest.raises(InterventionError, match="made for"):
-        wider = circuit.model_copy(update={"model": circuit.model.model_copy(update={"mlp_width": 64})})
-        discover(model, tokenizer, None, method="random", like=wider)
+        discover(tiny("llama"), tokenizer, None, method="random", like=wider)
     with pytest.raises(ArchitectureError, match="mixture-of-experts"):
         discover(TINY["granitemoe"](), tokenizer, contrast)
     long = ContrastSet("long", ("x" * 300,), ("y",), leakage="none")
     with pytest.raises(ContrastError, match="longer than the model can read; got '305 tokens'; allowed: up to 256"):
         discover(tiny("gpt2"), tokenizer, long)
     with pytest.raises(ConfigError, match="writes were not read"):
-        caa.find(measure(model, tokenizer, contrast, read=("neurons",)))
+        caa.find(measure(tiny("llama"), tokenizer, contrast, read=("neurons",)))
 
 
 def test_nan_weights_name_the_layer(tokenizer: Any, contrast: ContrastSet) -> None:
@@ -326,16 +336,11 @@ def test_hooks_are_removed_and_dropout_is_off_also_after_an_error(tokenizer: Any
 
 
 def test_no_logits_are_computed(tokenizer: Any, contrast: ContrastSet) -> None:
-    model = tiny("llama")
+    model, seen = tiny("llama"), []
     model.lm_head.register_forward_hook(lambda *_: pytest.fail("logits were computed"))
-    discover(model, tokenizer, contrast)
-
-
-def test_progress_reaches_the_end(tokenizer: Any, contrast: ContrastSet) -> None:
-    seen: list[tuple[int, int]] = []
     settings = Settings(batch_size=4, progress=lambda stage, done, total, detail="": seen.append((done, total)))
-    discover(tiny("llama"), tokenizer, contrast, universal_filter=False, settings=settings)
-    assert seen[-1] == (11, 11) and seen == sorted(set(seen))
+    discover(model, tokenizer, contrast, universal_filter=False, settings=settings)
+    assert seen[-1] == (11, 11) and seen == sorted(set(seen)), "progress reaches the end"
 
 
 def test_lora_is_read_at_the_wrapper(tokenizer: Any, contrast: ContrastSet) -> None:

@@ -8,7 +8,13 @@ import pytest
 import torch
 
 from lm_eval_cna.errors import ConfigError
-from lm_eval_cna.models.arguments import check_batch_size, check_device, check_dtype, naming_the_model
+from lm_eval_cna.models.arguments import (
+    check_batch_size,
+    check_device,
+    check_dtype,
+    check_engine_arguments,
+    naming_the_model,
+)
 
 
 @pytest.fixture
@@ -67,3 +73,22 @@ def test_only_errors_of_the_users_making_are_turned() -> None:
         raise TypeError("__init__() got an unexpected keyword argument 'colour'")
     with pytest.raises(TypeError, match="a bug"), naming_the_model("a/b"):
         raise TypeError("a bug")
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        {"data_parallel_size": 2},
+        {"data_parallel_size": "8"},
+        {"worker_extension_cls": "a.B"},
+        {"worker_cls": "a.B"},
+        {"kv_transfer_config": {"kv_connector": "x"}},
+    ],
+)
+def test_arguments_under_which_something_unsteered_would_answer(arguments: dict[str, Any]) -> None:
+    with pytest.raises(ConfigError, match=next(iter(arguments))):
+        check_engine_arguments(arguments)
+
+
+def test_other_arguments_of_the_engine() -> None:
+    check_engine_arguments({"data_parallel_size": "1", "tensor_parallel_size": 4, "worker_cls": None})

@@ -108,7 +108,12 @@ def test_batch_size_auto(checkpoint: Path, circuit_file: Path) -> None:
     )
 
 
-def test_another_model_of_the_same_shape_is_a_warning_in_the_results(circuit_file: Path, tmp_path: Path) -> None:
+def test_another_shape_is_refused_and_another_model_of_the_same_is_a_warning_in_the_results(
+    circuit_file: Path, tmp_path: Path
+) -> None:
+    wide = save_llama(tmp_path / "wide", width=96)
+    with pytest.raises(InterventionError, match="mlp_width 64; got 'LlamaForCausalLM of mlp_width 96'"):
+        CNAHFLM(pretrained=str(wide), circuit=str(circuit_file), device="cpu")
     other = save_llama(tmp_path / "other", seed=1)
     lm = CNAHFLM(pretrained=str(other), circuit=str(circuit_file), device="cpu")
     assert any("not those of the model" in warning for warning in lm.get_model_info()["cna"]["warnings"])
@@ -121,6 +126,8 @@ def test_vectors_and_scale(checkpoint: Path, tmp_path: Path) -> None:
     plain = CNAHFLM(pretrained=str(checkpoint), circuit=str(path), multiplier=0.5, device="cpu")
     scaled = CNAHFLM(pretrained=str(checkpoint), circuit=str(path), multiplier=0, scale=0.5, device="cpu")
     assert answers(plain) == answers(scaled) != answers(lm)
+    with pytest.raises(SteeringError, match="vectors cannot be folded"):
+        CNAHFLM(pretrained=str(checkpoint), circuit=str(path), mode="fold", device="cpu")
 
 
 @pytest.mark.parametrize(
@@ -144,19 +151,6 @@ def test_bad_arguments(circuit_file: Path, arguments: dict[str, Any], error: typ
     assert "\n" not in str(caught.value)
 
 
-def test_a_circuit_of_another_shape_is_refused(circuit_file: Path, tmp_path: Path) -> None:
-    wide = save_llama(tmp_path / "wide", width=96)
-    with pytest.raises(InterventionError, match="mlp_width 64; got 'LlamaForCausalLM of mlp_width 96'"):
-        CNAHFLM(pretrained=str(wide), circuit=str(circuit_file), device="cpu")
-
-
-def test_folding_vectors_is_refused(checkpoint: Path, tmp_path: Path) -> None:
-    path = tmp_path / "vectors.safetensors"
-    vectors(CNAHFLM(pretrained=str(checkpoint), device="cpu").architecture).write(path)
-    with pytest.raises(SteeringError, match="vectors cannot be folded"):
-        CNAHFLM(pretrained=str(checkpoint), circuit=str(path), mode="fold", device="cpu")
-
-
 def test_one_edited_neuron_changes_the_fingerprint(checkpoint: Path) -> None:
     lm = CNAHFLM(pretrained=str(checkpoint), device="cpu")
     edited = CNAHFLM(pretrained=str(checkpoint), device="cpu")
@@ -167,7 +161,7 @@ def test_one_edited_neuron_changes_the_fingerprint(checkpoint: Path) -> None:
     assert CNAHFLM(pretrained=str(checkpoint), device="cpu").fingerprint == lm.fingerprint
 
 
-def task(repo_root: Path, folder: Path) -> Any:
+def task(folder: Path) -> Any:
     """A task of two prompts that needs no data set."""
     rows = folder / "rows.jsonl"
     rows.write_text("".join(json.dumps({"Goal": text}) + "\n" for text in TEXTS[:2]))
@@ -191,8 +185,8 @@ def evaluate(lm: Any, config: Any, cache: Path | None, **kwargs: Any) -> Any:
     )
 
 
-def test_a_cache_serves_one_setting_only(checkpoint: Path, circuit_file: Path, repo_root: Path, tmp_path: Path) -> None:
-    config, cache = task(repo_root, tmp_path), tmp_path / "cache"
+def test_a_cache_serves_one_setting_only(checkpoint: Path, circuit_file: Path, tmp_path: Path) -> None:
+    config, cache = task(tmp_path), tmp_path / "cache"
 
     def at(multiplier: float) -> CNAHFLM:
         return CNAHFLM(circuit=str(circuit_file), multiplier=multiplier, device="cpu")
@@ -204,14 +198,10 @@ def test_a_cache_serves_one_setting_only(checkpoint: Path, circuit_file: Path, r
     with pytest.raises(CacheError, match=r"belongs to .* cna at multiplier 0; got '.* at multiplier 2'; .*--use_cache"):
         evaluate(at(2), config, cache)
 
-
-def test_a_filled_cache_of_unknown_origin_is_refused(
-    checkpoint: Path, circuit_file: Path, repo_root: Path, tmp_path: Path
-) -> None:
-    config, cache = task(repo_root, tmp_path), tmp_path / "cache"
-    evaluate(HFLM(pretrained=str(checkpoint), device="cpu"), config, cache)
+    stock = tmp_path / "stock"
+    evaluate(HFLM(pretrained=str(checkpoint), device="cpu"), config, stock)
     with pytest.raises(CacheError, match="unknown origin"):
-        evaluate(CNAHFLM(circuit=str(circuit_file), device="cpu"), config, cache)
+        evaluate(at(0), config, stock)
 
 
 WORKER = """
@@ -235,13 +225,11 @@ json.dump(record, open(f"{out}.{rank}", "w"))
 """
 
 
-def test_two_cpu_processes_share_the_requests(
-    checkpoint: Path, circuit_file: Path, repo_root: Path, tmp_path: Path
-) -> None:
+def test_two_cpu_processes_share_the_requests(checkpoint: Path, circuit_file: Path, tmp_path: Path) -> None:
     script, config, out = tmp_path / "worker.py", tmp_path / "task.json", tmp_path / "out"
     out.mkdir()
     script.write_text(WORKER)
-    config.write_text(json.dumps(task(repo_root, tmp_path)))
+    config.write_text(json.dumps(task(tmp_path)))
     arguments = [str(script), str(checkpoint), str(circuit_file), str(config)]
     subprocess.run([sys.executable, *arguments, str(out / "alone")], check=True)
     launcher = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node=2", "--master-port=29617"]

@@ -20,7 +20,7 @@ from lm_eval_cna.transformer.prompts import Rendering, render_prompts
 from lm_eval_cna.validation.first_token_kl import Divergence, harmless_kl, kl_divergence
 from tests.helpers.checkpoints import save_llama
 from tests.helpers.interventions import circuit, vectors
-from tests.helpers.models import DENSE, VOCAB, tiny
+from tests.helpers.models import DENSE, VOCAB, left_unchanged, tiny
 
 PROMPTS = ("a", "Of several lengths, so that batches need padding.", "How so?", "Why, and for how long?", "ok")
 
@@ -75,10 +75,12 @@ def test_equals_the_slow_version(family: str) -> None:
 @pytest.mark.parametrize("family", ["llama", "gemma2", "gpt2"])
 def test_a_setting_that_changes_nothing_has_a_kl_of_exactly_zero(family: str) -> None:
     # Not the short cut for m = 1: vectors of strength 0 go through steering and the model.
-    model = tiny(family)
+    model = tiny(family).train()  # GPT-2's configuration has dropout 0.1, which must be off
     added = vectors(find_architecture(model))
-    (found,) = harmless_kl(model, Letters(), [Setting(added, 0.0, scale=0.0)], PROMPTS, batch_size=2)
+    with left_unchanged(model):
+        (found,) = harmless_kl(model, Letters(), [Setting(added, 0.0, scale=0.0)], PROMPTS, batch_size=2)
     assert found == Divergence((0.0,) * len(PROMPTS), 0.0, 0.0)
+    assert all(module.training for module in model.modules())
 
 
 def test_percentile_by_hand() -> None:
@@ -120,27 +122,12 @@ def test_the_last_position_alone_is_computed_and_the_baseline_runs_once() -> Non
     assert told == [(0, 2), (1, 2)]
 
 
-def test_the_model_is_as_it_was() -> None:
-    model = tiny("llama").train()
-    before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
-    harmless_kl(model, Letters(), [Setting(circuit(find_architecture(model)), 0.0)], PROMPTS)
-    assert all(module.training for module in model.modules())
-    assert all(torch.equal(tensor, before[name]) for name, tensor in model.state_dict().items())
-
-
-def test_dropout_is_off() -> None:
-    model = tiny("gpt2").train()  # its configuration has dropout 0.1
-    added = vectors(find_architecture(model))
-    (found,) = harmless_kl(model, Letters(), [Setting(added, 0.0, scale=0.0)], PROMPTS)
-    assert found.mean == 0.0
-
-
-def test_a_wreck_is_not_averaged_away() -> None:
+def test_a_broken_model_is_not_averaged_away() -> None:
     model = tiny("llama")
     added = vectors(find_architecture(model))
     broken = added.model_copy(update={"tensors": {layer: v * 1e38 for layer, v in added.tensors.items()}})
-    wrecked, sound = harmless_kl(model, Letters(), [Setting(broken, 100.0), Setting(added, 1.5)], PROMPTS)
-    assert wrecked == Divergence((None,) * len(PROMPTS), None, None)
+    broken_kl, sound = harmless_kl(model, Letters(), [Setting(broken, 100.0), Setting(added, 1.5)], PROMPTS)
+    assert broken_kl == Divergence((None,) * len(PROMPTS), None, None)
     assert sound.mean is not None and sound.mean > 0
 
 

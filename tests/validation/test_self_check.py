@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from typing import Any, Literal
 
@@ -26,7 +25,7 @@ from lm_eval_cna.validation import self_check as self_check_module
 from lm_eval_cna.validation.self_check import MORE_PROMPTS, PROMPTS, SelfCheck, self_check
 from lm_eval_cna.validation.self_check_hooks import ModuleCheck
 from tests.helpers.interventions import circuit, vectors
-from tests.helpers.models import DENSE, VOCAB, tiny
+from tests.helpers.models import DENSE, VOCAB, left_unchanged, tiny
 
 RunMode = Literal["auto", "fold", "hook", "rows"]
 MODES: tuple[RunMode, ...] = ("fold", "hook", "rows")
@@ -62,35 +61,18 @@ def with_method(found: Circuit, method: str) -> Circuit:
 def test_a_sound_model(family: str, mode: RunMode) -> None:
     model = tiny(family)
     architecture = find_architecture(model)
-    before = {name: value.clone() for name, value in model.state_dict().items()}
     interventions: dict[str, Circuit | Vectors] = {"circuit": circuit(architecture)}
     if mode != "fold":
         interventions |= {"caa": vectors(architecture), "residual": vectors(architecture, place="block")}
-    found = checked(model, mode, **interventions)
+    with left_unchanged(model):
+        found = checked(model, mode, **interventions)
+    assert SelfCheck.model_validate_json(found.model_dump_json()) == found
     assert found.mode == mode and found.noise == 0
     for name, intervention in interventions.items():
         seen = found.interventions[name]
         assert (seen.prompts, seen.identity, seen.layers) == (PROMPTS, 0, intervention.layers)
         assert seen.change > 1e-3
         assert seen.columns_sha256 is not None
-    assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
-    assert not any(module._forward_pre_hooks or module._forward_hooks for module in model.modules())
-
-
-def test_the_result_is_plain_data() -> None:
-    model = tiny("llama")
-    found = checked(model, "auto", circuit=circuit(find_architecture(model)))
-    assert SelfCheck.model_validate_json(found.model_dump_json()) == found
-
-
-# What is not as it should be
-
-
-@contextmanager
-def fault(monkeypatch: pytest.MonkeyPatch, where: object, name: str, wrong: Callable[..., Any]) -> Iterator[None]:
-    with monkeypatch.context() as patched:
-        patched.setattr(where, name, wrong)
-        yield
 
 
 @pytest.mark.parametrize("mode", MODES)
@@ -114,37 +96,30 @@ def test_a_layer_that_is_left_out_is_named(mode: RunMode, monkeypatch: pytest.Mo
         checked(model, mode, circuit=whole)
 
 
-def test_an_undo_that_forgets_a_fold_is_found(monkeypatch: pytest.MonkeyPatch) -> None:
+def forgetful_fold(*given: Any) -> Callable[[], None]:
+    fold_columns(*given)
+    return lambda: None
+
+
+def reversed_rows(self: RowSteering, rows: Sequence[int]) -> None:
+    assign(self, list(reversed(rows)))
+
+
+assign = RowSteering.assign
+FAULTS: dict[str, tuple[RunMode, Any, str, Any, str]] = {
+    "columns stay": ("fold", apply_module, "fold_columns", forgetful_fold, "leaves a changed model"),
+    "hooks stay": ("rows", RowSteering, "__exit__", lambda *_: None, "rows of the batch|leaves a changed model"),
+    "rows are mixed up": ("rows", RowSteering, "assign", reversed_rows, "m = 1 is not the untouched model"),
+}
+
+
+@pytest.mark.parametrize("case", FAULTS)
+def test_a_fault_of_steering_is_found(case: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    mode, where, name, wrong, message = FAULTS[case]
     model = tiny("llama")
-
-    def forgets(*given: Any) -> Callable[[], None]:
-        fold_columns(*given)
-        return lambda: None
-
-    with (
-        fault(monkeypatch, apply_module, "fold_columns", forgets),
-        pytest.raises(SteeringError, match="leaves a changed model"),
-    ):
-        checked(model, "fold", circuit=circuit(find_architecture(model)))
-
-
-def test_hooks_that_stay_are_found(monkeypatch: pytest.MonkeyPatch) -> None:
-    model = tiny("llama")
-    with (
-        fault(monkeypatch, RowSteering, "__exit__", lambda *_: None),
-        pytest.raises((SteeringError, RuntimeError), match=r"rows of the batch|leaves a changed model"),
-    ):
-        checked(model, "rows", circuit=circuit(find_architecture(model)))
-
-
-def test_rows_that_are_mixed_up_are_found(monkeypatch: pytest.MonkeyPatch) -> None:
-    model = tiny("llama")
-    assign = RowSteering.assign
-    with (
-        fault(monkeypatch, RowSteering, "assign", lambda self, rows: assign(self, list(reversed(rows)))),
-        pytest.raises(SteeringError, match="m = 1 is not the untouched model"),
-    ):
-        checked(model, "rows", circuit=circuit(find_architecture(model)))
+    monkeypatch.setattr(where, name, wrong)
+    with pytest.raises(SteeringError, match=message):
+        checked(model, mode, circuit=circuit(find_architecture(model)))
 
 
 def test_an_identity_that_is_none_is_found(monkeypatch: pytest.MonkeyPatch) -> None:

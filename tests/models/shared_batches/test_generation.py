@@ -1,10 +1,9 @@
-"""Packed greedy generation: every row's text is what its cell gives alone, row by row and without padding."""
+"""Greedy generation in shared batches: every row's text is what its cell gives alone, without padding."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -16,13 +15,13 @@ from lm_eval_cna.errors import ConfigError, SteeringError
 from lm_eval_cna.models.decoding import greedy
 from lm_eval_cna.models.decoding.row_cache import closed_up
 from lm_eval_cna.models.hf import CNAHFLM
-from lm_eval_cna.models.shared_batches.capacity import CPU_ROWS, DEVICE_ROWS, rows_that_fit, why_not_shared
+from lm_eval_cna.models.shared_batches.capacity import why_not_shared
 from lm_eval_cna.models.shared_batches.generation import Completion, GenerationJob, SharedGenerator
 from lm_eval_cna.steering.apply import steer
 from lm_eval_cna.steering.setting import Setting
 from tests.helpers.checkpoints import byte_tokenizer, save_llama
 from tests.helpers.interventions import circuit, vectors
-from tests.helpers.models import DENSE, VOCAB, tiny
+from tests.helpers.models import DENSE, VOCAB, left_unchanged, tiny
 
 #: Many tokens end a response, so that random models, which never stop of their own will, stop at different times.
 ENDS = [2, *range(20, 28)]
@@ -61,10 +60,10 @@ def alone(lm: CNAHFLM, job: GenerationJob, setting: Setting) -> list[int]:
 
 
 def check_rows(lm: CNAHFLM, jobs: Sequence[GenerationJob], settings: Sequence[Setting]) -> list[list[int]]:
-    """Compare a packed batch with its rows alone; returns the rows' tokens."""
+    """Compare a shared batch with its rows alone; returns the rows' tokens."""
     wanted = [alone(lm, job, settings[job.setting]) for job in jobs]
-    with SharedGenerator(lm, settings) as packed:
-        got = packed.generate(jobs)
+    with SharedGenerator(lm, settings) as generator:
+        got = generator.generate(jobs)
     assert [each.text for each in got] == [lm.tokenizer.decode(row, skip_special_tokens=True) for row in wanted]
     assert [each.tokens for each in got] == [len(row) for row in wanted]
     return wanted
@@ -73,6 +72,7 @@ def check_rows(lm: CNAHFLM, jobs: Sequence[GenerationJob], settings: Sequence[Se
 @pytest.mark.parametrize("family", DENSE)
 def test_rows_of_different_settings_equal_the_rows_alone(family: str) -> None:
     lm = loaded(tiny(family))
+    assert why_not_shared(lm, {"until": []}) is None
     settings = settings_of(lm)
     jobs = [GenerationJob(ids, position, NEW) for ids in prompts() for position in range(len(settings))]
     check_rows(lm, jobs, settings)
@@ -157,8 +157,10 @@ def test_finished_rows_leave_the_batch(monkeypatch: pytest.MonkeyPatch) -> None:
     lm.model.register_forward_pre_hook(
         lambda _module, _args, kwargs: sizes.append(len(kwargs["input_ids"])), with_kwargs=True
     )
-    with SharedGenerator(lm, [Setting()]) as packed:
-        got = packed.generate([GenerationJob(ids, 0, limit) for ids, limit in zip(prompts(), (2, 5, 9), strict=True)])
+    with SharedGenerator(lm, [Setting()]) as generator:
+        got = generator.generate(
+            [GenerationJob(ids, 0, limit) for ids, limit in zip(prompts(), (2, 5, 9), strict=True)]
+        )
     assert [each.tokens for each in got] == [2, 5, 9]
     assert sizes == [3] * 2 + [2] * 3 + [1] * 4
 
@@ -211,7 +213,7 @@ def harness(lm: CNAHFLM, setting: Setting, texts: Sequence[str], gen_kwargs: dic
     return got
 
 
-def pack(
+def share(
     lm: CNAHFLM, settings: Sequence[Setting], texts: Sequence[str], stop: Sequence[str], new: int
 ) -> list[list[Completion]]:
     jobs = [
@@ -219,8 +221,8 @@ def pack(
         for position in range(len(settings))
         for text in texts
     ]
-    with SharedGenerator(lm, settings) as packed:
-        got = packed.generate(jobs)
+    with SharedGenerator(lm, settings) as generator:
+        got = generator.generate(jobs)
     return [got[start : start + len(texts)] for start in range(0, len(got), len(texts))]
 
 
@@ -248,24 +250,24 @@ def test_text_equals_the_harness(checkpoint: Path, batch_size: int, size: int) -
     stop = pieces([text for row in plain for text in row][:6], size) if size else []
     wanted = [harness(lm, setting, TEXTS, {**free, "until": stop}) for setting in settings] if size else plain
     assert (wanted == plain) == (not size)
-    got = pack(lm, settings, TEXTS, stop, 30)
+    got = share(lm, settings, TEXTS, stop, 30)
     assert [[each.text for each in row] for row in got] == wanted
     assert not size or min(each.tokens for row in got for each in row) < 30
 
 
 def test_several_end_tokens_and_the_tokenizers_own(lm: CNAHFLM) -> None:
-    [[free]] = pack(lm, [Setting()], TEXTS[:1], (), 30)
+    [[free]] = share(lm, [Setting()], TEXTS[:1], (), 30)
     tokens = alone(lm, GenerationJob(tuple(lm.tok_encode(TEXTS[0])), 0, 30), Setting())
     assert free.tokens == len(tokens)
     lm.model.generation_config.eos_token_id = [2, tokens[7], tokens[12]]
     kwargs = {"until": [], "do_sample": False, "max_gen_toks": 30}
-    [[ended]] = pack(lm, [Setting()], TEXTS[:1], (), 30)
+    [[ended]] = share(lm, [Setting()], TEXTS[:1], (), 30)
     assert ended.tokens == tokens.index(tokens[7]) + 1 or ended.tokens == tokens.index(tokens[12]) + 1
     assert [ended.text] == harness(lm, Setting(), TEXTS[:1], kwargs)
     # The tokenizer's end token ends a row even where the generation settings do not name it.
     lm.model.generation_config.eos_token_id = 1
     lm.tokenizer.eos_token = lm.tokenizer.convert_ids_to_tokens(tokens[9])
-    [[ended]] = pack(lm, [Setting()], TEXTS[:1], (), 30)
+    [[ended]] = share(lm, [Setting()], TEXTS[:1], (), 30)
     assert ended.tokens == tokens.index(tokens[9]) + 1
     assert [ended.text] == harness(lm, Setting(), TEXTS[:1], kwargs)
 
@@ -275,7 +277,7 @@ def test_thinking_is_cut_as_the_harness_cuts_it(lm: CNAHFLM, kind: str) -> None:
     tokens = alone(lm, GenerationJob(tuple(lm.tok_encode(TEXTS[0])), 0, 30), Setting())
     middle = next(token for token in tokens[8:] if token > 36)
     lm.think_end_token = middle if kind == "token" else lm.tokenizer.decode([middle])
-    [[got]] = pack(lm, [Setting()], TEXTS[:1], (), 30)
+    [[got]] = share(lm, [Setting()], TEXTS[:1], (), 30)
     assert [got.text] == harness(lm, Setting(), TEXTS[:1], {"until": [], "do_sample": False, "max_gen_toks": 30})
     assert len(got.text) < len(lm.tok_decode(tokens))
 
@@ -286,100 +288,32 @@ def test_one_setting_around_the_batch(lm: CNAHFLM, mode: Any) -> None:
     settings = [Setting(chosen, 0.0), Setting(), Setting(chosen, 2.0)]
     if mode != "fold":
         settings.append(Setting(caa, 0.0, 0.3))
-    before = {name: tensor.clone() for name, tensor in lm.model.state_dict().items()}
-    packed = pack(lm, settings, TEXTS, (), 12)
+    shared = share(lm, settings, TEXTS, (), 12)
     jobs = [
         [GenerationJob(tuple(lm.tok_encode(text)), position, 12) for text in TEXTS] for position in range(len(settings))
     ]
-    with SharedGenerator(lm, settings, mode=mode) as generator:
-        assert [generator.generate(each) for each in jobs] == packed
+    with left_unchanged(lm.model), SharedGenerator(lm, settings, mode=mode) as generator:
+        assert [generator.generate(each) for each in jobs] == shared
         with pytest.raises(SteeringError, match="settings in one batch"):
             generator.generate([jobs[0][0], jobs[1][0]])
-    assert all(torch.equal(tensor, before[name]) for name, tensor in lm.model.state_dict().items())
 
 
 def test_near_ties_are_counted_per_row(lm: CNAHFLM) -> None:
     """Two tokens with one and the same output vector tie wherever they win."""
     job = GenerationJob(tuple(lm.tok_encode(TEXTS[0])), 0, 30)
     other = GenerationJob(tuple(lm.tok_encode(TEXTS[1])), 0, 30)
-    with SharedGenerator(lm, [Setting()]) as packed:
-        assert [each.near_ties for each in packed.generate([job, other])] == [0, 0]
+    with SharedGenerator(lm, [Setting()]) as generator:
+        assert [each.near_ties for each in generator.generate([job, other])] == [0, 0]
     tokens = alone(lm, job, Setting())
     likely = max(set(tokens), key=tokens.count)
     twin = next(token for token in range(40, 250) if token not in tokens)
     with torch.no_grad():
         lm.model.lm_head.weight[twin] = lm.model.lm_head.weight[likely]
-    with SharedGenerator(lm, [Setting()]) as packed:
-        first = packed.generate([job, other])
-        assert packed.generate([job, other]) == first
+    with SharedGenerator(lm, [Setting()]) as generator:
+        first = generator.generate([job, other])
+        assert generator.generate([job, other]) == first
     again = alone(lm, job, Setting())
     assert first[0].near_ties == sum(token in (likely, twin) for token in again) > 0
-
-
-NEVER: dict[str, tuple[dict[str, Any], str]] = {
-    "sampling": ({"do_sample": True, "temperature": 0.7}, "sampling"),
-    "temperature": ({"temperature": 0.7}, "sampling"),
-    "beams": ({"num_beams": 4}, "num_beams"),
-    "another option": ({"do_sample": False, "top_k": 5}, "top_k"),
-}
-
-
-@pytest.mark.parametrize("case", NEVER)
-def test_what_is_asked_for_but_is_not_greedy(lm: CNAHFLM, case: str) -> None:
-    asked, word = NEVER[case]
-    assert word in (why_not_shared(lm, {"until": [], **asked}) or "")
-
-
-def test_what_can_be_packed(lm: CNAHFLM) -> None:
-    for kwargs in ({}, {"until": ["\n"]}, {"until": [], "do_sample": False, "max_gen_toks": 5}, {"temperature": 0.0}):
-        assert why_not_shared(lm, kwargs) is None
-    # Sampling by default, as most instruct models are configured, does not matter: greedy decoding is asked for.
-    lm.model.generation_config.update(do_sample=True, temperature=0.6, top_p=0.9, repetition_penalty=1.1)
-    assert why_not_shared(lm, {"until": [], "do_sample": False}) is None
-
-
-def own_generate(model: Any) -> None:
-    model.__class__ = type("Own", (type(model),), {"generate": lambda self: None})
-
-
-def own_inputs(model: Any) -> None:
-    model.__class__ = type("Own", (type(model),), {"prepare_inputs_for_generation": lambda self: None})
-
-
-def rope(model: Any) -> None:
-    model.config.rope_parameters = {"rope_type": "dynamic", "rope_theta": 1e4, "factor": 2.0}
-
-
-SPOILED: dict[str, tuple[Callable[[Any], Any], str]] = {
-    "beams": (lambda model: model.generation_config.update(num_beams=3), "num_beams"),
-    "guidance": (lambda model: model.generation_config.update(guidance_scale=1.5), "guidance_scale"),
-    "static cache": (lambda model: model.generation_config.update(cache_implementation="static"), "cache_impl"),
-    "stop strings": (lambda model: model.generation_config.update(stop_strings=["a"]), "stop_strings"),
-    "generate": (own_generate, "generate of its own"),
-    "inputs": (own_inputs, "in its own way"),
-    "positions": (rope, "dynamic positions"),
-    "encoder": (lambda model: setattr(model.config, "is_encoder_decoder", True), "encoder-decoder"),
-}
-
-
-@pytest.mark.parametrize("case", SPOILED)
-def test_what_the_model_asks_for_but_is_not_greedy(lm: CNAHFLM, case: str) -> None:
-    spoil, word = SPOILED[case]
-    spoil(lm.model)
-    assert word in (why_not_shared(lm, {"until": []}) or "")
-
-
-@pytest.mark.parametrize("family", DENSE)
-def test_every_family_can_be_packed(family: str) -> None:
-    assert why_not_shared(loaded(tiny(family)), {"until": []}) is None
-
-
-def test_a_recurrent_model_cannot() -> None:
-    import transformers as tf
-
-    config = tf.MambaConfig(vocab_size=VOCAB, hidden_size=16, num_hidden_layers=1, state_size=4)
-    lm = loaded(tf.AutoModelForCausalLM.from_config(config))
-    assert "cache" in (why_not_shared(lm, {"until": []}) or "")
 
 
 def test_wrong_jobs() -> None:
@@ -394,38 +328,7 @@ def test_a_generator_undoes_what_was_there_and_cleans_up(lm: CNAHFLM) -> None:
     lm.steer(Setting(chosen, 0.0))
     with pytest.raises(SteeringError, match="mode; got 'rose'"):
         SharedGenerator(lm, [Setting()], mode="rose")  # type: ignore[arg-type]
-    with pytest.raises(RuntimeError, match="boom"), SharedGenerator(lm, [Setting(chosen, 0.0)]) as packed:
-        assert packed.generate([]) == []
+    with pytest.raises(RuntimeError, match="boom"), SharedGenerator(lm, [Setting(chosen, 0.0)]) as generator:
+        assert generator.generate([]) == []
         raise RuntimeError("boom")
     lm.steer(Setting(chosen, 2.0))
-
-
-def test_the_default_batch_on_a_cpu(lm: CNAHFLM) -> None:
-    assert rows_that_fit(lm, 100, 150) == CPU_ROWS
-
-
-def test_the_default_batch_on_several_devices_fits_on_each(lm: CNAHFLM, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Two devices with two layers each, one of them nearly full; a layer on the meta device runs on the first."""
-    first, second = torch.device("cuda", 0), torch.device("cuda", 1)
-    free = {first: 2**34, second: 2**34}
-    places = [torch.device("meta"), first, second, second]
-    layers = [
-        SimpleNamespace(block=SimpleNamespace(parameters=lambda place=place: iter([SimpleNamespace(device=place)])))
-        for place in places
-    ]
-    fake: Any = SimpleNamespace(
-        device=first,
-        model=SimpleNamespace(config=lm.model.config, dtype=torch.float32),
-        architecture=SimpleNamespace(layers=layers, layout=lm.architecture.layout),
-    )
-    monkeypatch.setattr(torch.cuda, "mem_get_info", lambda device: (free[device], 2**35))
-    monkeypatch.setattr(torch.cuda, "memory_reserved", lambda device: 0)
-    monkeypatch.setattr(torch.cuda, "memory_allocated", lambda device: 0)
-    assert rows_that_fit(fake, 100, 150) == DEVICE_ROWS
-    free[second] = 2**24
-    few = rows_that_fit(fake, 100, 150)
-    assert 1 <= few < DEVICE_ROWS
-    free[first], free[second] = free[second], free[first]
-    assert rows_that_fit(fake, 100, 150) == few, "two layers are on each"
-    free[first] = 1
-    assert rows_that_fit(fake, 100, 150) == 1

@@ -10,18 +10,16 @@ import pytest
 import torch
 from torch import nn
 
-from lm_eval_cna.errors import ArchitectureError, ConfigError, SteeringError
+from lm_eval_cna.errors import ArchitectureError, SteeringError
 from lm_eval_cna.interventions.circuit import Circuit
-from lm_eval_cna.models.arguments import check_engine_arguments
 from lm_eval_cna.models.vllm_engine.plan import check_steered, check_workers, plan_for, resolve_mode
 from lm_eval_cna.models.vllm_engine.worker import SteeringWorker, find_parts
 from lm_eval_cna.steering.apply import steer
-from lm_eval_cna.steering.hooks import local_neurons
 from lm_eval_cna.steering.setting import Setting
 from lm_eval_cna.transformer.decoder import find_architecture
 from lm_eval_cna.transformer.neurons import Neuron
 from tests.helpers.interventions import circuit, vectors
-from tests.helpers.models import prompts, tiny
+from tests.helpers.models import left_unchanged, prompts, tiny
 
 
 class UnquantizedLinearMethod:
@@ -99,18 +97,17 @@ def mlps(model: Any) -> list[Any]:
 @pytest.mark.parametrize("multiplier", [0.0, 0.5, 2.0])
 def test_ranks_together_steer_the_circuit(size: int, mode: str, multiplier: float) -> None:
     ranks = Ranks(size)
-    before = [parameter.clone() for parameter in ranks.model.parameters()]
     setting = Setting(circuit(ranks.architecture, per_layer=16), multiplier)
     plan = plan_for(setting, mode)
     check_workers(ranks.ask("cna_describe"), ranks.architecture)
-    check_steered(ranks.ask("cna_steer", plan), plan)
-    with steer(ranks.whole, setting, mode="hook"):
-        expected = ranks.logits(ranks.whole)
-    assert torch.allclose(ranks.logits(ranks.model), expected, atol=1e-5)
-    if mode == "hook":
-        assert ranks.ask("cna_uncalled") == [[]] * size
-    ranks.ask("cna_unsteer")
-    assert all(torch.equal(a, b) for a, b in zip(before, ranks.model.parameters(), strict=True))
+    with left_unchanged(ranks.model):
+        check_steered(ranks.ask("cna_steer", plan), plan)
+        with steer(ranks.whole, setting, mode="hook"):
+            expected = ranks.logits(ranks.whole)
+        assert torch.allclose(ranks.logits(ranks.model), expected, atol=1e-5)
+        if mode == "hook":
+            assert ranks.ask("cna_uncalled") == [[]] * size
+        ranks.ask("cna_unsteer")
     assert torch.allclose(ranks.logits(ranks.model), ranks.logits(ranks.whole), atol=1e-5)
 
 
@@ -149,11 +146,6 @@ def test_a_vector_arrives_as_it_was() -> None:
     assert plan["strength"] == 1.0
     for layer, numbers in plan["layers"]:
         assert torch.equal(torch.tensor(numbers), chosen.tensors[layer])
-
-
-def test_slices() -> None:
-    assert local_neurons([0, 23, 24, 47], range(24, 48)) == [0, 23]
-    assert local_neurons([], range(0, 24)) == []
 
 
 def test_workers_that_are_not_the_model() -> None:
@@ -249,22 +241,3 @@ def test_compiled_engines_fold_and_never_hook() -> None:
             resolve_mode(answers, chosen, mode)  # type: ignore[arg-type]
     with pytest.raises(SteeringError, match="vectors are no weights"):
         resolve_mode(answers, vectors(ranks.architecture), "fold")
-
-
-@pytest.mark.parametrize(
-    "arguments",
-    [
-        {"data_parallel_size": 2},
-        {"data_parallel_size": "8"},
-        {"worker_extension_cls": "a.B"},
-        {"worker_cls": "a.B"},
-        {"kv_transfer_config": {"kv_connector": "x"}},
-    ],
-)
-def test_arguments_under_which_something_unsteered_would_answer(arguments: dict[str, Any]) -> None:
-    with pytest.raises(ConfigError, match=next(iter(arguments))):
-        check_engine_arguments(arguments)
-
-
-def test_other_arguments_of_the_engine() -> None:
-    check_engine_arguments({"data_parallel_size": "1", "tensor_parallel_size": 4, "worker_cls": None})
