@@ -1,4 +1,4 @@
-"""Seals: damage anywhere in a document is noticed or changes nothing that it says."""
+"""Checksums: damage anywhere in a document is noticed or changes nothing that it says."""
 
 from __future__ import annotations
 
@@ -18,14 +18,14 @@ from lm_eval_cna.transformer.neurons import Neuron
 DOCUMENT = {"rate": 0.125, "n": 100, "text": "ä\n sha256", "none": None, "more": {"sha256": "mine"}}
 
 
-def test_what_is_sealed_is_read_back() -> None:
+def test_what_is_written_is_read_back() -> None:
     for document in (DOCUMENT, {}, {"a": [1, 2]}):
         raw = with_checksum(json.dumps(document, indent=1, ensure_ascii=False))
         assert without_checksum(raw) == (document, True)
         assert list(json.loads(raw))[-1] == "sha256"
 
 
-def test_what_has_no_seal_is_read_as_it_is() -> None:
+def test_what_has_no_checksum_is_read_as_it_is() -> None:
     assert without_checksum(b'{"rate": 0.5}') == ({"rate": 0.5}, False)
     assert without_checksum(b"[1]") == ([1], False)
 
@@ -40,7 +40,7 @@ def test_every_flipped_bit_is_noticed_or_changes_nothing() -> None:
             found, _ = without_checksum(bytes(damaged))
         except ValueError:
             noticed += 1
-        else:  # the seal's own name was hit, so there is none, and one more entry
+        else:  # the checksum's own name was hit, so there is none, and one more entry
             assert {key: found[key] for key in DOCUMENT} == DOCUMENT
     assert noticed > len(raw) * 8 * 0.7
 

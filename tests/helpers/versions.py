@@ -37,6 +37,7 @@ TESTS = (
     "tests/interventions/test_circuit.py",
     "tests/contrast/test_loading.py",
     "tests/interventions/test_reading.py",
+    "tests/interventions/test_vectors.py",
     "tests/transformer/test_prompts.py",
     "tests/report/test_report.py",
     "tests/steering/test_apply.py",

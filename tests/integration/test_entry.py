@@ -85,12 +85,6 @@ assert {OURS!r} <= set(TaskManager(include_defaults=False, include_path=tasks_di
     assert "overrides" not in call([str(python), "-c", code], cwd=python.parent).stderr
 
 
-def test_lm_evals_command_runs_without_the_pth_file(python: Path) -> None:
-    code = "import sys; from lm_eval_cna.plugin import run_lm_eval; sys.exit(run_lm_eval(['run', '--help']))"
-    done = call([str(python), "-c", code], cwd=python.parent, LM_EVAL_CNA_AUTOLOAD="0")
-    assert "--model_args" in done.stdout
-
-
 def test_our_run_is_lm_evals_command(python: Path) -> None:
     command = [str(python), "-m", "lm_eval_cna", "run", "run", "--help"]
     done = call(command, cwd=python.parent, LM_EVAL_CNA_AUTOLOAD="0")

@@ -1,4 +1,4 @@
-"""circuit/2, the files of mixtures of experts; circuit/1 is in test_intervention."""
+"""Circuits and their files, of dense models (circuit/1) and of mixtures of experts (circuit/2)."""
 
 from __future__ import annotations
 
@@ -16,13 +16,19 @@ from pydantic import ValidationError
 from lm_eval_cna.errors import InterventionError
 from lm_eval_cna.interventions.circuit import CIRCUIT_SCHEMA, EXPERTS_SCHEMA, Circuit
 from lm_eval_cna.interventions.header import DiscoveryInfo, ExpertsInfo, ModelInfo, UniversalFilter
-from lm_eval_cna.interventions.profile import layer_profile, overlap
 from lm_eval_cna.interventions.reading import read_intervention
-from lm_eval_cna.report.interventions import facts, overlap_rows
+from lm_eval_cna.interventions.vectors import VECTORS_SCHEMA
 from lm_eval_cna.transformer.neurons import SHARED, Expert, Neuron
 
+DENSE: dict[str, Any] = {
+    "schema": CIRCUIT_SCHEMA,
+    "method": "cna",
+    "name": "refusal",
+    "model": {"id": "a/b", "num_layers": 4, "mlp_width": 100},
+    "neurons": [{"layer": 2, "index": 7, "delta": -3.5}, {"layer": 0, "index": 99, "delta": 1.0}],
+}
 EXPERTS = {"count": 4, "width": 10, "shared_width": 6, "layers": [0, 2, 3]}
-DOCUMENT: dict[str, Any] = {
+MIXED: dict[str, Any] = {
     "schema": EXPERTS_SCHEMA,
     "method": "cna",
     "name": "refusal",
@@ -36,9 +42,13 @@ DOCUMENT: dict[str, Any] = {
 MODEL = ModelInfo(num_layers=4, mlp_width=30, experts=ExpertsInfo(count=4, width=10, shared_width=6, layers=(0, 2, 3)))
 
 
+def circuit(*neurons: Neuron, method: Any = "cna", **fields: Any) -> Circuit:
+    return Circuit(method=method, name="refusal", neurons=neurons, **fields)
+
+
 def written(folder: Path, document: Any) -> Path:
     path = folder / "circuit.json"
-    path.write_text(json.dumps(document), encoding="utf-8")
+    path.write_bytes(document if isinstance(document, bytes) else json.dumps(document).encode())
     return path
 
 
@@ -48,6 +58,17 @@ def read(path: Path) -> Circuit:
     return found
 
 
+def refusal(path: Path) -> str:
+    """The message of a refused file, which must be one line with the file's name."""
+    with pytest.raises(InterventionError) as caught:
+        read_intervention(path)
+    message = str(caught.value)
+    assert str(path) in message and "\n" not in message and "\r" not in message
+    return message
+
+
+names = st.text(st.characters(exclude_categories=["Cs"]), max_size=20)
+finite = st.floats(allow_nan=False, allow_infinity=False)
 places = st.one_of(
     st.tuples(st.sampled_from([0, 2, 3]), st.integers(0, 9), st.integers(0, 3)),
     st.tuples(st.sampled_from([0, 2, 3]), st.integers(0, 5), st.just(SHARED)),
@@ -55,51 +76,60 @@ places = st.one_of(
 )
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=80, deadline=None)
 @given(
-    entries=st.lists(places, min_size=1, max_size=20, unique=True),
+    entries=st.lists(st.tuples(places, finite), min_size=1, max_size=20, unique_by=lambda entry: entry[0]),
     universal=st.lists(places, max_size=4),
     known=st.booleans(),
+    dense=st.booleans(),
+    name=names,
+    versions=st.dictionaries(names, names, max_size=2),
 )
-def test_a_circuit_of_experts_comes_back_as_it_was(
-    entries: list[tuple[int, int, Expert | None]], universal: list[tuple[int, int, Expert | None]], known: bool
+def test_a_circuit_comes_back_as_it_was(
+    entries: list[tuple[tuple[int, int, Expert | None], float]],
+    universal: list[tuple[int, int, Expert | None]],
+    known: bool,
+    dense: bool,
+    name: str,
+    versions: dict[str, str],
 ) -> None:
-    neurons = tuple(Neuron(layer, index, None, expert) for layer, index, expert in entries)
-    found_as = UniversalFilter(
-        fraction=0.1,
-        share=0.8,
-        prompts=3,
-        prompts_sha256="",
-        neurons=tuple(Neuron(layer, index, None, expert).place for layer, index, expert in universal),
+    def place(layer: int, index: int, expert: Expert | None) -> Neuron:
+        return Neuron(1, index) if dense else Neuron(layer, index, None, expert)
+
+    chosen = {place(*entry).place: place(*entry)._replace(delta=delta) for entry, delta in entries}
+    model = ModelInfo() if not known else ModelInfo(num_layers=4, mlp_width=30, hidden_size=5) if dense else MODEL
+    if not dense and not known and all(neuron.expert is None for neuron in chosen.values()):
+        universal = []  # with experts they would need circuit/2
+    found = UniversalFilter(
+        fraction=0.1, share=0.8, prompts=3, prompts_sha256="", neurons=tuple(place(*one).place for one in universal)
     )
-    experts = known or any(expert is not None for _, _, expert in entries)
-    if not experts and any(expert is not None for _, _, expert in universal):
-        return
     before = Circuit(
-        method="random",
-        name="x",
-        model=MODEL if known else ModelInfo(),
-        neurons=neurons,
-        discovery=DiscoveryInfo(universal_filter=found_as),
+        method="cna",
+        name=name,
+        model=model,
+        neurons=tuple(sorted(chosen.values(), key=lambda neuron: -abs(neuron.delta or 0.0))),
+        discovery=DiscoveryInfo(universal_filter=found, versions=versions),
     )
+    experts = not dense and (known or any(neuron.expert is not None for neuron in chosen.values()))
     assert before.schema_ == (EXPERTS_SCHEMA if experts else CIRCUIT_SCHEMA)
     with tempfile.TemporaryDirectory() as folder:
-        path = Path(folder) / "circuit.json"
+        path = Path(folder) / "deep" / "er" / "circuit.json"
         before.write(path)
         after = read(path)
         assert after == before and after.sha256 == before.sha256
         first = path.read_bytes()
         after.write(path)
         assert path.read_bytes() == first
+        assert [entry.name for entry in path.parent.iterdir()] == ["circuit.json"]
 
 
-def test_the_file_is_the_documented_one(tmp_path: Path) -> None:
-    found = read(written(tmp_path, DOCUMENT))
+def test_the_file_of_a_mixture_of_experts(tmp_path: Path) -> None:
+    found = read(written(tmp_path, MIXED))
     found.write(tmp_path / "again.json")
     document = json.loads((tmp_path / "again.json").read_text(encoding="utf-8"))
     assert document["schema"] == "lm-eval-cna/circuit/2"
     assert document["model"]["experts"] == EXPERTS
-    assert document["neurons"] == DOCUMENT["neurons"]
+    assert document["neurons"] == MIXED["neurons"]
     assert list(document["neurons"][0]) == ["layer", "expert", "index", "delta"]
     assert found.places == ((2, 3, 7), (1, 29), (0, SHARED, 5))
     assert found.by_projection() == {(0, SHARED): [5], (1, None): [29], (2, 3): [7]}
@@ -108,7 +138,7 @@ def test_the_file_is_the_documented_one(tmp_path: Path) -> None:
 
 
 def test_a_dense_circuit_knows_nothing_of_experts(tmp_path: Path) -> None:
-    """Byte for byte what was written before there were experts, but for the seal, and its hash."""
+    """The documented circuit/1, byte for byte, and the documented hash of the set."""
     path = tmp_path / "circuit.json"
     model = ModelInfo(id="a/b", num_layers=4, mlp_width=30)
     found = Circuit(method="cna", name="x", model=model, neurons=(Neuron(2, 7, 3.5), Neuron(0, 1, -1.0)))
@@ -127,81 +157,164 @@ def test_a_dense_circuit_knows_nothing_of_experts(tmp_path: Path) -> None:
     ]  # fmt: skip
 
 
-def neuron(**changes: Any) -> dict[str, Any]:
+def changed(**fields: Any) -> dict[str, Any]:
+    return {**DENSE, **fields}
+
+
+def neurons(*entries: Any, **fields: Any) -> dict[str, Any]:
+    return changed(neurons=list(entries), **fields)
+
+
+def expert_neuron(**changes: Any) -> dict[str, Any]:
     return {"layer": 2, "expert": 3, "index": 7, "delta": 1.0, **changes}
 
 
-def changed(*neurons: dict[str, Any], **fields: Any) -> dict[str, Any]:
-    return {**DOCUMENT, **({"neurons": list(neurons)} if neurons else {}), **fields}
+def mixed(*neurons: dict[str, Any], **fields: Any) -> dict[str, Any]:
+    return {**MIXED, **({"neurons": list(neurons)} if neurons else {}), **fields}
 
 
 def experts(**changes: Any) -> dict[str, Any]:
-    return {**DOCUMENT["model"], "experts": {**EXPERTS, **changes}}
+    return {**MIXED["model"], "experts": {**EXPERTS, **changes}}
+
+
+GOOD = {"layer": 0, "index": 1, "delta": 1.0}
+
+
+@pytest.mark.parametrize("document", [DENSE, neurons(GOOD), MIXED, mixed(expert_neuron())])
+def test_the_documents_that_the_refusals_change_are_good(tmp_path: Path, document: Any) -> None:
+    assert read(written(tmp_path, document)).name == "refusal"
 
 
 @pytest.mark.parametrize(
     ("document", "says"),
     [
-        (changed({"layer": 2, "index": 7, "delta": 1.0}), ["neurons.0", "layer, expert, index, delta"]),
-        (changed(neuron(expert=4)), ["neurons.0", "expert 4 is outside layer 2's 4"]),
-        (changed(neuron(expert=-1)), ["neurons.0", "expert -1"]),
-        (changed(neuron(expert=10**30), model={}), ["neurons.0", "is outside any model"]),
-        (changed(neuron(expert=True)), ["neurons.0.expert"]),
-        (changed(neuron(expert=1.0)), ["neurons.0.expert"]),
-        (changed(neuron(expert="Shared")), ["neurons.0.expert"]),
-        (changed(neuron(expert=[1])), ["neurons.0.expert"]),
-        (changed(neuron(expert=None)), ["neurons.0", "no expert is named, and layer 2 has 4"]),
-        (changed(neuron(layer=1)), ["neurons.0", "expert 3 is named, and layer 1 has none"]),
-        (changed(neuron(index=10)), ["neurons.0", "index 10", "an expert of width 10"]),
-        (changed(neuron(expert=SHARED, index=6)), ["neurons.0", "index 6", "an expert of width 6"]),
-        (changed(neuron(layer=1, expert=None, index=30)), ["neurons.0", "index 30", "an MLP of width 30"]),
-        (changed(neuron(layer=4)), ["neurons.0", "layer 4", "4 layers"]),
-        (changed(neuron(), neuron()), ["(2, 3, 7) is named more than once"]),
-        (changed(neuron(), neuron(expert=None), model={}), ["some neurons of layer 2 name an expert and some do not"]),
-        (changed(neuron(expert=SHARED), model=experts(shared_width=None)), ["the shared expert is named", "has none"]),
-        (changed(model=experts(count=0)), ["model.experts.count", "greater than or equal to 1"]),
-        (changed(model=experts(width="10")), ["model.experts.width", "integer"]),
-        (changed(model=experts(layers=[])), ["model.experts.layers", "at least 1"]),
-        (changed(model=experts(layers=[2, 0])), ["model.experts", "ascending"]),
-        (changed(model=experts(layers=[0, 0])), ["model.experts", "once"]),
-        (changed(model=experts(layers=[0, 4])), ["layer 4 has experts in a model of 4 layers"]),
-        (changed(model={"experts": EXPERTS}), ["a depth that is not named"]),
-        (changed(model=experts(colour="blue")), ["colour", "not permitted"]),
-        (changed(schema=CIRCUIT_SCHEMA), ["neurons.0 must have the keys layer, index, delta"]),
         (
-            {**changed(schema=CIRCUIT_SCHEMA), "neurons": [{"layer": 1, "index": 2, "delta": 1.0}]},
+            changed(schema="lm-eval-cna/circuit/3"),
+            ["another schema", "'lm-eval-cna/circuit/3'", "lm-eval-cna/circuit/1 or lm-eval-cna/circuit/2"],
+        ),
+        (changed(schema=VECTORS_SCHEMA), ["another schema", VECTORS_SCHEMA, CIRCUIT_SCHEMA]),
+        ({key: value for key, value in DENSE.items() if key != "schema"}, ["no schema", CIRCUIT_SCHEMA]),
+        ([DENSE], ["no schema"]),
+        ({}, ["no schema"]),
+        (changed(method="caa"), ["method", "'cna', 'top-activation' or 'random'"]),
+        (changed(strength=2), ["strength", "not permitted"]),
+        (changed(model={"num_layers": 4, "mlp_width": 100, "colour": "blue"}), ["model.colour", "not permitted"]),
+        (changed(model={"num_layers": 0}), ["model.num_layers", "greater than or equal to 1"]),
+        (changed(discovery={"fraction": float("nan")}), ["discovery.fraction", "finite"]),
+        (changed(name=None), ["name", "string"]),
+        (neurons(), ["neurons", "at least 1"]),
+        (neurons({"layer": 4, "index": 1, "delta": 1.0}), ["neurons.0", "layer 4", "4 layers"]),
+        (neurons({"layer": -1, "index": 1, "delta": 1.0}), ["neurons.0", "layer -1", "4 layers"]),
+        (neurons({"layer": 0, "index": 100, "delta": 1.0}), ["neurons.0", "index 100", "width 100"]),
+        (neurons({"layer": 0, "index": -1, "delta": 1.0}), ["neurons.0", "index -1", "width 100"]),
+        (neurons({"layer": 10**9, "index": 1, "delta": 1.0}, model={}), ["neurons.0", "layer 1000000000", "any model"]),
+        (neurons({"layer": 0, "index": 2**31, "delta": 1.0}, model={}), ["neurons.0", "index 2147483648", "any MLP"]),
+        (neurons({"layer": True, "index": 1, "delta": 1.0}), ["neurons.0.layer", "integer"]),
+        (neurons({"layer": "0", "index": 1, "delta": 1.0}), ["neurons.0.layer", "integer"]),
+        (neurons({"layer": 0, "index": 1, "delta": float("nan")}), ["neurons.0.delta", "finite"]),
+        (neurons({"layer": 0, "index": 1, "delta": 10**400}), ["an integer of 401 digits"]),
+        (neurons({"layer": 0, "index": 1, "delta": "big"}), ["neurons.0.delta", "number"]),
+        (neurons({"layer": 0, "index": 1}), ["need deltas"]),
+        (neurons({"layer": 0, "delta": 1.0}), ["neurons.0", "layer, index, delta", "['delta', 'layer']"]),
+        (neurons({**GOOD, "weight": 2}), ["neurons.0", "'weight'"]),
+        (neurons(GOOD, GOOD), ["(0, 1)", "more than once"]),
+        (neurons(GOOD, {**GOOD, "delta": None}, method="random"), ["(0, 1)", "more than once"]),
+        (neurons(GOOD, {"layer": 0, "index": 2, "delta": -1.5}), ["sorted by |delta|"]),
+        (neurons("abc"), ["neurons.0"]),
+        (b"", ["not JSON", "cut short"]),
+        (b"\xff\xfe\x00", ["not JSON"]),
+        (mixed({"layer": 2, "index": 7, "delta": 1.0}), ["neurons.0", "layer, expert, index, delta"]),
+        (mixed(expert_neuron(expert=4)), ["neurons.0", "expert 4 is outside layer 2's 4"]),
+        (mixed(expert_neuron(expert=-1)), ["neurons.0", "expert -1"]),
+        (mixed(expert_neuron(expert=10**30), model={}), ["neurons.0", "is outside any model"]),
+        (mixed(expert_neuron(expert=True)), ["neurons.0.expert"]),
+        (mixed(expert_neuron(expert="Shared")), ["neurons.0.expert"]),
+        (mixed(expert_neuron(expert=None)), ["neurons.0", "no expert is named, and layer 2 has 4"]),
+        (mixed(expert_neuron(layer=1)), ["neurons.0", "expert 3 is named, and layer 1 has none"]),
+        (mixed(expert_neuron(index=10)), ["neurons.0", "index 10", "an expert of width 10"]),
+        (mixed(expert_neuron(expert=SHARED, index=6)), ["neurons.0", "index 6", "an expert of width 6"]),
+        (mixed(expert_neuron(layer=1, expert=None, index=30)), ["neurons.0", "index 30", "an MLP of width 30"]),
+        (mixed(expert_neuron(layer=4)), ["neurons.0", "layer 4", "4 layers"]),
+        (mixed(expert_neuron(), expert_neuron()), ["(2, 3, 7) is named more than once"]),
+        (
+            mixed(expert_neuron(), expert_neuron(expert=None), model={}),
+            ["some neurons of layer 2 name an expert and some do not"],
+        ),
+        (
+            mixed(expert_neuron(expert=SHARED), model=experts(shared_width=None)),
+            ["the shared expert is named", "has none"],
+        ),
+        (mixed(model=experts(count=0)), ["model.experts.count", "greater than or equal to 1"]),
+        (mixed(model=experts(layers=[])), ["model.experts.layers", "at least 1"]),
+        (mixed(model=experts(layers=[2, 0])), ["model.experts", "ascending"]),
+        (mixed(model=experts(layers=[0, 4])), ["layer 4 has experts in a model of 4 layers"]),
+        (mixed(model={"experts": EXPERTS}), ["a depth that is not named"]),
+        (mixed(model=experts(colour="blue")), ["colour", "not permitted"]),
+        (mixed(schema=CIRCUIT_SCHEMA), ["neurons.0 must have the keys layer, index, delta"]),
+        (
+            {**mixed(schema=CIRCUIT_SCHEMA), "neurons": [{"layer": 1, "index": 2, "delta": 1.0}]},
             ["model.experts needs the schema lm-eval-cna/circuit/2"],
         ),
-        ({**changed(schema=CIRCUIT_SCHEMA, model={}), "neurons": [[1, 2, 3.0, 0]]}, ["neurons.0"]),
+        ({**mixed(schema=CIRCUIT_SCHEMA, model={}), "neurons": [[1, 2, 3.0, 0]]}, ["neurons.0"]),
+        ({"0,1,2": "much"}, ["not a reference circuit", "much", "layer,position,neuron"]),
+        ({"0,1,x": 1.0}, ["not a reference circuit", "0,1,x"]),
+        ({"-1,1,2": 1.0}, ["layer -1"]),
+        ({"0,1,2": float("inf")}, ["not a reference circuit", "finite number"]),
+        ({"0,1,2": float("nan"), "0,1,3": 1.0}, ["not a reference circuit", "nan"]),
+        ({"0,1,2": 1.0, "name": "x"}, ["no schema"]),
     ],
 )
-def test_hostile_files_are_one_line(tmp_path: Path, document: Any, says: list[str]) -> None:
-    with pytest.raises(InterventionError) as caught:
-        read_intervention(written(tmp_path, document))
-    message = str(caught.value)
-    assert "\n" not in message
+def test_a_wrong_circuit_is_one_line_that_says_what(tmp_path: Path, document: Any, says: list[str]) -> None:
+    message = refusal(written(tmp_path, document))
     for part in says:
         assert part in message, message
 
 
-def test_universal_experts_need_the_second_schema() -> None:
-    found_as = UniversalFilter(fraction=0.1, share=0.8, prompts=3, prompts_sha256="", neurons=((0, 1, 2),))
+def test_a_circuit_cut_anywhere_is_refused(tmp_path: Path) -> None:
+    whole = tmp_path / "whole.json"
+    circuit(Neuron(1, 2, 3.0), Neuron(0, 1, 1.0)).write(whole)
+    data = whole.read_bytes()
+    for length in range(0, len(data.rstrip()), 37):
+        assert "not JSON" in refusal(written(tmp_path, data[:length]))
+
+
+def test_unsorted_random_circuits_are_fine(tmp_path: Path) -> None:
+    entries = [{"layer": 0, "index": 5}, {"layer": 1, "index": 2, "delta": 9.0}]
+    found = read(written(tmp_path, neurons(*entries, method="random")))
+    assert found.neurons == (Neuron(0, 5, None), Neuron(1, 2, 9.0))
+
+
+def test_reference_circuits(tmp_path: Path) -> None:
+    path = written(tmp_path, {"0,-1,7": 1.0, "0,-2,7": -3.0, "5,-1,2": 2, "1,-1,3": -2.0})
+    found = read(path)
+    assert found.neurons == (Neuron(0, 7, -3.0), Neuron(1, 3, -2.0), Neuron(5, 2, 2.0))
+    assert (found.method, found.name, found.model) == ("cna", "circuit", ModelInfo())
+
+
+def test_wrong_circuits_in_code_are_refused_too() -> None:
+    with pytest.raises(ValueError, match="more than once"):
+        circuit(Neuron(0, 1, 2.0), Neuron(0, 1, 1.0))
+    with pytest.raises(ValueError, match="frozen"):
+        circuit(Neuron(0, 1, 2.0)).name = "other"
+    found = UniversalFilter(fraction=0.1, share=0.8, prompts=3, prompts_sha256="", neurons=((0, 1, 2),))
     with pytest.raises(ValidationError, match="universal neurons of experts"):
-        Circuit(method="random", name="x", neurons=(Neuron(0, 1),), discovery=DiscoveryInfo(universal_filter=found_as))
+        circuit(Neuron(0, 1), method="random", discovery=DiscoveryInfo(universal_filter=found))
 
 
-def test_profile_overlap_and_facts() -> None:
-    neurons = (Neuron(2, 7, None, 3), Neuron(2, 7, None, 1), Neuron(0, 1, None, SHARED), Neuron(1, 29))
-    one = Circuit(method="random", name="one", model=MODEL, neurons=neurons)
-    other = Circuit(method="random", name="other", model=MODEL, neurons=(Neuron(2, 7, None, 1), Neuron(3, 1, None, 0)))
-    assert layer_profile(one).whole.counts == (1, 1, 2, 0)
-    found = overlap(one, other)
-    assert found.common == 1 and found.of_smaller == 0.5, "the same index in two experts is two neurons"
-    assert found.by_chance == 4 / (3 * (4 * 10 + 6) + 30)
-    assert ("overlap of random circuits", "2.38 %") in overlap_rows(one, other)
-    said = dict(facts(one))  # type: ignore[arg-type]
-    assert said["size"] == "4 neurons in 3 layers: 2 in 2 routed experts, 1 in shared experts, 1 in dense layers"
-    assert said["architecture"] == "3 layers of 4 experts of 10 neurons and a shared one of 6, 1 of 30 neurons"
-    dense = Circuit(method="random", name="dense", model=ModelInfo(num_layers=4, mlp_width=30), neurons=(Neuron(0, 1),))
-    with pytest.raises(InterventionError, match="different shapes"):
-        overlap(one, dense)
+def test_prefix() -> None:
+    whole = circuit(Neuron(2, 7, 3.0), Neuron(0, 1, -2.0), Neuron(2, 3, 1.0))
+    assert whole.prefix(3) == whole
+    assert whole.prefix(2).neurons == whole.neurons[:2] and whole.prefix(2).name == whole.name
+    assert whole.prefix(1).layers == (2,)
+    for k in (0, -1, 4):
+        with pytest.raises(InterventionError, match=f"circuit size; got {k}; allowed: 1 to 3"):
+            whole.prefix(k)
+    assert whole.layers == (0, 2) and whole.by_layer() == {0: [1], 2: [3, 7]}
+
+
+def test_the_hash_is_of_what_steering_does_with_it() -> None:
+    one = circuit(Neuron(2, 7, 3.0), Neuron(0, 1, -2.0))
+    same = circuit(Neuron(0, 1), Neuron(2, 7), method="random", model=ModelInfo(id="x"))
+    assert one.sha256 == same.sha256 == one.model_copy(update={"name": "other"}).sha256
+    assert one.sha256 != circuit(Neuron(2, 7, 3.0)).sha256
+    assert one.sha256 != circuit(Neuron(2, 7, 3.0), Neuron(1, 0, -2.0)).sha256

@@ -68,46 +68,33 @@ def test_a_neuron_that_the_model_has_not_is_refused(architecture: Architecture, 
         check_fit(foreign, architecture)
 
 
-def test_vectors_for_a_layer_that_the_model_has_not_are_refused(architecture: Architecture) -> None:
-    deep = vectors(architecture).model_copy(update={"tensors": {3: torch.ones(32)}})
-    with pytest.raises(InterventionError, match="layer 3; allowed: 3 layers"):
-        check_fit(deep, architecture)
+@pytest.mark.parametrize(
+    ("tensors", "words"), [({3: torch.ones(32)}, "layer 3; allowed: 3 layers"), ({0: torch.ones(31)}, "are 31 wide")]
+)
+def test_vectors_of_another_shape_are_refused(architecture: Architecture, tensors: Any, words: str) -> None:
+    with pytest.raises(InterventionError, match=words):
+        check_fit(vectors(architecture).model_copy(update={"tensors": tensors}), architecture)
 
 
-def test_vectors_of_another_width_are_refused_whatever_their_header_says(architecture: Architecture) -> None:
-    narrow = vectors(architecture).model_copy(update={"tensors": {0: torch.ones(31)}})
-    with pytest.raises(InterventionError, match="31"):
-        check_fit(narrow, architecture)
-
-
-def test_a_warning_for_another_revision(architecture: Architecture) -> None:
-    (warning,) = warned(made_on(architecture), architecture, revision="r2")
-    assert "revision" in warning and "r1" in warning and "r2" in warning
-    assert warned(made_on(architecture), architecture, revision=None) == ()
-    assert warned(made_on(architecture, revision=None), architecture, revision="r2") == ()
-
-
-def test_a_warning_for_another_chat_template(architecture: Architecture) -> None:
-    (warning,) = warned(made_on(architecture), architecture, chat_template_sha256="t2")
-    assert "chat template" in warning
-    assert warned(made_on(architecture), architecture, chat_template_sha256=None) == ()
-
-
-def test_a_warning_for_other_weights(architecture: Architecture) -> None:
-    found = made_on(architecture)
-    (warning,) = warned(found, find_architecture(tiny("llama", seed=1)))
-    assert "columns of the named neurons" in warning
-    assert warned(made_on(architecture, columns_sha256=None), find_architecture(tiny("llama", seed=1))) == ()
-
-
-def test_a_warning_for_another_precision_instead_of_a_comparison_of_weights(architecture: Architecture) -> None:
-    (warning,) = warned(made_on(architecture), find_architecture(tiny("llama", dtype=torch.bfloat16)))
-    assert "float32" in warning and "bfloat16" in warning and "cannot be compared" in warning
-
-
-def test_all_warnings_together(architecture: Architecture) -> None:
-    other = find_architecture(tiny("llama", seed=1))
-    assert len(warned(made_on(architecture), other, revision="r2", chat_template_sha256="t2")) == 3
+@pytest.mark.parametrize(
+    ("made", "model", "given", "words"),
+    [
+        ({}, {}, {"revision": "r2"}, [("revision", "r1", "r2")]),
+        ({}, {}, {"revision": None}, []),
+        ({"revision": None}, {}, {"revision": "r2"}, []),
+        ({}, {}, {"chat_template_sha256": "t2"}, [("chat template",)]),
+        ({}, {}, {"chat_template_sha256": None}, []),
+        ({}, {"seed": 1}, {}, [("columns of the named neurons",)]),
+        ({"columns_sha256": None}, {"seed": 1}, {}, []),
+        ({}, {"dtype": torch.bfloat16}, {}, [("float32", "bfloat16", "cannot be compared")]),
+        ({}, {"seed": 1}, {"revision": "r2", "chat_template_sha256": "t2"}, [("revision",), ("chat",), ("columns",)]),
+    ],
+)
+def test_warnings(architecture: Architecture, made: Any, model: Any, given: Any, words: list[tuple[str, ...]]) -> None:
+    warnings = warned(made_on(architecture, **made), find_architecture(tiny("llama", **model)), **given)
+    assert len(warnings) == len(words)
+    for warning, parts in zip(warnings, words, strict=True):
+        assert all(part in warning for part in parts), warning
 
 
 @pytest.mark.parametrize("family", ["llama", "gpt2"])

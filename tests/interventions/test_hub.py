@@ -81,5 +81,5 @@ def test_a_file_that_is_not_there_is_one_line(cache: Path) -> None:
     ],
 )
 def test_an_address_cannot_lead_out_of_the_cache(address: str, cache: Path) -> None:
-    with pytest.raises(InterventionError, match="not an address of a file on the hub"):
+    with pytest.raises(InterventionError, match=r"not an address .*; allowed: hf://owner/repo/file@revision"):
         read_intervention(address)

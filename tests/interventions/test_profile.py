@@ -6,9 +6,10 @@ import pytest
 
 from lm_eval_cna.errors import CNAError
 from lm_eval_cna.interventions.circuit import Circuit
-from lm_eval_cna.interventions.header import ModelInfo
+from lm_eval_cna.interventions.header import ExpertsInfo, ModelInfo
 from lm_eval_cna.interventions.profile import LayerShares, final_layers, layer_profile, overlap
-from lm_eval_cna.transformer.neurons import Neuron
+from lm_eval_cna.report.interventions import facts, overlap_rows
+from lm_eval_cna.transformer.neurons import SHARED, Neuron
 
 
 def make(*pairs: tuple[int, int], layers: int | None = 16, width: int | None = 100, name: str = "c") -> Circuit:
@@ -51,13 +52,6 @@ def test_rounding_of_parts(layers: int, quarter: int, tenth: int) -> None:
 def test_a_model_of_two_layers_has_no_last_three_beyond_itself() -> None:
     profile = layer_profile(make((0, 0), (1, 0), (1, 1), layers=2))
     assert profile.whole == LayerShares(3, (1, 2), last_three=1.0, final_quarter=2 / 3, final_tenth=2 / 3)
-
-
-def test_a_random_circuit_has_a_profile_too() -> None:
-    drawn = Circuit(
-        method="random", name="r", model=ModelInfo(num_layers=4), neurons=(Neuron(3, 1), Neuron(0, 1), Neuron(1, 1))
-    )
-    assert layer_profile(drawn).whole.last_three == 2 / 3
 
 
 def test_the_number_of_layers_has_to_be_known() -> None:
@@ -114,3 +108,22 @@ def test_shapes_that_are_not_named() -> None:
     assert overlap(known, foreign).by_chance == 2 / 1600
     found = overlap(foreign, foreign)
     assert found.of_smaller == 1.0 and found.by_chance is None
+
+
+def test_profile_overlap_and_facts_of_experts() -> None:
+    experts = ExpertsInfo(count=4, width=10, shared_width=6, layers=(0, 2, 3))
+    model = ModelInfo(num_layers=4, mlp_width=30, experts=experts)
+    neurons = (Neuron(2, 7, None, 3), Neuron(2, 7, None, 1), Neuron(0, 1, None, SHARED), Neuron(1, 29))
+    one = Circuit(method="random", name="one", model=model, neurons=neurons)
+    other = Circuit(method="random", name="other", model=model, neurons=(Neuron(2, 7, None, 1), Neuron(3, 1, None, 0)))
+    assert layer_profile(one).whole.counts == (1, 1, 2, 0)
+    found = overlap(one, other)
+    assert found.common == 1 and found.of_smaller == 0.5, "the same index in two experts is two neurons"
+    assert found.by_chance == 4 / (3 * (4 * 10 + 6) + 30)
+    assert ("overlap of random circuits", "2.38 %") in overlap_rows(one, other)
+    said = dict(facts(one))  # type: ignore[arg-type]
+    assert said["size"] == "4 neurons in 3 layers: 2 in 2 routed experts, 1 in shared experts, 1 in dense layers"
+    assert said["architecture"] == "3 layers of 4 experts of 10 neurons and a shared one of 6, 1 of 30 neurons"
+    dense = Circuit(method="random", name="dense", model=ModelInfo(num_layers=4, mlp_width=30), neurons=(Neuron(0, 1),))
+    with pytest.raises(CNAError, match="different shapes"):
+        overlap(one, dense)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from collections.abc import Callable
 
 import pytest
 import torch
@@ -113,24 +114,23 @@ def test_inside_a_multimodal_model() -> None:
     assert torch.equal(logits(model, ids), before)
 
 
-def test_an_unknown_mixture_of_experts_is_named() -> None:
-    with pytest.raises(ArchitectureError, match=r"GraniteMoeForCausalLM .*mixture-of-experts module .*GraniteMoe"):
-        find_architecture(tiny("granitemoe"))
+@pytest.mark.parametrize(
+    ("made", "words"),
+    [
+        (lambda: tiny("granitemoe"), r"GraniteMoeForCausalLM .*mixture-of-experts module .*GraniteMoe"),
+        (lambda: nn.Linear(2, 2), r"in Linear .*model types .*llama"),
+        (lambda: without_an_mlp(tiny("llama")), r"model\.layers\.1 .* found Identity without down_proj"),
+        (
+            lambda: nn.ModuleDict({"a": tiny("llama"), "b": tiny("qwen2")}),
+            r"more than one decoder stack: a\.model, b\.model",
+        ),
+    ],
+)
+def test_what_is_not_known_is_refused_by_name(made: Callable[[], nn.Module], words: str) -> None:
+    with pytest.raises(ArchitectureError, match=words):
+        find_architecture(made())
 
 
-def test_an_unknown_model_is_named() -> None:
-    with pytest.raises(ArchitectureError, match=r"in Linear .*model types .*llama"):
-        find_architecture(nn.Linear(2, 2))
-
-
-def test_a_layer_unlike_its_family_is_never_skipped() -> None:
-    model = tiny("llama")
+def without_an_mlp(model: nn.Module) -> nn.Module:
     model.model.layers[1].mlp = nn.Identity()
-    with pytest.raises(ArchitectureError, match=r"model\.layers\.1 .* found Identity without down_proj"):
-        find_architecture(model)
-
-
-def test_two_stacks_are_refused() -> None:
-    pair = nn.ModuleDict({"a": tiny("llama"), "b": tiny("qwen2")})
-    with pytest.raises(ArchitectureError, match=r"more than one decoder stack: a\.model, b\.model"):
-        find_architecture(pair)
+    return model

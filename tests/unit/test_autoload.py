@@ -80,12 +80,17 @@ def test_nothing_of_lm_eval_is_imported_by_the_hook(stand_in: Path, repo_root: P
     assert run(stand_in, repo_root, code).stdout.split() == ["lm_eval_cna", "lm_eval_cna.autoload"]
 
 
-def test_it_can_be_switched_off(stand_in: Path, repo_root: Path) -> None:
+def test_switched_off_it_does_nothing_until_register_is_called(stand_in: Path, repo_root: Path) -> None:
     code = """
 import sys, lm_eval.models
 from lm_eval.api.registry import model_registry
 assert list(model_registry) == ["hf"]
 assert not [name for name in sys.modules if name.startswith("lm_eval_cna")]
+import lm_eval_cna
+lm_eval_cna.register()
+from lm_eval.tasks import TaskManager
+assert list(model_registry) == ["hf", "cna-hf", "cna-vllm"]
+assert len(TaskManager().indexed) == 2
 """
     run(stand_in, repo_root, code, autoload=False)
 
@@ -151,18 +156,6 @@ assert len(lm_eval.tasks.manager.TaskManager().indexed) == 2
 assert sum(type(finder).__module__ == "lm_eval_cna.autoload" for finder in sys.meta_path) == 1
 """
     run(stand_in, repo_root, code)
-
-
-def test_register_needs_no_hook(stand_in: Path, repo_root: Path) -> None:
-    code = """
-import lm_eval_cna
-lm_eval_cna.register()
-from lm_eval.api.registry import model_registry
-from lm_eval.tasks import TaskManager
-assert list(model_registry) == ["hf", "cna-hf", "cna-vllm"]
-assert len(TaskManager().indexed) == 2
-"""
-    run(stand_in, repo_root, code, autoload=False)
 
 
 def test_modules_look_as_if_nobody_had_watched(stand_in: Path, repo_root: Path) -> None:

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
 from lm_eval_cna import resources
+from lm_eval_cna.files.jsonl import read_jsonl
 
 FOLDERS: dict[Callable[[], Path], str] = {
     resources.tasks_dir: "tasks",
@@ -51,14 +51,12 @@ def test_a_missing_folder_says_what_to_do(tmp_path: Path, monkeypatch: pytest.Mo
     ],
 )
 def test_published_figures_are_whole(name: str, rows: int, keys: set[str]) -> None:
-    lines = (resources.published_dir() / f"{name}.jsonl").read_text(encoding="utf-8").splitlines()
-    read = [json.loads(line) for line in lines]
+    read = [row for _, row in read_jsonl(resources.published_dir() / f"{name}.jsonl")]
     assert len(read) == rows
     assert all(set(row) == keys for row in read)
 
 
 def test_published_changes_follow_from_their_rates() -> None:
-    for line in (resources.published_dir() / "jbb_refusal.jsonl").read_text(encoding="utf-8").splitlines():
-        row = json.loads(line)
+    for _, row in read_jsonl(resources.published_dir() / "jbb_refusal.jsonl"):
         change = 100 * (row["ablated_refusal"] - row["baseline_refusal"]) / row["baseline_refusal"]
         assert change == pytest.approx(row["relative_change"], abs=0.06), row["model"]
