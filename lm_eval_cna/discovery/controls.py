@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 
 import torch
 
-from lm_eval_cna.discovery.ranking import positions
+from lm_eval_cna.discovery.ranking import known_positions
 from lm_eval_cna.errors import ConfigError
 from lm_eval_cna.interventions.circuit import Circuit
 from lm_eval_cna.interventions.compatibility import check_fit, describe_for_vectors, describe_model, identity_of
@@ -143,7 +143,7 @@ def random_neurons(
     Raises:
         ConfigError: a layer has too few neurons left.
     """
-    taken = positions((neuron.place for neuron in like), layout) | positions(universal, layout)
+    taken = known_positions((neuron.place for neuron in like), layout) | known_positions(universal, layout)
     peers = [layout.peers(neuron) for neuron in like]
     wanted_of = Counter(peers)
     left = {span: [position for position in span if position not in taken] for span in wanted_of}
@@ -209,7 +209,7 @@ def random_neurons_of(
     Raises:
         ConfigError: the layers have too few neurons left.
     """
-    taken = positions((neuron.place for neuron in like), layout) | positions(universal, layout)
+    taken = known_positions((neuron.place for neuron in like), layout) | known_positions(universal, layout)
     free = [position for layer in sorted(layers) for position in layout.of_layer(layer) if position not in taken]
     if len(like) > len(free):
         raise ConfigError(

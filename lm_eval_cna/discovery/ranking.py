@@ -25,17 +25,17 @@ def rank_neurons(
     excluded_layers: Collection[int] = (),
     universal: Iterable[Place] = (),
 ) -> tuple[Neuron, ...]:
-    """The k neurons of largest |delta|, largest first, ties in the layout's order: by layer, expert and index.
+    """The k neurons of largest |delta|, largest first; ties go by layer, expert and index.
 
     Args:
         delta: a value for every neuron, [neurons].
-        layout: where each stands.
+        layout: the position of each neuron.
         k: the size of the circuit.
         excluded_layers: layers to leave out.
         universal: neurons to leave out, before the top k is taken.
 
     Raises:
-        ConfigError: k is under 1 or more than there are neurons left, or a layer is not in the model.
+        ConfigError: k is under 1 or above the number of neurons left, or a layer is not in the model.
     """
     layers = layout.num_layers
     outside = [layer for layer in excluded_layers if not 0 <= layer < layers]
@@ -45,7 +45,7 @@ def rank_neurons(
     for layer in excluded_layers:
         span = layout.of_layer(layer)
         size[span.start : span.stop] = -1
-    size[sorted(positions(universal, layout))] = -1
+    size[sorted(known_positions(universal, layout))] = -1
     left = int((size >= 0).sum())
     if not 1 <= k <= left:
         raise ConfigError("circuit size", got=k, allowed=f"1 to {left}, the neurons that are not left out")
@@ -61,14 +61,14 @@ def universal_neurons(
 
     Args:
         counts: prompts on which each neuron is in the top, [neurons].
-        layout: where each neuron stands.
+        layout: the position of each neuron.
         prompts: the number of prompts.
-        share: the least share of them.
+        share: the smallest share of prompts that makes a neuron universal.
     """
     needed = share * prompts - 1e-9  # 0.8 * 45 must not ask for 37
     return tuple(layout.place(position) for (position,) in (counts >= needed).nonzero().tolist())
 
 
-def positions(places: Iterable[Place], layout: NeuronLayout) -> set[int]:
-    """Where neurons stand; a header may name some that the model has not."""
+def known_positions(places: Iterable[Place], layout: NeuronLayout) -> set[int]:
+    """Positions of the neurons that the model has; a header from elsewhere may name others."""
     return {layout.position(place) for place in places if layout.has(place)}
