@@ -56,6 +56,10 @@ def circuit_size(fraction: float, neurons: int) -> int:
 
     Raises:
         ConfigError: the fraction is not in (0, 1].
+
+    Example:
+        >>> circuit_size(0.001, 16 * 8192)
+        131
     """
     if not 0 < fraction <= 1:
         raise ConfigError("fraction of the model's neurons", got=fraction, allowed="above 0, up to 1")

@@ -16,6 +16,14 @@ def fold_columns(weight: torch.Tensor, dim: int, neurons: Sequence[int], multipl
         dim: the dimension of `weight` that runs over neurons.
         neurons: positions along `dim`.
         multiplier: the factor.
+
+    Example:
+        >>> weight = torch.ones(1, 3)
+        >>> undo = fold_columns(weight, dim=1, neurons=[1], multiplier=0.5)
+        >>> weight.tolist()
+        [[1.0, 0.5, 1.0]]
+        >>> undo().tolist()
+        [[1.0, 1.0, 1.0]]
     """
     indices = torch.tensor(neurons, dtype=torch.long, device=weight.device)
     saved = weight.index_select(dim, indices)

@@ -1,9 +1,9 @@
 """One setting per batch row, so that one batch carries several cells of a sweep.
 
-The arithmetic is that of the hook mode: a row's activations are multiplied with its own factors (exactly 1 for neurons
-outside its circuit), and a row's vector is added to its own hidden states (zeros for circuits). Each touched module has
-one table with a line per setting, from which a batch's rows are picked; rows change often, since a finished response
-leaves its batch.
+The arithmetic is the same as in hook mode: a row's activations are multiplied with its own factors (exactly 1 for
+neurons outside its circuit), and a row's vector is added to its own hidden states (zeros for circuits). Each touched
+module has one table with a line per setting, from which a batch's rows are picked; rows change often, since a finished
+response leaves its batch.
 """
 
 from __future__ import annotations

@@ -124,6 +124,11 @@ def kl_divergence(log_p: torch.Tensor, log_q: torch.Tensor) -> torch.Tensor:
 
     Returns:
         [...]; infinite where q gives probability 0 to a token that p does not, NaN where q is NaN.
+
+    Example:
+        >>> p, q = torch.tensor([0.5, 0.5]), torch.tensor([0.25, 0.75])
+        >>> round(float(kl_divergence(p.log(), q.log())), 4)
+        0.1438
     """
     terms = torch.where(log_p == -torch.inf, 0.0, log_p.exp() * (log_p - log_q))
     # A NaN in q counts even where p is 0.

@@ -97,6 +97,12 @@ def plan(texts: Sequence[Text], *, rows: int, pass_cost: float) -> list[Block]:
 
     Returns:
         Blocks that together hold every text once; the one without an outer prefix, if any, comes last.
+
+    Example:
+        >>> few_shot = list(range(100))
+        >>> texts = [Text(np.array([*few_shot, 200 + n]), first_scored=100) for n in range(10)]
+        >>> [block.outer for block in plan(texts, rows=4, pass_cost=16.0)]
+        [100]
     """
     if not texts:
         return []

@@ -102,7 +102,12 @@ def roomy_cache(model: Any, room: int) -> DynamicCache:
 
 
 def closed_up(left: Sequence[int]) -> list[int]:
-    """Order the rows that stay (ascending) so that the fewest move: the last ones fill the gaps."""
+    """Order the rows that stay (ascending) so that the fewest move: the last ones fill the gaps.
+
+    Example:
+        >>> closed_up([0, 3, 4, 7])
+        [0, 4, 7, 3]
+    """
     staying = {place for place in left if place < len(left)}
     movers = iter([place for place in left if place >= len(left)])
     return [place if place in staying else next(movers) for place in range(len(left))]
