@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import nn
 
-from lm_eval_cna.errors import ArchitectureError
+from lm_eval_cna.errors import ArchitectureError, CNAError
 from lm_eval_cna.transformer import weights
 from lm_eval_cna.transformer.neurons import Expert
 
@@ -49,16 +50,82 @@ class Projection:
 
     @property
     def held(self) -> range:
-        """The neurons that this process computes: all, unless the weight is sharded over processes."""
-        return weights.held(self.weight, self.neuron_dim, self.width, self.name)
+        """The neurons that this process computes: all, unless the weight is sharded over processes.
+
+        Raises:
+            ArchitectureError: the weight is sharded in an unknown way.
+        """
+        cut, width = self._cut, self.width
+        if cut is None:
+            return range(width)
+        # As DTensor shards: equal parts, rounded up, and the last parts are smaller.
+        weight: Any = self.weight
+        part = -(-width // weight.device_mesh.size(cut))
+        start = min(width, part * weight.device_mesh.get_local_rank(cut))
+        found = range(start, min(width, start + part))
+        if len(found) != weights.local(weight).shape[self.neuron_dim]:
+            raise self._unknown_cut()
+        return found
 
     def channels(self, x: torch.Tensor) -> range:
-        """The neurons in an input [..., channels] of the projection."""
-        return weights.channels(x.shape[-1], self.held, self.width, self.name)
+        """The neurons in an input [..., channels]: all, or this process's (some plans shard after the hooks).
+
+        Raises:
+            CNAError: it has neither, so steering would change other neurons than asked.
+        """
+        size, width, here = x.shape[-1], self.width, self.held
+        if size not in (width, len(here)):
+            raise CNAError(
+                f"the input of {self.name} is cut in a way that is not known",
+                got=f"{size} channels",
+                allowed=" or ".join(map(str, sorted({width, len(here)}))),
+                do="load the model without tp_plan",
+            )
+        return range(width) if size == width else here
 
     def gathered(self, x: torch.Tensor) -> torch.Tensor:
-        """Gather activations [..., neurons held here] to [..., all neurons]; all processes must call this."""
-        return weights.gathered(x, self.weight, self.neuron_dim, self.width, self.name)
+        """Gather activations [..., neurons of this process] to [..., all neurons]; all processes must call this.
+
+        Raises:
+            CNAError: `x` has neither all neurons nor those of this process.
+        """
+        if len(self.channels(x)) == self.width:
+            return x
+        from torch.distributed.tensor import DTensor, Replicate, Shard
+
+        weight: Any = self.weight
+        mesh, cut = weight.device_mesh, self._cut
+        shape = torch.Size((*x.shape[:-1], self.width))
+        spread = DTensor.from_local(
+            x.contiguous(),
+            mesh,
+            [Shard(x.ndim - 1) if at == cut else Replicate() for at in range(mesh.ndim)],
+            run_check=False,
+            shape=shape,
+            stride=torch.empty(shape, device="meta").stride(),
+        )
+        whole: torch.Tensor = spread.full_tensor()
+        return whole
+
+    @property
+    def _cut(self) -> int | None:
+        """The mesh dimension over which the neurons are sharded; None if each process has all of them."""
+        weight: Any = self.weight
+        if not weights.is_cut(weight):
+            return None
+        along = [(at, placement) for at, placement in enumerate(weight.placements) if not placement.is_replicate()]
+        cuts = [at for at, placement in along if getattr(placement, "dim", 0) % weight.ndim == self.neuron_dim]
+        if len(cuts) > 1 or any(type(placement).__name__ != "Shard" for _, placement in along):
+            raise self._unknown_cut()
+        return cuts[0] if cuts else None
+
+    def _unknown_cut(self) -> ArchitectureError:
+        return ArchitectureError(
+            f"{self.name} is cut over processes in a way that is not known",
+            got=str(getattr(self.weight, "placements", None)),
+            allowed="equal parts along one dimension",
+            do="load the model without tp_plan",
+        )
 
     @property
     def has_adapter(self) -> bool:
