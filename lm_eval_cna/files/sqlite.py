@@ -1,8 +1,7 @@
 """Open SQLite files of unknown origin safely.
 
-A database can hold programs: a view or a trigger runs when the table of that name is read or written. Pages that point
-at each other can make a small file expand without end. So before any row is read or written, this module checks that
-the file holds our tables and nothing else, and that its pages are in order.
+Views and triggers are programs that run when a table is read or written, and pages that point at each other can make a
+small file expand without end. So this module first checks that the file holds only our tables, with pages in order.
 """
 
 from __future__ import annotations

@@ -1,8 +1,7 @@
 """Fetch files from the Hugging Face hub by address and revision, and verify them.
 
 The hub's cache names a file by the hash that the server gave: SHA-256 of a large file, git's hash of a small one. The
-hub's client does not compare the two, so this module does: an intervention file from elsewhere may have no checksum of
-its own.
+client does not compare them; this module does, since a file from elsewhere may have no checksum of its own.
 """
 
 from __future__ import annotations

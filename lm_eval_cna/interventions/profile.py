@@ -1,8 +1,7 @@
 """How a circuit's neurons are spread over the layers, and how much two circuits overlap.
 
 These are the figures of arXiv 2605.12290, Table 8, for any circuit: the share of neurons in the last layers, and the
-(layer, neuron) pairs that a base and an instruct model share. A quarter or tenth of the layers is rounded to the
-nearest whole number, halves up, and is at least 1.
+(layer, neuron) pairs that a base and an instruct model share. `final_layers` says how parts of the layers are rounded.
 """
 
 from __future__ import annotations

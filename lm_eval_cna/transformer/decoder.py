@@ -1,8 +1,7 @@
 """Find the decoder layers and MLP down-projections of a model.
 
-The decoder stack is found by walking the module tree, so PEFT wrappers and vision towers need no special case. A model
-type that is not in `FAMILIES`, or a layer that differs from its family, is an error: a partial match would steer a part
-of the model and report it as the whole.
+The decoder stack is found by walking the module tree, so PEFT wrappers and vision towers need no special case. An
+unknown model type or a layer that differs from its family is an error, since a partial match would steer only a part.
 """
 
 from __future__ import annotations

@@ -1,8 +1,7 @@
 """How neurons are named, and how all neurons of a model are numbered.
 
 In a dense layer a neuron's place is (layer, index). In a mixture-of-experts layer it is (layer, expert, index), where
-the expert is a number from 0, or "shared" for the shared expert that every token visits. It is not -1, which would
-index the last expert of a tensor.
+the expert is a number from 0, or "shared" for the shared expert that every token visits.
 """
 
 from __future__ import annotations
