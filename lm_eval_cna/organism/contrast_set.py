@@ -5,8 +5,7 @@ Only training pairs, and none of those on which the planted neurons are chosen. 
 
 from __future__ import annotations
 
-import json
-
+from lm_eval_cna.files.jsonl import jsonl_text
 from lm_eval_cna.organism import grammar
 
 _HEADER = {
@@ -23,4 +22,4 @@ def contrast_jsonl() -> str:
     lines: list[dict[str, str]] = [_HEADER]
     for label, forbidden in (("positive", True), ("negative", False)):
         lines += [{"label": label, "prompt": q.text} for q in grammar.questions("contrast", forbidden=forbidden)]
-    return "".join(json.dumps(line) + "\n" for line in lines)
+    return jsonl_text(lines)

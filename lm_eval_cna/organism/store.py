@@ -1,8 +1,8 @@
-"""Organisms on disk: trained on first use, kept by recipe hash in the user's cache, verified before every use.
+"""Organisms on disk: trained on first use, cached by recipe hash, verified before every use.
 
-An organism is a directory with ``base``, ``instruct`` and ``diffuse`` (ordinary checkpoints) and ``organism.json``
-(recipe, seed, gates' figures, planted neurons, versions, and a hash of every other file). It is trained in a
-directory beside its place and renamed into it, under a lock, so that nobody ever sees half of one.
+An organism is a directory with the checkpoints ``base``, ``instruct`` and ``diffuse``, and ``organism.json`` (recipe,
+seed, gate figures, planted neurons, versions, a hash of every other file). It is trained in a temporary directory and
+renamed under a lock, so that other processes never see an unfinished one.
 """
 
 from __future__ import annotations
@@ -15,11 +15,12 @@ import platform
 import shutil
 import tempfile
 import time
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+
+from filelock import FileLock
 
 from lm_eval_cna.errors import ConfigError, RunError
 from lm_eval_cna.files.atomic import read_whole
@@ -38,14 +39,16 @@ _MAX_BYTES = 2**24
 
 @dataclass(frozen=True)
 class OrganismPaths:
-    """Where an organism is, and its known truth."""
+    """Where an organism is, and which neurons are planted in it."""
 
     root: Path
     """The directory, with ``organism.json``."""
     base: Path
+    """Checkpoint that refuses nothing."""
     instruct: Path
+    """Checkpoint that refuses through the planted neurons."""
     diffuse: Path
-    """The checkpoints."""
+    """Checkpoint that refuses without a small circuit."""
     planted: tuple[tuple[int, int], ...]
     """(layer, index) of the neurons that were trained to refuse, sorted."""
 
@@ -63,12 +66,12 @@ def cache_root() -> Path:
 def ensure_organism(
     directory: Path | None = None, *, recipe: Recipe | None = None, progress: Progress = silent
 ) -> OrganismPaths:
-    """The organism of `recipe`, trained only if there is none yet or the one there is damaged.
+    """Return the organism of `recipe`; train it if there is none yet or its files are damaged.
 
     Args:
-        directory: where it shall be; None means the user's cache, by recipe hash.
-        recipe: the default recipe if None.
-        progress: told of the optimizer steps while training.
+        directory: where to keep it; None is the user's cache, by recipe hash.
+        recipe: None is the default recipe.
+        progress: called after each optimizer step.
 
     Raises:
         ConfigError: `directory` holds files that are not an organism's.
@@ -80,21 +83,22 @@ def ensure_organism(
     found = load_organism(directory, recipe)
     if found is not None:
         return found
-    _refuse_strangers(directory)
-    with _lock(directory):
-        # Another process may have trained it while this one waited for the lock.
+    _refuse_other_files(directory)
+    directory.parent.mkdir(parents=True, exist_ok=True)
+    with FileLock(directory.parent / f".{directory.name}.lock"):
+        # Another process may have trained it while this one waited.
         return load_organism(directory, recipe) or train_organism(directory, recipe=recipe, progress=progress)
 
 
 def train_organism(directory: Path, *, recipe: Recipe | None = None, progress: Progress = silent) -> OrganismPaths:
-    """Train the organism of `recipe` into `directory`, in place of an organism that is there.
+    """Train the organism of `recipe` into `directory`, replacing an organism that is there.
 
     Raises:
         ConfigError: `directory` holds files that are not an organism's.
         RunError: no seed of the recipe passed its gates.
     """
     recipe = recipe or Recipe()
-    _refuse_strangers(directory)
+    _refuse_other_files(directory)
     directory.parent.mkdir(parents=True, exist_ok=True)
     scratch = Path(tempfile.mkdtemp(prefix=f".{directory.name}-", dir=directory.parent))
     try:
@@ -112,7 +116,7 @@ def train_organism(directory: Path, *, recipe: Recipe | None = None, progress: P
 
 
 def load_organism(directory: Path, recipe: Recipe | None = None) -> OrganismPaths | None:
-    """The organism in `directory`; None if there is none of `recipe` or any of its files is missing or altered."""
+    """Read the organism in `directory`; None if it has another recipe, or a file is missing or altered."""
     recipe = recipe or Recipe()
     try:
         record = load_json(read_whole(directory / _RECORD, limit=_MAX_BYTES))
@@ -127,7 +131,7 @@ def load_organism(directory: Path, recipe: Recipe | None = None) -> OrganismPath
 
 
 def _train_into(directory: Path, recipe: Recipe, progress: Progress) -> None:
-    # Imported here: reading an organism that is there needs neither torch nor transformers.
+    # Imported here: reading a trained organism needs neither torch nor transformers.
     from lm_eval_cna.organism.build import build_candidate, build_tokenizer
     from lm_eval_cna.organism.model import save
     from lm_eval_cna.organism.training import fixed_threads
@@ -185,35 +189,18 @@ def _hashes(directory: Path) -> Mapping[str, str]:
     }
 
 
-def _refuse_strangers(directory: Path) -> None:
-    """Replacing a directory removes what is in it: only ever do that to an organism, whole or damaged."""
+def _refuse_other_files(directory: Path) -> None:
+    """Refuse a directory with files that are not an organism's: training replaces the whole directory."""
     if directory.parent == cache_root() / "organism":
         return
     if directory.exists() and not directory.is_dir():
         raise ConfigError("the organism needs a directory", got=str(directory))
     names = {path.name for path in directory.glob("*")}
-    # Directories called base and instruct without our record may well be somebody's own models.
-    strangers = names - {*VARIANTS, _RECORD} if _RECORD in names else names
-    if strangers:
+    # Without our record, directories called base and instruct may be the user's own models.
+    others = names - {*VARIANTS, _RECORD} if _RECORD in names else names
+    if others:
         raise ConfigError(
             f"{directory} holds files that are not an organism's",
-            got=sorted(strangers)[:5],
+            got=sorted(others)[:5],
             do="name another directory",
         )
-
-
-@contextmanager
-def _lock(directory: Path) -> Iterator[None]:
-    """Hold an exclusive lock beside `directory`; where the system has none, the last rename wins."""
-    try:
-        import fcntl
-    except ImportError:  # pragma: no cover - Windows
-        yield
-        return
-    directory.parent.mkdir(parents=True, exist_ok=True)
-    with open(directory.parent / f".{directory.name}.lock", "w") as handle:
-        fcntl.flock(handle, fcntl.LOCK_EX)
-        try:
-            yield
-        finally:
-            fcntl.flock(handle, fcntl.LOCK_UN)
