@@ -13,7 +13,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from lm_eval_cna.paper.estimate import ROWS, Memory, memory_of, tokens_of
+from lm_eval_cna.paper.memory import ROWS, Memory, memory_of, tokens_of
 from lm_eval_cna.paper.presets import PresetTask
 from lm_eval_cna.paper.targets import ModelSize, known_models
 from lm_eval_cna.sweep.config import SweepConfig

@@ -47,7 +47,7 @@ def paper(
     model_args: Annotated[str | None, typer.Option(help="Arguments of cna-hf, dtype=bfloat16.")] = None,
     judge_model: JudgeModelOption = None,
     judge_model_args: JudgeArgsOption = None,
-    dry_run: Annotated[bool, typer.Option(help="Only print the plan: sizes, memory, time.")] = False,
+    dry_run: Annotated[bool, typer.Option(help="Only print the plan: sizes, memory, answers, tokens.")] = False,
 ) -> None:
     """Reproduce a published table: published against measured, inside or outside our interval."""
     from lm_eval_cna.judging.config import parse_judge
@@ -76,7 +76,7 @@ def paper(
         judge=judge,
     )
     from lm_eval_cna.paper import page, preview, run
-    from lm_eval_cna.paper.estimate import FORMULA
+    from lm_eval_cna.paper.memory import FORMULA
 
     preview.check(request)
     machine = preview.machine_of(request)
@@ -86,7 +86,7 @@ def paper(
         rows = [page.shown_plan(planned) for planned in preview.plan(request, machine)]
         show_table(console, f"{table.value}, plan", page.PLAN_HEAD, rows)
         say(page.machine_note(machine))
-        say(f"Estimates: {FORMULA}.")
+        say(f"Estimates: {FORMULA}. The progress line of a run shows the time left.")
         say(f"Output would be in {request.output}; sizes of the models: results/published/models.jsonl.")
         return
     with progress(errors) as tell:

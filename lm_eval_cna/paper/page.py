@@ -1,20 +1,20 @@
-"""A table for reading: rows of text for the terminal, paper.md and paper.json in the output directory."""
+"""Show a table and its plan as text, and write paper.md and paper.json."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
 
-from lm_eval_cna.paper.estimate import Machine
+from lm_eval_cna.paper.memory import Machine
 from lm_eval_cna.paper.presets import Preset, Protocol, statement
-from lm_eval_cna.paper.preview import Planned
+from lm_eval_cna.paper.preview import PlannedModel
 from lm_eval_cna.paper.result import Result
 from lm_eval_cna.paper.rows import PaperRow
 from lm_eval_cna.report.escape import item, markdown, writable
 from lm_eval_cna.results.directory import RunDirectory
 
 HEAD = ("model", "quantity", "setting", "published", "measured", "interval", "verdict", "like for like")
-PLAN_HEAD = ("model", "parameters", "memory", "fits", "time", "tasks", "like for like")
+PLAN_HEAD = ("model", "parameters", "GiB (weights + cache)", "fits", "tasks", "tokens in + out", "like for like")
 _GIB = 2**30
 
 
@@ -35,16 +35,20 @@ def shown(row: PaperRow) -> tuple[str, ...]:
     )
 
 
-def shown_plan(planned: Planned) -> tuple[str, ...]:
+def shown_plan(planned: PlannedModel) -> tuple[str, ...]:
     """A model of a plan as text, in the order of `PLAN_HEAD`."""
-    fits = {None: "not known", True: "yes", False: "no: would be skipped"}[planned.fits]
+    size, memory = planned.size, planned.memory
+    needs = "not known"
+    if memory is not None:
+        needs = f"{memory.total / _GIB:.1f} ({memory.weights / _GIB:.1f} + {memory.cache / _GIB:.1f})"
+    fits = {None: "not known", True: "yes", False: "no: skipped"}[planned.fits]
     return (
         planned.model,
-        "not known" if planned.size is None else f"{planned.size / 1e9:.3g} B ({planned.source})",
-        "not known" if planned.memory is None else f"{planned.memory / _GIB:.1f} GiB",
+        "not known" if size is None else f"{size.parameters / 1e9:.3g} B ({size.source})",
+        needs,
         fits,
-        "not known" if planned.seconds is None else _duration(planned.seconds),
         planned.tasks,
+        f"{planned.read:,} + {planned.generated:,}",
         "; ".join(("no", *planned.differs)) if planned.differs else "yes",
     )
 
@@ -60,15 +64,12 @@ def notes(preset: Preset, protocol: Protocol) -> list[str]:
 
 
 def machine_note(machine: Machine) -> str:
-    """The machine's figures that an estimate rests on."""
-    return (
-        f"This machine: {machine.name}, {machine.memory / _GIB:.1f} GiB for a model, F = {machine.flops / 1e12:.3g} "
-        f"TFLOP/s, B = {machine.bandwidth / 1e9:.3g} GB/s."
-    )
+    """The machine that the plan is for, in a sentence."""
+    return f"This machine: {machine.name}, {machine.memory / _GIB:.1f} GiB for a model."
 
 
 def kinds(rows: Sequence[PaperRow]) -> str:
-    """What the intervals of a table are."""
+    """The kinds of interval that a table has, in a sentence; "" where it has none."""
     found = dict.fromkeys(row.interval_is for row in rows if row.interval is not None)
     return f"Intervals, of 95 % where they are statistical: {'; '.join(found)}." if found else ""
 
@@ -94,9 +95,3 @@ def write_result(result: Result, folder: Path) -> None:
 
 def _line(cells: Sequence[str]) -> str:
     return f"| {' | '.join(markdown(cell) for cell in cells)} |"
-
-
-def _duration(seconds: float) -> str:
-    if seconds < 90:
-        return f"{seconds:.0f} s"
-    return f"{seconds / 60:.0f} min" if seconds < 5400 else f"{seconds / 3600:.1f} h"

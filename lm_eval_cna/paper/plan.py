@@ -1,4 +1,4 @@
-"""What a table takes: the tasks and sweep configuration of each model, and the differences that a row must confess."""
+"""What to run for a table: each model's tasks and sweep configuration, and how they differ from the authors'."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ import yaml
 
 from lm_eval_cna.errors import ConfigError
 from lm_eval_cna.files.atomic import read_whole
-from lm_eval_cna.files.json_reader import load_json
+from lm_eval_cna.files.jsonl import jsonl_text, read_jsonl
 from lm_eval_cna.judging.config import JudgeConfig
 from lm_eval_cna.organism.recipe import CIRCUIT_FRACTION
 from lm_eval_cna.paper.presets import (
@@ -40,24 +40,24 @@ class PaperRequest:
     preset: Preset
     """The table."""
     protocol: Protocol
-    """Where text and scripts differ."""
+    """"corrected" follows the paper's text, "as-published" its scripts."""
     targets: list[Target]
     """The models."""
     output: Path
-    """Directory of everything."""
+    """Directory of the run directories, paper.json and paper.md."""
     prompts: Path | None = None
     """File of evaluation prompts, one a line, or JSON Lines with `prompt`."""
     contrast: str | None = None
     """Contrast set in place of the table's."""
     limit: int | None = None
-    """Documents a task."""
+    """Most documents of each task; None is all."""
     model_args: dict[str, Any] = field(default_factory=dict)
-    """Arguments of cna-hf."""
+    """Arguments for loading the model, as cna-hf takes them."""
     judge: JudgeConfig | None = None
-    """For judged tables."""
+    """Judge of the responses, in tables that need one."""
 
     def contrast_of(self, target: Target) -> str:
-        """Name or file of the contrast set that a model's circuit is found with."""
+        """Name or file of the contrast set for discovery."""
         return self.contrast or ("organism" if target.organism else self.preset.contrast)
 
     def dtype_of(self, target: Target) -> str:
@@ -65,26 +65,26 @@ class PaperRequest:
         return str(self.model_args.get("dtype", "float32" if target.organism else "bfloat16"))
 
     def fraction_of(self, target: Target) -> float:
-        """The share of a model's neurons that its circuit has, where the protocol names no number of them."""
+        """Circuit size as a share of all neurons, for protocols that fix no number."""
         return CIRCUIT_FRACTION if target.organism else PAPER_FRACTION
 
     @property
     def top_k(self) -> int | None:
-        """How many neurons a circuit has; None where it is a share of the model's."""
+        """Circuit size in neurons; None where it is a share of all neurons."""
         return SCRIPTS_TOP_K if self.protocol == "as-published" else None
 
     @property
     def universal_filter(self) -> bool:
-        """Whether neurons that are active on everything are left out."""
+        """Whether discovery leaves out neurons that are active on all kinds of text."""
         return self.protocol == "corrected"
 
     @property
     def excluded_layers(self) -> tuple[int, ...]:
-        """Layers without circuit neurons."""
+        """Layers that discovery leaves out."""
         return SCRIPTS_EXCLUDED if self.protocol == "as-published" else ()
 
     def tasks_of(self, target: Target) -> list[tuple[PresetTask, str, str]]:
-        """The tasks of a model: as planned, lm-eval's name, and the metric per document."""
+        """The tasks of a model, as (planned task, lm-eval's task name, per-document metric)."""
         found = []
         for asked in self.preset.asked:
             if self.prompts is not None and asked.task.startswith("jbb_"):
@@ -96,7 +96,7 @@ class PaperRequest:
         return found
 
     def documents(self, asked: PresetTask) -> int:
-        """How many documents a task has, as far as anybody knows before it is loaded."""
+        """Number of documents that will be asked, known without loading the task."""
         whole = asked.documents
         if self.prompts is not None and asked.task.startswith("jbb_"):
             whole = len(read_prompts(self.prompts))
@@ -105,11 +105,11 @@ class PaperRequest:
         return min(whole, self.limit * (_MMLU_SUBTASKS if asked.task.startswith("mmlu") else 1))
 
     def multipliers(self) -> list[float]:
-        """Of the sweep: baseline, CNA at 0, and CAA's full strength."""
+        """Multipliers of the sweep: 1 is the baseline, 0 is CNA's ablation; CAA adds its full strength."""
         return sorted({0.0, 1.0, caa_multiplier(self.protocol)} if "caa" in self.preset.methods else {0.0, 1.0})
 
     def cells(self) -> int:
-        """How often every task is asked of a model."""
+        """Number of cells, that is, how often each task runs on a model."""
         return 1 + len(self.preset.methods) * (len(self.multipliers()) - 1)
 
     def sweep(self, target: Target, path: str) -> dict[str, Any]:
@@ -140,7 +140,7 @@ class PaperRequest:
         }
 
     def differs(self, target: Target) -> tuple[str, ...]:
-        """What keeps a model's rows from being like for like."""
+        """How a model's rows differ from the authors' setup, in words; empty where they are like for like."""
         if target.organism:
             size = "" if self.protocol == "as-published" else f"; circuit of {100 * CIRCUIT_FRACTION:g} %"
             return (f"the organism: a check of the machinery, with its own prompts and tasks{size}",)
@@ -163,55 +163,49 @@ class PaperRequest:
 
 
 def read_prompts(path: Path) -> list[str]:
-    """The prompts of a file: JSON Lines with `prompt`, or one a line.
+    """Read evaluation prompts: JSON Lines with `prompt`, or one prompt on each line.
 
     Raises:
-        ConfigError: the file cannot be read, or holds no prompt, or a line that is none.
+        ConfigError: the file cannot be read, holds no prompt, or has a line without one.
     """
     try:
-        text = read_whole(path, limit=_MAX_BYTES).decode("utf-8")
-        lines = [line for line in text.splitlines() if line.strip()]
-    except (OSError, UnicodeDecodeError) as error:
+        if path.suffix == ".jsonl":
+            prompts = [_prompt(path, *line) for line in read_jsonl(path, limit=_MAX_BYTES)]
+        else:
+            text = read_whole(path, limit=_MAX_BYTES).decode("utf-8")
+            prompts = [line.strip() for line in text.splitlines() if line.strip()]
+    except (OSError, ValueError) as error:
         raise ConfigError(f"--prompts: cannot read {path}: {error}") from error
-    if not lines:
+    if not prompts:
         raise ConfigError("--prompts: the file holds no prompt", got=str(path))
-    if path.suffix != ".jsonl":
-        return [line.strip() for line in lines]
-    prompts = []
-    for number, line in enumerate(lines, start=1):
-        try:
-            prompts.append(_prompt(load_json(line.encode())))
-        except ValueError as error:
-            allowed = '{"prompt": text} on each line'
-            raise ConfigError(f"--prompts: {path}, prompt {number}", got=line, allowed=allowed) from error
     return prompts
 
 
-def _prompt(document: Any) -> str:
+def _prompt(path: Path, number: int, document: Any) -> str:
     prompt = document.get("prompt") if isinstance(document, dict) else None
     if not isinstance(prompt, str) or not prompt.strip():
-        raise ValueError("no prompt")
+        raise ConfigError(f"--prompts: {path}, line {number}", got=document, allowed='{"prompt": text} on each line')
     return prompt
 
 
 def prompts_task(asked: PresetTask, path: Path) -> str:
-    """The name of the task that asks a user's prompts; other prompts, other name, so that no result is taken over."""
+    """Task name for the user's prompts; it holds their hash, so results for other prompts are never reused."""
     digest = hashlib.sha256(json.dumps(read_prompts(path)).encode()).hexdigest()[:8]
     return f"paper_{'judged' if asked.task == 'jbb_strongreject' else 'prompts'}_{digest}"
 
 
 def write_prompt_tasks(request: PaperRequest) -> Path | None:
-    """Write the task files of the user's prompts into the output directory; None where there are none."""
+    """Write the task files of the user's prompts; returns their folder, or None without --prompts."""
     if request.prompts is None:
         return None
     directory = RunDirectory(request.output)
-    rows = [json.dumps({"prompt": prompt}, ensure_ascii=False) for prompt in read_prompts(request.prompts)]
+    rows = jsonl_text({"prompt": prompt} for prompt in read_prompts(request.prompts))
     for asked in request.preset.asked:
         if not asked.task.startswith("jbb_"):
             continue
         name = prompts_task(asked, request.prompts)
         folder = request.output / "prompts"
-        directory.write_text(f"prompts/{name}.jsonl", "\n".join(rows) + "\n")
+        directory.write_text(f"prompts/{name}.jsonl", rows)
         (ours,) = tasks_dir().rglob(f"{asked.task}.yaml")
         task = {
             "include": str(ours),

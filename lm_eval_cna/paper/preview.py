@@ -1,41 +1,40 @@
-"""Before a table is run: whether its files are sound, and what every model would take."""
+"""What a table would take, before it is run: the user's files are checked, and every model is planned."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import Any
+from dataclasses import dataclass
 
 from lm_eval_cna.contrast.loading import find_contrast, load_contrast, load_universal_prompts
 from lm_eval_cna.contrast.sources import read_spec
 from lm_eval_cna.errors import ConfigError
-from lm_eval_cna.files.records import AnalysisRecord
-from lm_eval_cna.paper.estimate import Estimate, Machine, bytes_of, estimate, this_machine
+from lm_eval_cna.paper.memory import Machine, Memory, bytes_of, memory_of, this_machine, tokens_of
 from lm_eval_cna.paper.plan import PaperRequest, read_prompts
 from lm_eval_cna.paper.targets import ModelSize, Target, size_of
 
-#: Tokens of a prompt of a contrast set in its chat template, roughly.
+#: Tokens of a contrast prompt in its chat template, roughly.
 _CONTRAST_TOKENS = 50
 
 
-class Planned(AnalysisRecord):
+@dataclass(frozen=True)
+class PlannedModel:
     """What running one model would take."""
 
     model: str
-    """As asked for."""
-    size: int | None
-    """Parameters, or None where nothing here knows it."""
-    source: str
-    """Where that comes from."""
-    memory: int | None
-    """Bytes."""
-    seconds: float | None
-    """Of computing."""
+    """Name or path, as asked for."""
+    size: ModelSize | None
+    """None where nothing on this machine knows the model's shape."""
+    memory: Memory | None
+    """None where the size is not known."""
     fits: bool | None
-    """Whether this machine has the memory; None where nothing is known."""
+    """Whether this machine has the memory; None where the size is not known."""
     tasks: str
-    """What is asked, in words."""
+    """The tasks in words, with documents and cells."""
+    read: int
+    """Tokens read, discovery included."""
+    generated: int
+    """Tokens generated, if every answer is as long as it may be."""
     differs: tuple[str, ...]
-    """What is not like for like."""
+    """Differences from the authors' setup."""
 
 
 def check(request: PaperRequest) -> None:
@@ -53,55 +52,43 @@ def check(request: PaperRequest) -> None:
         raise ConfigError(f"--judge-model has no meaning for {preset.table}", do="leave it out")
     if request.contrast is not None:
         path = find_contrast(request.contrast)
-        if path.suffix == ".jsonl":  # others would be fetched
+        if path.suffix == ".jsonl":  # others would be downloaded
             load_contrast(path)
 
 
 def machine_of(request: PaperRequest) -> Machine:
     """The machine that the request's models would run on."""
     arguments = request.model_args
-    return this_machine(
-        device=arguments.get("device"),
-        dtype=request.dtype_of(request.targets[0]),
-        parallel=bool(arguments.get("parallelize")),
-    )
+    return this_machine(device=arguments.get("device"), parallel=bool(arguments.get("parallelize")))
 
 
-def plan(request: PaperRequest, machine: Machine) -> list[Planned]:
+def plan(request: PaperRequest, machine: Machine) -> list[PlannedModel]:
     """What every model would take; nothing is loaded, and no network is needed."""
     return [plan_one(request, target, machine) for target in dict.fromkeys(request.targets)]
 
 
-def plan_one(request: PaperRequest, target: Target, machine: Machine) -> Planned:
+def plan_one(request: PaperRequest, target: Target, machine: Machine) -> PlannedModel:
     """What one model would take."""
-    size = size_of(target)
-    asked = [(asked, request.documents(asked)) for asked, _, _ in request.tasks_of(target)]
-    needed: Estimate | None = None
-    if size is not None:
-        needed = _needed(request, target, size, asked, machine)
-    words = [f"{name} ({documents}) x {request.cells()} cells" for (_, name, _), (_, documents) in zip(
-        request.tasks_of(target), asked, strict=True
-    )]  # fmt: skip
-    return Planned(
+    size, cells = size_of(target), request.cells()
+    asked = [(task, name, request.documents(task)) for task, name, _ in request.tasks_of(target)]
+    counts = [(task, documents) for task, _, documents in asked]
+    memory = None if size is None else memory_of(size, counts, width=bytes_of(request.dtype_of(target)))
+    read, generated = tokens_of(counts, cells=cells)
+    discovery = _contrast_prompts(request.contrast_of(target)) + len(load_universal_prompts())
+    return PlannedModel(
         model=target.name,
-        size=None if size is None else size.parameters,
-        source="not known here" if size is None else size.source,
-        memory=None if needed is None else needed.memory,
-        seconds=None if needed is None else needed.seconds,
-        fits=None if needed is None else needed.memory <= machine.memory,
-        tasks=", ".join(words) or "discovery only",
+        size=size,
+        memory=memory,
+        fits=None if memory is None else memory.total <= machine.memory,
+        tasks=", ".join(f"{name} ({documents}) x {cells} cells" for _, name, documents in asked) or "discovery only",
+        read=read + _CONTRAST_TOKENS * discovery,
+        generated=generated,
         differs=request.differs(target),
     )
 
 
-def _needed(request: PaperRequest, target: Target, size: ModelSize, asked: Sequence[Any], machine: Machine) -> Estimate:
-    read = _CONTRAST_TOKENS * (_contrast_prompts(request.contrast_of(target)) + len(load_universal_prompts()))
-    width = bytes_of(request.dtype_of(target))
-    return estimate(size, asked, cells=request.cells(), read=read, width=width, machine=machine)
-
-
 def _contrast_prompts(name: str) -> int:
-    """How many prompts a contrast set has, without fetching anything."""
+    """How many prompts a contrast set has, without downloading anything."""
     path = find_contrast(name)
     if path.suffix == ".jsonl":
         return len(load_contrast(path).prompts)

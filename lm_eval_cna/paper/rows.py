@@ -5,12 +5,12 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Collection, Mapping
 from functools import cache
 from statistics import fmean
 from typing import Any, Literal, NamedTuple
 
+from lm_eval_cna.files.jsonl import read_jsonl
 from lm_eval_cna.files.records import AnalysisRecord
 from lm_eval_cna.resources import published_dir
 from lm_eval_cna.statistics.paired import compare
@@ -162,5 +162,4 @@ def published(file: str, model: str, field: str) -> Published | None:
 
 
 def _lines(file: str) -> list[dict[str, Any]]:
-    text = (published_dir() / f"{file}.jsonl").read_text(encoding="utf-8")
-    return [json.loads(line) for line in text.splitlines()]
+    return [document for _, document in read_jsonl(published_dir() / f"{file}.jsonl")]

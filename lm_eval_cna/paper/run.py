@@ -10,7 +10,7 @@ from typing import Any
 from lm_eval_cna.analysis.outcomes import read_outcomes
 from lm_eval_cna.errors import CNAError, RunError
 from lm_eval_cna.files.progress import Progress, named, silent
-from lm_eval_cna.paper.estimate import Machine
+from lm_eval_cna.paper.memory import Machine
 from lm_eval_cna.paper.page import write_result
 from lm_eval_cna.paper.plan import PaperRequest, write_prompt_tasks
 from lm_eval_cna.paper.presets import statement
@@ -154,6 +154,6 @@ def _usable(request: PaperRequest, target: Target, machine: Machine, skipped: li
     planned = plan_one(request, target, machine)
     if planned.fits is not False or planned.memory is None:
         return True
-    needs, has = planned.memory / _GIB, machine.memory / _GIB
+    needs, has = planned.memory.total / _GIB, machine.memory / _GIB
     skipped.append(Skipped(model=target.name, why=f"needs {needs:.1f} GiB, {machine.name} has {has:.1f} GiB"))
     return False

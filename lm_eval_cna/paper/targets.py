@@ -5,13 +5,13 @@ Sizes come from results/published/models.jsonl, from a checkpoint's own config.j
 
 from __future__ import annotations
 
-import json
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 from typing import Any, Literal
 
 from lm_eval_cna.errors import ConfigError
+from lm_eval_cna.files.jsonl import read_jsonl
 from lm_eval_cna.organism.recipe import Recipe
 from lm_eval_cna.organism.store import VARIANTS, cache_root, load_organism
 from lm_eval_cna.paper.presets import Preset
@@ -135,8 +135,7 @@ def _pair_of(target: Target) -> tuple[Target, Target] | None:
 @cache
 def known_models() -> dict[str, dict[str, Any]]:
     """Rows of results/published/models.jsonl by model."""
-    lines = (published_dir() / "models.jsonl").read_text(encoding="utf-8").splitlines()
-    return {row["model"]: row for row in map(json.loads, lines)}
+    return {row["model"]: row for _, row in read_jsonl(published_dir() / "models.jsonl")}
 
 
 def size_of(target: Target) -> ModelSize | None:

@@ -13,7 +13,7 @@ from lm_eval_cna.cli.paper import ProtocolChoice, TableChoice
 from lm_eval_cna.errors import CNAError, ConfigError
 from lm_eval_cna.judging.config import parse_judge
 from lm_eval_cna.paper import page, preview, rows
-from lm_eval_cna.paper.estimate import Machine, estimate, this_machine
+from lm_eval_cna.paper.memory import Machine, memory_of, this_machine, tokens_of
 from lm_eval_cna.paper.plan import PaperRequest, prompts_task, read_prompts
 from lm_eval_cna.paper.presets import PRESETS, PresetTask, statement
 from lm_eval_cna.paper.result import Result, Skipped
@@ -22,7 +22,7 @@ from lm_eval_cna.resources import published_dir
 from lm_eval_cna.statistics.rates import Interval
 from lm_eval_cna.sweep.config import parse_config
 
-MACHINE = Machine("a card", 80 * 2**30, 4e14, 2e12)
+MACHINE = Machine("a card", 80 * 2**30)
 LLAMA = "meta-llama/Llama-3.2-1B-Instruct"
 
 
@@ -217,14 +217,10 @@ def test_packaged_contrast_sets_are_fetched_for_no_check(contrast: str | None) -
 def test_an_estimate_is_the_stated_formula() -> None:
     size = ModelSize(10**9, 16, 512, 32_000, "a test")
     task = PresetTask("t", None, "m", 100, 60, 150)
-    machine = Machine("a test", 2**33, 1e13, 1e11)
-    found = estimate(size, [(task, 100)], cells=2, read=1000, width=2, machine=machine)
-    cache = 2 * 2 * 16 * 512 * 210 * 32
-    assert found.memory == 2 * 10**9 + cache + 4 * 32_000 * 32 + 2**30
-    reading = 2e9 * (1000 + 2 * 60 * 100) / 5e12
-    generating = max(2e9 * 2 * 150 * 100 / 5e12, 2 * 150 * 100 / 32 * 2e9 / 1e11)
-    assert found.seconds == pytest.approx(reading + generating)
-    assert generating > 2e9 * 2 * 150 * 100 / 5e12  # memory is what bounds it here
+    found = memory_of(size, [(task, 100)], width=2)
+    assert (found.weights, found.cache) == (2 * 10**9, 2 * 2 * 16 * 512 * 210 * 32)
+    assert found.total == found.weights + found.cache + 4 * 32_000 * 32 + 2**30
+    assert tokens_of([(task, 100)], cells=2) == (2 * 60 * 100, 2 * 150 * 100)
 
 
 def test_a_plan_of_the_eight_models_on_a_card() -> None:
@@ -234,8 +230,9 @@ def test_a_plan_of_the_eight_models_on_a_card() -> None:
         "meta-llama/Llama-3.1-70B-Instruct",
         "Qwen/Qwen2.5-72B-Instruct",
     ]
-    assert all(one.seconds is not None and 1 < one.seconds < 600 for one in planned)
-    cells = page.shown_plan(planned[0])
+    first = planned[0]
+    assert first.generated == 2 * 100 * 150 and first.read > 2 * 100 * 60
+    cells = page.shown_plan(first)
     assert len(cells) == len(page.PLAN_HEAD) and cells[1].startswith("1.24 B") and cells[3] == "yes"
 
 
@@ -245,8 +242,8 @@ def test_a_model_that_nobody_knows_is_planned_without_figures() -> None:
 
 
 def test_this_machine_has_figures() -> None:
-    machine = this_machine(device="cpu", dtype="float32", parallel=False)
-    assert machine.name == "cpu" and machine.memory > 2**20 and machine.flops > 1e6 and machine.bandwidth > 1e6
+    machine = this_machine(device="cpu", parallel=False)
+    assert machine.name == "cpu" and machine.memory > 2**20
 
 
 # Rows

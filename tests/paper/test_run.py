@@ -14,7 +14,7 @@ from lm_eval_cna.errors import RunError
 from lm_eval_cna.judging.config import parse_judge
 from lm_eval_cna.judging.task import LATER
 from lm_eval_cna.paper import circuits, run
-from lm_eval_cna.paper.estimate import Machine
+from lm_eval_cna.paper.memory import Machine
 from lm_eval_cna.paper.plan import PaperRequest, write_prompt_tasks
 from lm_eval_cna.paper.presets import PRESETS
 from lm_eval_cna.paper.result import Result
@@ -25,7 +25,7 @@ from tests.helpers.judge_server import JudgeServer
 
 pytestmark = pytest.mark.usefixtures("no_environment_report")
 
-MACHINE = Machine("a test", 2**35, 1e12, 1e11)
+MACHINE = Machine("a test", 2**35)
 SWEPT = [table for table, preset in PRESETS.items() if preset.asked and not preset.judged]
 
 
@@ -190,7 +190,7 @@ def test_a_dry_run_of_all_eight_writes_nothing(tmp_path: Path, capsys: pytest.Ca
     out = " ".join(capsys.readouterr().out.split())
     for model in PRESETS["jbb-refusal"].models:
         assert model in out
-    assert "70.6 B" in out and "Estimates: memory" in out and "TFLOP/s" in out and not output.exists()
+    assert "70.6 B" in out and "Estimates: memory" in out and "GiB for a model" in out and not output.exists()
 
 
 @pytest.mark.parametrize(

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from benchmarks.capacity import GPUS, MODELS, command, gpus, memory, seconds, shape_of, suite, table
-from lm_eval_cna.paper.estimate import Memory
+from lm_eval_cna.paper.memory import Memory
 
 
 def test_the_suite_is_the_default_sweep() -> None:
