@@ -22,9 +22,9 @@ SECONDS = 5.0  # `make fuzz` has one, on a machine that does nothing else
 #: Module that opens files -> the readers that try it, or why none needs to.
 OPENED = {
     "analysis/baseline.py": ("baseline",),
-    "contrast/jsonl.py": ("contrast",),
     "contrast/sources.py": ("contrast by reference",),
     "files/atomic.py": "opens them for the others",
+    "files/jsonl.py": ("contrast",),
     "files/sqlite.py": ("response store", "judge's ledger"),
     "interventions/circuit.py": ("circuit", "circuit of experts", "reference circuit"),
     "interventions/stability.py": ("stability",),
