@@ -176,10 +176,10 @@ def _executors(address: str | None, cpus: float | None, gpus: float | None) -> I
                 "--cpus-per-task and --gpus-per-task without a cluster", do="give --ray ADDRESS|local too"
             )
         if launch.processes() > 1:
-            from lm_eval_cna.sweep.executors.processes import Processes, Together
+            from lm_eval_cna.sweep.executors.processes import Processes, ProcessExecutor
 
             with Processes() as processes:
-                yield lambda stop: Together(processes)
+                yield lambda stop: ProcessExecutor(processes)
         else:
             yield None
         return

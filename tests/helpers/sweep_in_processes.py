@@ -18,7 +18,7 @@ from lm_eval_cna.resources import tasks_dir
 from lm_eval_cna.sweep import answers
 from lm_eval_cna.sweep.config import parse_config
 from lm_eval_cna.sweep.executors import base
-from lm_eval_cna.sweep.executors.processes import Processes, Together, follow
+from lm_eval_cna.sweep.executors.processes import Processes, ProcessExecutor, follow
 from lm_eval_cna.sweep.runner import run_sweep
 
 compute_batches = answers.compute
@@ -45,7 +45,7 @@ def main(config: str, out: str, fault: str = "") -> None:
         try:
             if processes.leads:
                 manager = TaskManager(include_path=str(tasks_dir()), include_defaults=False)
-                run_sweep(checked, task_manager=manager, executor=Together(processes))
+                run_sweep(checked, task_manager=manager, executor=ProcessExecutor(processes))
             else:
                 follow(processes, checked)
         except CNAError as error:

@@ -1,4 +1,4 @@
-"""Where a sweep's answers are computed: in this process, or elsewhere. What comes back is the same."""
+"""The executor of a sweep computes its answers: in this process, or elsewhere with the same result."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from lm_eval_cna.validation.first_token_kl import harmless_kl
 
 
 class Executor(Protocol):
-    """Computes what a sweep asks."""
+    """Computes the answers of a sweep and its first-token KL."""
 
     def prepare(self, prepared: PreparedSweep) -> None:
         """Called before the model is first run to compute anything, the self-check included."""
@@ -36,10 +36,10 @@ class Executor(Protocol):
 
 
 class ThisProcess:
-    """Computes on the model that the sweep has begun with."""
+    """Computes on the model that is loaded in this process."""
 
     def prepare(self, prepared: PreparedSweep) -> None:
-        """There is nothing to prepare."""
+        """Nothing to prepare."""
 
     def answers(
         self, prepared: PreparedSweep, batches: Sequence[Batch], progress: Progress

@@ -1,8 +1,8 @@
 """A sweep in several processes, started together by torchrun or `accelerate launch`: the first leads, others follow.
 
-Each process loads the model and computes its share of the batches; the leader alone plans, owns the run directory and
-evaluates. Where the weights are cut over the processes (`tp_plan`), all of them compute every batch in step instead.
-What travels is JSON, as bytes through torch.distributed's gloo: never a pickle.
+Each process loads the model and computes its share of the batches; the leader alone plans, writes the run directory and
+evaluates. Where the weights are sharded over the processes (`tp_plan`), all of them compute every batch in step
+instead. Messages are JSON, as bytes through torch.distributed's gloo, and never a pickle.
 """
 
 from __future__ import annotations
@@ -41,14 +41,14 @@ _T = TypeVar("_T")
 
 
 class Processes:
-    """Plain data between the leader and the others. A context manager: leaving it ends the others' work.
+    """Messages between the leader and the other processes. A context manager: at its end the others are told to end.
 
     Every process of the run must make one, which waits for all of them.
     """
 
     def __init__(self) -> None:
         self.rank, self.count = int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"])
-        self._listened_to, self._owed = True, False
+        self._reachable, self._awaiting = True, False
         backend = "gloo"
         if torch.cuda.is_available():
             torch.cuda.set_device(int(os.environ.get("LOCAL_RANK", "0")))
@@ -67,16 +67,16 @@ class Processes:
         """Whether this is the first process, which owns the run directory."""
         return self.rank == 0
 
-    def tell(self, message: Message) -> None:
-        """Say something to all others, who `hear` it. The leader's."""
-        if self._listened_to:
-            self._owed = message["do"] != "end"
+    def broadcast(self, message: Message) -> None:
+        """Send a message from the leader to all others, which `receive` it."""
+        if self._reachable:
+            self._awaiting = message["do"] != "end"
             data = _encoded(message)
             distributed.broadcast(torch.tensor([len(data)]), src=0)
             distributed.broadcast(data, src=0)
 
-    def hear(self) -> Message:
-        """What the leader says, waiting for it."""
+    def receive(self) -> Message:
+        """Wait for the leader's next message."""
         size = torch.zeros(1, dtype=torch.long)
         distributed.broadcast(size, src=0)
         data = torch.empty(int(size), dtype=torch.uint8)
@@ -84,13 +84,13 @@ class Processes:
         return _decoded(data)
 
     def answer(self, message: Message) -> None:
-        """Answer the leader, who has to `collect`."""
+        """Send an answer to the leader, which must `collect` it."""
         data = _encoded(message)
         distributed.send(torch.tensor([len(data)]), dst=0)
         distributed.send(data, dst=0)
 
     def collect(self) -> list[Message]:
-        """An answer of every other process, by rank.
+        """One answer from each other process, by rank.
 
         Raises:
             RunError: a process is gone.
@@ -103,51 +103,51 @@ class Processes:
                 data = torch.empty(int(size), dtype=torch.uint8)
                 distributed.recv(data, src=rank)
             except RuntimeError as error:
-                self._listened_to = False
+                self._reachable = False
                 raise RunError(
                     f"process {rank} of the sweep is gone", do="run the same command again: what is there is kept"
                 ) from error
             found.append(_decoded(data))
-        self._owed = False
+        self._awaiting = False
         return found
 
     def release(self) -> None:
-        """Let the others end. Safe to call twice, and by those that follow.
+        """Tell the others to end. Safe to call twice, and in a follower.
 
-        Who still owes an answer does not hear this, and is left to torchrun, which ends all when one of them fails.
+        A process whose answer is still awaited is not told; torchrun ends all processes when one of them fails.
         """
-        if self.leads and not self._owed:
-            self.tell({"do": "end"})
-        self._listened_to = False
+        if self.leads and not self._awaiting:
+            self.broadcast({"do": "end"})
+        self._reachable = False
 
-    def desert(self) -> None:
-        """Expect nothing of the others any more: they wait in the middle of a computation, until they are ended."""
-        self._listened_to = False
+    def abandon(self) -> None:
+        """Send the others nothing more: they wait inside a computation until torchrun ends them."""
+        self._reachable = False
 
 
-class Together:
-    """Shares a sweep's batches out to the processes.
+class ProcessExecutor:
+    """Computes a sweep's batches in all processes.
 
     Args:
-        processes: those of this sweep; this one leads.
+        processes: the processes of this sweep; this one leads.
     """
 
     def __init__(self, processes: Processes) -> None:
         self._processes = processes
         self._here = ThisProcess()
-        self._opened = self._proving = False
+        self._opened = self._checking = False
 
     def prepare(self, prepared: PreparedSweep) -> None:
-        """Send the sweep to the others; where weights are cut, have them make the self-check too, in step with ours."""
+        """Send the sweep to the others; where weights are sharded, start their part of the self-check too."""
         self._open(prepared)
         if prepared.lm.lockstep:
-            self._processes.tell({"do": "prove"})
-            self._proving = True
+            self._processes.broadcast({"do": "self-check"})
+            self._checking = True
 
     def answers(
         self, prepared: PreparedSweep, batches: Sequence[Batch], progress: Progress
     ) -> Iterator[tuple[Batch, list[Response]]]:
-        """In rounds of one batch for each process; neighbours in the plan are of one size, so nobody waits for long.
+        """In rounds of one batch for each process. Batches next to each other are of similar size, so waits are short.
 
         Raises:
             CNAError: a process cannot go on; what the others found is there.
@@ -155,7 +155,7 @@ class Together:
         processes, lockstep = self._processes, prepared.lm.lockstep
         if not self._opened:  # nothing is left to compute but the KL
             self._open(prepared)
-        if self._proving:
+        if self._checking:
             _values(processes.collect())
         width = 1 if lockstep else processes.count
         for start in range(0, len(batches), width):
@@ -178,9 +178,9 @@ class Together:
         return found
 
     def _open(self, prepared: PreparedSweep) -> None:
-        parcel = _as_text(pack_sweep(prepared))
-        look = functools.partial(_look, prepared.lm, prepared.plan.settings)
-        self._all({"do": "open", "parcel": parcel}, look, prepared.lm.lockstep)
+        packed_sweep = _as_text(pack_sweep(prepared))
+        compare = functools.partial(_compare_weights, prepared.lm, prepared.plan.settings)
+        self._all({"do": "open", "sweep": packed_sweep}, compare, prepared.lm.lockstep)
         self._opened = True
 
     def _compute(self, prepared: PreparedSweep, batch: Batch, progress: Progress) -> list[Response]:
@@ -188,13 +188,13 @@ class Together:
         return responses
 
     def _all(self, order: Message, here: Callable[[], _T], lockstep: bool) -> tuple[_T, list[Any]]:
-        """Have the others do something while this process does its part; returns this part, and theirs."""
-        self._processes.tell(order)
+        """Send an order to the others and do this process's part meanwhile; returns its result and theirs."""
+        self._processes.broadcast(order)
         try:
             found = here()
         except BaseException:
             if lockstep:  # they wait for this process in the middle of a forward pass
-                self._processes.desert()
+                self._processes.abandon()
             else:
                 self._processes.collect()
             raise
@@ -202,27 +202,27 @@ class Together:
 
 
 def follow(processes: Processes, config: SweepConfig) -> None:
-    """Compute what the leader says, until it says that this is all.
+    """Follow the leader's orders until it says that the work is done.
 
     Args:
-        processes: those of this sweep; this one does not lead.
-        config: as the leader has it.
+        processes: the processes of this sweep; this one does not lead.
+        config: the leader's configuration.
 
     Raises:
         CNAError: the model cannot be loaded here.
     """
-    logging.getLogger("lm_eval").setLevel(logging.ERROR)  # the leader hears the same remarks
+    logging.getLogger("lm_eval").setLevel(logging.ERROR)  # the leader logs the same messages
     lm = load(config)
     if lm.lockstep:
         # Discovery is in step too, and what the leader found counts.
         find_interventions(config, lm, RunDirectory(config.output))
     worker, mode = Worker(lm), ""
-    while (order := processes.hear())["do"] != "end":
+    while (order := processes.receive())["do"] != "end":
         if order["do"] == "open":
-            reply, mode = worker.open(_as_bytes(order["parcel"])), order["parcel"]["mode"]
+            reply, mode = worker.open(_as_bytes(order["sweep"])), order["sweep"]["mode"]
             if "value" in reply:
-                _look(lm, worker.settings)
-        elif order["do"] == "prove":
+                _compare_weights(lm, worker.settings)
+        elif order["do"] == "self-check":
             reply = reply_of(functools.partial(_self_check, lm, config, worker.interventions, mode))
         elif order["do"] == "divergence":
             reply = worker.divergence()
@@ -238,10 +238,11 @@ def _self_check(lm: Steered, config: SweepConfig, interventions: Interventions, 
     self_check_of(lm, config, interventions, mode)  # the leader writes it down
 
 
-def _look(lm: Steered, settings: Sequence[Setting]) -> None:
-    """Compare the weights with those that the settings were made for, which takes all processes where they are cut.
+def _compare_weights(lm: Steered, settings: Sequence[Setting]) -> None:
+    """Compare the weights with those that the interventions were made on.
 
-    The model keeps what it finds out, so that the leader can write it into results files alone.
+    Sharded weights need all processes for it. The model remembers what differs, so the leader alone can write it into
+    results files.
     """
     if lm.lockstep:
         for setting in settings:
@@ -250,10 +251,10 @@ def _look(lm: Steered, settings: Sequence[Setting]) -> None:
 
 
 def _values(replies: Sequence[Message]) -> list[Any]:
-    """What the others answered, by rank.
+    """The values that the others answered, by rank.
 
     Raises:
-        CNAError: one of them could not; of the kind that it says.
+        CNAError: one of them replied with an error; it names the class.
     """
     for rank, reply in enumerate(replies, start=1):
         if "error" in reply:
@@ -261,15 +262,15 @@ def _values(replies: Sequence[Message]) -> list[Any]:
     return [reply["value"] for reply in replies]
 
 
-def _as_text(parcel: Message) -> Message:
+def _as_text(packed_sweep: Message) -> Message:
     """A packed sweep with files as base64, which JSON can hold."""
-    files = [{**one, "bytes": base64.b64encode(one["bytes"]).decode("ascii")} for one in parcel["interventions"]]
-    return {**parcel, "interventions": files}
+    files = [{**one, "bytes": base64.b64encode(one["bytes"]).decode("ascii")} for one in packed_sweep["interventions"]]
+    return {**packed_sweep, "interventions": files}
 
 
-def _as_bytes(parcel: Message) -> Message:
-    files = [{**one, "bytes": base64.b64decode(one["bytes"])} for one in parcel["interventions"]]
-    return {**parcel, "interventions": files}
+def _as_bytes(packed_sweep: Message) -> Message:
+    files = [{**one, "bytes": base64.b64decode(one["bytes"])} for one in packed_sweep["interventions"]]
+    return {**packed_sweep, "interventions": files}
 
 
 def _encoded(message: Message) -> torch.Tensor:

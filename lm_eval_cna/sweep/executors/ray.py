@@ -1,8 +1,7 @@
-"""Computes a sweep on a Ray cluster: one model a worker, batches handed out one by one, answers back at once.
+"""Computes a sweep on a Ray cluster: each worker loads the model once and is handed one batch after another.
 
-The sweep's own process keeps the run directory: what came back is committed there before anything else happens, and
-only what did not come back is handed out again, so a lost worker or node costs the batches that it held. Ray's own
-retries are off, since they know nothing of what is committed. Ray is imported when it is used, and not before.
+The sweep's own process writes the run directory. It stores each batch as soon as it is back and hands out again what a
+lost worker held. Ray's own retries are off, since they do not know what is stored. Ray is imported where it is used.
 """
 
 from __future__ import annotations
@@ -34,7 +33,7 @@ _LOCAL_OBJECTS = 256 * 2**20  # bytes that Ray may hold here: batches and answer
 
 @contextmanager
 def cluster(address: str) -> Iterator[None]:
-    """Be connected to a Ray cluster; one that was started for it is stopped, and one that is joined is left.
+    """Connect to a Ray cluster; at the end, stop one that was started here and leave one that was joined.
 
     Args:
         address: HOST:PORT of a running cluster, "auto" for the one of this machine, or "local" to start one here.
@@ -87,25 +86,25 @@ class RayExecutor:
         self._measured: list[dict[str, Any]] | None = None
 
     def prepare(self, prepared: PreparedSweep) -> None:
-        """There is nothing to prepare: the self-check is made here, before any worker is there."""
+        """Nothing to prepare: the self-check runs in this process, before any worker is started."""
 
     def answers(
         self, prepared: PreparedSweep, batches: Sequence[Batch], progress: Progress
     ) -> Iterator[tuple[Batch, list[Response]]]:
-        """Hand the batches to workers, and the KL with them, so that each loads the model once.
+        """Hand the batches to workers, and the KL with them, so that each worker loads the model once.
 
         Raises:
-            CNAError: a worker cannot do what is asked, or workers are lost again and again.
+            CNAError: a worker replies with an error, or workers are lost repeatedly.
         """
         jobs = [RayJob(batch) for batch in batches]
         if prepared.config.harmless_kl and not prepared.directory.has(HARMLESS_KL):
             jobs.append(RayJob(None))
         if not jobs:
             return
-        parcel = pack_sweep(prepared)
-        put_weights_away(prepared)
-        with RayWorkers(parcel, self._needs, progress, self._stop) as crew:
-            for job, value in crew.work(jobs):
+        packed = pack_sweep(prepared)
+        free_weights(prepared)
+        with RayWorkers(packed, self._needs, progress, self._stop) as workers:
+            for job, value in workers.work(jobs):
                 if job.batch is None:
                     self._measured = value
                 else:
@@ -121,10 +120,10 @@ class RayExecutor:
         return self._measured
 
 
-def put_weights_away(prepared: PreparedSweep) -> None:
-    """Free the memory of the model, which from here on only renders prompts and is described in results files.
+def free_weights(prepared: PreparedSweep) -> None:
+    """Free the model's weights: from here on it only renders prompts and is described in results files.
 
-    Quantized weights stay: what describes such a model looks at them.
+    Quantized weights stay, since the description of such a model reads them.
     """
     for setting, mode in zip(prepared.plan.settings, prepared.plan.modes, strict=True):
         prepared.lm.steering_info(setting, mode)  # looks at weights, once

@@ -1,4 +1,8 @@
-"""Workers on a Ray cluster, and the batches that they hold: hired as there is room, fed, replaced when lost."""
+"""Workers on a Ray cluster: started where there is room, given batches, and replaced when they are lost.
+
+`ray.util.ActorPool` cannot do this: it does not say which batch a lost worker had, so that batch could neither be
+handed out again nor be counted as lost. It also gives a worker only one batch at a time.
+"""
 
 from __future__ import annotations
 
@@ -19,7 +23,7 @@ from lm_eval_cna.sweep.executors.worker import Reply, Worker
 
 #: How often one batch, or in a row the loading of the model, may be lost with a worker before the sweep gives up.
 TRIES = 3
-#: Batches that a worker holds: the one at work and the next, so that it need not wait for the sweep's process.
+#: Batches that a worker holds: the one it computes and the next, so that it does not wait for the sweep's process.
 _HELD = 2
 _LOOK_AROUND = 5.0  # seconds between looks at the cluster's nodes
 _PATIENCE = 600.0  # seconds without a node that has room for a worker
@@ -48,12 +52,12 @@ class RayJob:
     batch: Batch | None
     """The batch, or None for the KL on harmless prompts."""
     lost: int = 0
-    """How often a worker was lost over it."""
+    """How often a worker was lost while it computed this."""
 
 
 @dataclass(eq=False)
 class _RayWorker:
-    """A worker."""
+    """One actor and what it has been given."""
 
     actor: Any
     """Ray's handle."""
@@ -64,16 +68,16 @@ class _RayWorker:
 
 
 class RayWorkers:
-    """Workers for one sweep. A context manager: at its end all of them are let go.
+    """Workers for one sweep. A context manager: at its end all of them are stopped.
 
     Args:
-        parcel: the packed sweep.
+        packed: the packed sweep.
         needs: what each worker takes.
         progress: told how many workers are ready, of how many, and where.
         stop: once it is set, no more work is done.
     """
 
-    def __init__(self, parcel: Mapping[str, Any], needs: Needs, progress: Progress, stop: Event | None = None) -> None:
+    def __init__(self, packed: Mapping[str, Any], needs: Needs, progress: Progress, stop: Event | None = None) -> None:
         import ray
 
         self._ray = ray
@@ -84,9 +88,11 @@ class RayWorkers:
         # What came back is kept by the sweep, so Ray itself never tries again.
         options = {"num_cpus": needs.cpus, "num_gpus": gpus, "max_restarts": 0, "max_task_retries": 0}
         self._kind = ray.remote(**options)(Worker)
-        self._parcel = ray.put(dict(parcel))
-        self._crew: list[_RayWorker] = []
-        self._pending: dict[Any, tuple[_RayWorker, RayJob | None]] = {}  # Ray's promise -> who, and what; None: opening
+        self._packed = ray.put(dict(packed))
+        self._workers: list[_RayWorker] = []
+        self._pending: dict[
+            Any, tuple[_RayWorker, RayJob | None]
+        ] = {}  # Ray's reference -> worker and job; None: loads the model
         self._never_opened = 0
         self._looked = self._room_seen = -_PATIENCE
         self._shown: tuple[int, int] | None = None
@@ -102,12 +108,12 @@ class RayWorkers:
         return self
 
     def __exit__(self, *exception: object) -> None:
-        for hired in self._crew:
-            self._let_go(hired)
-        self._crew.clear()
+        for worker in self._workers:
+            self._stop_worker(worker)
+        self._workers.clear()
 
     def work(self, jobs: Sequence[RayJob]) -> Iterator[tuple[RayJob, Any]]:
-        """Have all jobs done; gives each with its value as soon as it is back.
+        """Compute all jobs; yields each with its value as soon as it is back.
 
         Raises:
             CNAError: a worker says that it cannot do its job, or a job is lost with its worker `TRIES` times.
@@ -116,82 +122,82 @@ class RayWorkers:
         while left:
             if self._stop.is_set():
                 raise RunError("stopped", do=_CONTINUE)
-            self._hire(queue)
+            self._start_workers(queue)
             self._hand_out(queue)
             self._show()
-            for promise in self._back():
-                hired, job = self._pending.pop(promise)
-                reply = self._collect(promise, hired, job, queue)
+            for reference in self._back():
+                worker, job = self._pending.pop(reference)
+                reply = self._collect(reference, worker, job, queue)
                 if reply is None:
                     continue
                 value = _value(reply)
                 if job is None:
-                    hired.node, self._never_opened = value, 0
+                    worker.node, self._never_opened = value, 0
                 else:
-                    hired.held.remove(job)
+                    worker.held.remove(job)
                     left -= 1
                     yield job, value
 
     def _back(self) -> list[Any]:
-        """What has come back; waits for the first, or for a second, so that new machines are seen meanwhile."""
+        """What has come back. Waits for the first, but at most a second, so that new machines are seen meanwhile."""
         if not self._pending:
             time.sleep(1.0)
             return []
         done: list[Any] = self._ray.wait(list(self._pending), timeout=1.0)[0]
         return done
 
-    def _hire(self, queue: deque[RayJob]) -> None:
-        """Take on as many workers as there is room and work for, also on machines that came later."""
+    def _start_workers(self, queue: deque[RayJob]) -> None:
+        """Start as many workers as there is room and work for, also on machines that came later."""
         now = time.monotonic()
         if now - self._looked < _LOOK_AROUND:
             return
         self._looked = now
         room = self._room()
-        if room or self._crew:
+        if room or self._workers:
             self._room_seen = now
         elif now - self._room_seen > _PATIENCE:
             raise RunError("the Ray cluster has no machine left with room for a task", do=_CONTINUE)
-        opening = sum(hired.node is None for hired in self._crew)
-        while len(self._crew) < room and opening < len(queue):
-            hired = _RayWorker(self._kind.remote())
-            self._pending[hired.actor.open.remote(self._parcel)] = hired, None
-            self._crew.append(hired)
+        opening = sum(worker.node is None for worker in self._workers)
+        while len(self._workers) < room and opening < len(queue):
+            worker = _RayWorker(self._kind.remote())
+            self._pending[worker.actor.open.remote(self._packed)] = worker, None
+            self._workers.append(worker)
             opening += 1
 
     def _hand_out(self, queue: deque[RayJob]) -> None:
-        """Give every ready worker enough to do; those for whom nothing is left make room for others' work."""
-        for hired in [hired for hired in self._crew if hired.node is not None]:
-            while queue and len(hired.held) < _HELD:
+        """Give every ready worker enough to do, and stop those for whom nothing is left."""
+        for worker in [one for one in self._workers if one.node is not None]:
+            while queue and len(worker.held) < _HELD:
                 job = queue.popleft()
-                actor = hired.actor
-                promise = (
+                actor = worker.actor
+                reference = (
                     actor.divergence.remote() if job.batch is None else actor.compute.remote(pack_batch(job.batch))
                 )
-                self._pending[promise] = hired, job
-                hired.held.append(job)
+                self._pending[reference] = worker, job
+                worker.held.append(job)
         if not queue:
-            for hired in [hired for hired in self._crew if not hired.held]:
-                self._crew.remove(hired)
-                self._let_go(hired)
+            for worker in [one for one in self._workers if not one.held]:
+                self._workers.remove(worker)
+                self._stop_worker(worker)
 
-    def _collect(self, promise: Any, hired: _RayWorker, job: RayJob | None, queue: deque[RayJob]) -> Reply | None:
-        """What a worker replied, or None when it is lost; its job goes back to the head of the queue then.
+    def _collect(self, reference: Any, worker: _RayWorker, job: RayJob | None, queue: deque[RayJob]) -> Reply | None:
+        """What a worker replied; None if it is lost, and then its job goes back to the head of the queue.
 
         Raises:
-            RunError: it was the last try.
+            RunError: the job was lost for the last time.
         """
         try:
-            reply: Reply = self._ray.get(promise)
+            reply: Reply = self._ray.get(reference)
             return reply
         except self._ray.exceptions.RayTaskError:  # not the user's fault, nor the machine's: a bug, with its traceback
             raise
         except self._ray.exceptions.RayError as error:
             why = str(error).strip().splitlines()[0]
-        first_sign = hired in self._crew
+        first_sign = worker in self._workers
         if first_sign:
-            self._crew.remove(hired)
-            self._let_go(hired)
-            self._looked = -_PATIENCE  # so that another is hired at once
+            self._workers.remove(worker)
+            self._stop_worker(worker)
+            self._looked = -_PATIENCE  # so that another is started at once
         if job is None:
             self._never_opened += 1
             if self._never_opened >= TRIES:
@@ -201,8 +207,8 @@ class RayWorkers:
                 )
             return None
         if first_sign:
-            hired.held[0].lost += 1  # of what it held, the job that it was at
-        hired.held.remove(job)
+            worker.held[0].lost += 1  # of what it held, the job that it was at
+        worker.held.remove(job)
         if job.lost >= TRIES:
             raise RunError(
                 f"{TRIES} workers were lost over one batch: {why}",
@@ -211,14 +217,16 @@ class RayWorkers:
         queue.appendleft(job)
         return None
 
-    def _let_go(self, hired: _RayWorker) -> None:
-        for promise in [promise for promise, (whose, job) in self._pending.items() if whose is hired and job is None]:
-            del self._pending[promise]
+    def _stop_worker(self, worker: _RayWorker) -> None:
+        for reference in [
+            reference for reference, (whose, job) in self._pending.items() if whose is worker and job is None
+        ]:
+            del self._pending[reference]
         with suppress(self._ray.exceptions.RayError, ValueError):  # it is gone already
-            self._ray.kill(hired.actor, no_restart=True)
+            self._ray.kill(worker.actor, no_restart=True)
 
     def _room(self) -> int:
-        """Workers that the cluster's machines have room for, whoever uses them now."""
+        """Workers that the cluster's machines have room for, including what is in use now."""
         return sum(
             min(int(node["Resources"].get(name, 0) // number) for name, number in self._needs.items())
             for node in self._ray.nodes()
@@ -226,11 +234,11 @@ class RayWorkers:
         )
 
     def _show(self) -> None:
-        nodes = [hired.node for hired in self._crew if hired.node is not None]
-        if self._crew and self._shown != (len(nodes), len(self._crew)):
-            self._shown = len(nodes), len(self._crew)
+        nodes = [worker.node for worker in self._workers if worker.node is not None]
+        if self._workers and self._shown != (len(nodes), len(self._workers)):
+            self._shown = len(nodes), len(self._workers)
             where = ", ".join(f"{nodes.count(node)} on {node}" for node in dict.fromkeys(nodes))
-            self._progress("workers", len(nodes), len(self._crew), where or "loading the model")
+            self._progress("workers", len(nodes), len(self._workers), where or "loading the model")
 
 
 _CONTINUE = "what was finished is kept, and the same command continues"
@@ -241,10 +249,10 @@ def _resources(node: Mapping[str, Any]) -> dict[str, float]:
 
 
 def _value(reply: Reply) -> Any:
-    """What the worker gives.
+    """The value in a worker's reply.
 
     Raises:
-        CNAError: of the class that the worker named.
+        CNAError: the worker replied with an error; it names the class.
     """
     if "error" in reply:
         raise getattr(errors, reply["error"])(f"on {reply['node']}: {reply['message']}")

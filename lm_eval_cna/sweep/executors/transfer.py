@@ -1,8 +1,8 @@
-"""What travels between a sweep and a worker elsewhere: plain values and bytes, and each thing says how it is checked.
+"""Packs what goes to a worker elsewhere, and what comes back, as plain values and bytes.
 
-Interventions travel as the bytes of their files and are read by the same code that reads a user's file; their hash, and
-then the fingerprint of every cell, must be what the sweep has in its manifest. Paths do not travel: a worker needs the
-model, and no folder of the sweep's.
+Interventions go as the bytes of their files, and the code that reads a user's file reads them. Their hashes, and then
+the fingerprint of every cell, must be those of the sweep. No path is sent: a worker needs the model and no folder of
+the sweep.
 """
 
 from __future__ import annotations
@@ -23,12 +23,12 @@ from lm_eval_cna.sweep.config import LOG_FIELDS
 from lm_eval_cna.sweep.interventions import Interventions
 from lm_eval_cna.sweep.prepare import PreparedSweep
 
-#: Packages that decide what a model answers; a worker with another version is refused.
+#: Packages whose version can change an answer; a worker with another version is refused.
 _DECIDING = ("lm-eval-cna", "lm_eval", "torch", "transformers")
 
 
 def pack_sweep(prepared: PreparedSweep) -> dict[str, Any]:
-    """All that a worker needs to know of a sweep before it takes batches."""
+    """Everything that a worker must know before it can compute batches."""
     return {
         # Neither the judge nor loggers: they may hold a key.
         "config": prepared.config.model_dump(mode="json", exclude={"judge", *LOG_FIELDS}),
@@ -41,16 +41,16 @@ def pack_sweep(prepared: PreparedSweep) -> dict[str, Any]:
     }
 
 
-def unpack_interventions(parcel: Mapping[str, Any]) -> Interventions:
+def unpack_interventions(packed_sweep: Mapping[str, Any]) -> Interventions:
     """The interventions of a packed sweep.
 
     Raises:
-        InterventionError: a file was damaged on its way.
+        InterventionError: a file was damaged in transfer.
     """
     found: dict[str, Circuit | Vectors] = {}
     controls: dict[tuple[str, int], Circuit | Vectors] = {}
     with tempfile.TemporaryDirectory() as folder:
-        for number, entry in enumerate(parcel["interventions"]):
+        for number, entry in enumerate(packed_sweep["interventions"]):
             path = Path(folder) / f"{number}{entry['suffix']}"
             path.write_bytes(entry["bytes"])
             intervention = read_intervention(path)
@@ -62,7 +62,7 @@ def unpack_interventions(parcel: Mapping[str, Any]) -> Interventions:
                 found[entry["method"]] = intervention
             else:
                 controls[entry["method"], entry["seed"]] = intervention
-    return Interventions(found, controls, parcel["config"]["scale"])
+    return Interventions(found, controls, packed_sweep["config"]["scale"])
 
 
 def _pack_interventions(interventions: Interventions) -> list[dict[str, Any]]:
@@ -89,12 +89,12 @@ def _pack_interventions(interventions: Interventions) -> list[dict[str, Any]]:
 
 
 def versions() -> dict[str, str]:
-    """The versions that must be the same everywhere, without a build's own mark (torch's +cpu and +cu130)."""
+    """Versions that must be the same everywhere, without the label of a build (torch's +cpu and +cu130)."""
     return {name: version(name).partition("+")[0] for name in _DECIDING}
 
 
 def pack_batch(batch: Batch) -> dict[str, Any]:
-    """A batch as plain values; each request stands in it once."""
+    """A batch as plain values, each request once."""
     places = {request: place for place, request in enumerate(batch.requests)}
     return {
         "kind": batch.kind,

@@ -1,7 +1,7 @@
-"""A model that computes batches for a sweep which is run elsewhere: loaded once, then asked batch by batch.
+"""A model that computes batches for a sweep in another process: loaded once, then given one batch after another.
 
-Knows nothing of Ray. Every method takes and gives plain values, and what a user can put right is a value too: an
-exception of ours need not be known, or even importable, where it ends up.
+It does not use Ray. Every method takes and returns plain values. An error that a user can put right is returned as a
+value too, so that its class need not be importable on the other side.
 """
 
 from __future__ import annotations
@@ -16,26 +16,26 @@ Reply = dict[str, Any]
 class Worker:
     """One loaded model. Heavy libraries are imported when it is opened, on the machine where that happens.
 
-    Every method gives {"value": ...}, or {"error": class of `lm_eval_cna.errors`, "message": text, "node": machine}.
+    Every method returns {"value": ...}, or {"error": class of `lm_eval_cna.errors`, "message": text, "node": machine}.
 
     Args:
-        lm: the model, where it is loaded already.
+        lm: the model, if it is loaded already.
 
     Attributes:
-        interventions: of the sweep, once it is open.
-        settings: of its cells.
+        interventions: what the sweep's cells steer with, once `open` has returned.
+        settings: one for each cell.
     """
 
     def __init__(self, lm: Any = None) -> None:
         self._lm = lm
 
-    def open(self, parcel: Mapping[str, Any]) -> Reply:
-        """Load the model and the interventions of a packed sweep, and make sure that they are the sweep's.
+    def open(self, packed_sweep: Mapping[str, Any]) -> Reply:
+        """Load the model and the interventions of a packed sweep, and check that both are what the sweep has.
 
         Returns:
             The machine's name.
         """
-        return reply_of(lambda: self._open(parcel))
+        return reply_of(lambda: self._open(packed_sweep))
 
     def compute(self, packed: Mapping[str, Any]) -> Reply:
         """Compute one batch.
@@ -53,7 +53,7 @@ class Worker:
         """
         return reply_of(self._divergence)
 
-    def _open(self, parcel: Mapping[str, Any]) -> str:
+    def _open(self, packed_sweep: Mapping[str, Any]) -> str:
         from lm_eval_cna.errors import RunError
         from lm_eval_cna.results.cells import Cell
         from lm_eval_cna.sweep.config import parse_config
@@ -61,16 +61,16 @@ class Worker:
         from lm_eval_cna.sweep.loading import load
 
         for name, here in versions().items():
-            if here != parcel["versions"][name]:
+            if here != packed_sweep["versions"][name]:
                 raise RunError(
-                    f"another version of {name}", got=here, allowed=f"{parcel['versions'][name]}, the sweep's"
+                    f"another version of {name}", got=here, allowed=f"{packed_sweep['versions'][name]}, the sweep's"
                 )
-        self._mode = parcel["mode"]
-        self._config = parse_config(parcel["config"])
-        self.interventions = unpack_interventions(parcel)
+        self._mode = packed_sweep["mode"]
+        self._config = parse_config(packed_sweep["config"])
+        self.interventions = unpack_interventions(packed_sweep)
         self._lm = self._lm or load(self._config)
-        self.settings = [self.interventions.setting(Cell(**cell)) for cell in parcel["cells"]]
-        for setting, mode, context in zip(self.settings, parcel["modes"], parcel["contexts"], strict=True):
+        self.settings = [self.interventions.setting(Cell(**cell)) for cell in packed_sweep["cells"]]
+        for setting, mode, context in zip(self.settings, packed_sweep["modes"], packed_sweep["contexts"], strict=True):
             if self._lm.fingerprint_of(setting, mode) != context:
                 raise RunError(
                     f"{self._config.model} is another model here than where the sweep was begun",
@@ -95,7 +95,7 @@ class Worker:
 
 
 def reply_of(work: Callable[[], Any]) -> Reply:
-    """What the work gives, or the error that a user can put right, as plain values."""
+    """The result of the work, or an error that a user can put right, as plain values."""
     from lm_eval_cna.errors import CNAError, out_of_memory
 
     try:

@@ -1,4 +1,4 @@
-"""Who is hired, what is handed out again and when a sweep gives up: the crew on a cluster that is made up."""
+"""Which workers are started, what is handed out again and when a sweep gives up, on a made-up cluster."""
 
 from __future__ import annotations
 
@@ -50,7 +50,7 @@ class Promise(NamedTuple):
 
 
 class FakeRay:
-    """The part of Ray that a crew uses, with everything back at once and in order."""
+    """The part of Ray that the workers use, with everything back at once and in order."""
 
     exceptions = SimpleNamespace(RayError=RayError, RayTaskError=RayTaskError)
 
@@ -94,9 +94,9 @@ def run(monkeypatch: pytest.MonkeyPatch, script: Script, *nodes: dict[str, float
     monkeypatch.setattr(ray_workers.time, "sleep", lambda _: None)
     told: list[tuple[int, int, str]] = []
     found = []
-    with RayWorkers({}, Needs(**needs), lambda _stage, *step: told.append(step)) as hired:
+    with RayWorkers({}, Needs(**needs), lambda _stage, *step: told.append(step)) as workers:
         found += [
-            (job.batch, value) for job, value in hired.work([RayJob(batch(n)) for n in range(jobs)] + [RayJob(None)])
+            (job.batch, value) for job, value in workers.work([RayJob(batch(n)) for n in range(jobs)] + [RayJob(None)])
         ]
     assert not any(actor.alive for actor in fake.actors)
     return fake, found, told
@@ -108,7 +108,7 @@ def honest(actor: Actor, name: str, argument: Any) -> Any:
     return {"value": "KL" if name == "divergence" else argument["requests"][0][2]}
 
 
-def test_every_job_is_done_once_and_all_workers_are_let_go(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_every_job_is_done_once_and_all_workers_are_stopped(monkeypatch: pytest.MonkeyPatch) -> None:
     fake, found, told = run(monkeypatch, honest)
     assert Counter(value for _, value in found) == Counter([*(f"key{n}" for n in range(5)), "KL"])
     assert all(value == (job.requests[0].key if job else "KL") for job, value in found)

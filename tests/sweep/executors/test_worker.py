@@ -20,7 +20,7 @@ from lm_eval_cna.sweep.answers import compute
 from lm_eval_cna.sweep.config import parse_config
 from lm_eval_cna.sweep.executors import worker as workers
 from lm_eval_cna.sweep.executors.base import ThisProcess
-from lm_eval_cna.sweep.executors.ray import cluster, put_weights_away
+from lm_eval_cna.sweep.executors.ray import cluster, free_weights
 from lm_eval_cna.sweep.executors.transfer import (
     pack_batch,
     pack_sweep,
@@ -177,7 +177,7 @@ def test_a_model_without_its_weights_is_described_as_before(model: Path, tmp_pat
         ]
 
     before = described()
-    put_weights_away(prepared)
+    free_weights(prepared)
     assert described() == before and before[2] == prepared.plan.contexts
     assert {parameter.device.type for parameter in prepared.lm.module.parameters()} == {"meta"}
 
