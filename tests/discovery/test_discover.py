@@ -254,14 +254,10 @@ def test_many_controls_from_one_measurement(tokenizer: Any, contrast: ContrastSe
 def test_random_vectors(tokenizer: Any, contrast: ContrastSet) -> None:
     model = tiny("llama")
     vectors = discover(model, tokenizer, contrast, method="caa")
-    drawn = discover(model, tokenizer, None, method="random-vectors", like=vectors, seed=1)
-    assert isinstance(vectors, Vectors) and isinstance(drawn, Vectors)
-    for layer, tensor in vectors.tensors.items():
-        assert drawn.tensors[layer].norm().item() == pytest.approx(tensor.norm().item(), rel=1e-5)
-        assert abs(torch.cosine_similarity(drawn.tensors[layer], tensor, dim=0).item()) < 0.8
-    again = discover(model, tokenizer, None, method="random-vectors", like=vectors, seed=1)
-    other = discover(model, tokenizer, None, method="random-vectors", like=vectors, seed=2)
-    assert again.sha256 == drawn.sha256 != other.sha256
+    drawn, again, other = (
+        discover(model, tokenizer, None, method="random-vectors", like=vectors, seed=seed) for seed in (1, 1, 2)
+    )
+    assert drawn.layers == vectors.layers and again.sha256 == drawn.sha256 != other.sha256
 
 
 @pytest.mark.parametrize(

@@ -100,15 +100,6 @@ def test_fold_and_hook_are_scaling_by_hand(family: str, multiplier: float) -> No
             assert torch.equal(logits(model, ids), plain)
 
 
-@pytest.mark.parametrize("family", MIXTURES)
-def test_auto_folds_and_one_touches_nothing(family: str) -> None:
-    model, ids = tiny(family), prompts()
-    chosen, untouched = spread(find_architecture(model)), logits(model, ids)
-    for multiplier, mode in ((0.0, "fold"), (1.0, "none")):
-        with steer(model, Setting(chosen, multiplier)) as steering:
-            assert steering.mode == mode and torch.equal(logits(model, ids), untouched) == (mode == "none")
-
-
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
 @pytest.mark.parametrize("family", ["qwen2_moe", "gpt_oss"])
 def test_folding_is_undone_bit_for_bit(family: str, dtype: torch.dtype) -> None:

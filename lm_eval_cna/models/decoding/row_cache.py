@@ -71,14 +71,10 @@ class _RoomySlidingLayer(DynamicSlidingWindowLayer):  # type: ignore[misc]
         super().__init__(sliding_window)
         self.states = _KeysAndValues(room)
 
-    def update(
-        self, key_states: torch.Tensor, value_states: torch.Tensor, *args: Any, **kwargs: Any
-    ) -> tuple[torch.Tensor, torch.Tensor]:
-        if not self.is_initialized:
-            self.lazy_initialization(key_states, value_states)
+    def update(self, key_states: torch.Tensor, *args: Any, **kwargs: Any) -> tuple[torch.Tensor, torch.Tensor]:
         self.cumulative_length += key_states.shape[-2]
-        self.keys, self.values = self.states.write(key_states, value_states)
-        return self.keys, self.values
+        states: tuple[torch.Tensor, torch.Tensor] = _RoomyLayer.update(self, key_states, *args, **kwargs)
+        return states
 
 
 def unknown_cache_layers(model: Any) -> list[str]:
