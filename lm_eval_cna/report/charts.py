@@ -1,9 +1,9 @@
-"""What the figures show, as numbers and names: drawn by matplotlib for papers and as SVG for the page."""
+"""Contents of the figures, as numbers and names: matplotlib draws them for papers, the page shows them as SVG."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from dataclasses import dataclass, field
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from statistics import fmean
 from typing import Literal
 
@@ -20,6 +20,7 @@ DRAWN = ("refusal_rate", "strongreject_score", "rating10_score", "quality", "wel
 COLOURS = 8
 
 Style = Literal["line", "band", "points", "ranges", "front", "stack", "bars"]
+Ends = tuple[float | None, float | None]
 
 
 @dataclass(frozen=True)
@@ -28,28 +29,28 @@ class Point:
 
     x: float
     y: float
-    """Where it is."""
+    """Coordinates."""
     low: float | None = None
     high: float | None = None
-    """Its interval, or the range of a band."""
+    """Ends of the interval, or of a band."""
     text: str = ""
-    """What it is, in words."""
+    """Description, for the tooltip."""
     mark: str = ""
-    """What is written beside it."""
+    """Text beside the point."""
 
 
 @dataclass(frozen=True)
 class Series:
-    """Values that belong together."""
+    """Points that are drawn in one style and colour."""
 
     name: str
-    """For the legend."""
+    """Name in the legend."""
     style: Style
-    """How they are drawn; a band also has its mean as a dashed line."""
+    """How the points are drawn; a band also has its mean as a dashed line."""
     colour: int
-    """Number of its colour; controls have -1, -2 and so on, which are greys."""
+    """Number of the colour; controls have -1, -2 and so on, which are greys."""
     points: tuple[Point, ...]
-    """The values, by x."""
+    """The points, ascending in x."""
 
 
 @dataclass(frozen=True)
@@ -57,45 +58,45 @@ class Panel:
     """One diagram."""
 
     title: str
-    """What it shows."""
+    """Title above the diagram."""
     x_label: str
     y_label: str
-    """Of the axes."""
+    """Labels of the axes."""
     series: tuple[Series, ...]
-    """What is drawn, from the back to the front."""
+    """The series, from back to front."""
     x_range: tuple[float, float]
     y_range: tuple[float, float] = (0.0, 1.0)
     """Limits of the axes."""
     percent: bool = False
-    """Whether y is a share, written in percent."""
+    """Whether y is a share and shown in percent."""
     categories: tuple[str, ...] = ()
-    """Names along x, where x counts them."""
+    """Names of x = 0, 1, 2 and so on, if x is not a number."""
     budget: tuple[float, float] | None = None
-    """Limits of the damage budget along x: the part within is shaded."""
+    """Limits of the damage budget along x, which is shaded."""
 
 
 @dataclass
 class Palette:
-    """Gives every method of a report its colour, in the order in which they come; what has seeds is a control."""
+    """Gives every method of a report its colour, in the order of first use."""
 
     methods: dict[tuple[str, int | None], int] = field(default_factory=dict)
     controls: dict[tuple[str, int | None], int] = field(default_factory=dict)
 
     def of(self, method: str, size: int | None, *, control: bool = False) -> int:
-        """The number of its colour."""
+        """Number of a method's colour; negative for a control."""
         if control:
             return self.controls.setdefault((method, size), -1 - len(self.controls) % 3)
         return self.methods.setdefault((method, size), len(self.methods) % COLOURS)
 
 
 def metric_panels(run: Run, palette: Palette) -> list[Panel]:
-    """A panel for every drawn metric of every task, over the multipliers, controls as a band."""
+    """A panel for every drawn metric of every task over the multipliers, controls as bands."""
     asked = [(t, m) for t, m in run.outcomes.questions() if unfiltered(m) in DRAWN]
     order = {name: number for number, name in enumerate(HEADLINE)}
     asked.sort(key=lambda question: (run.tasks.index(question[0]), order[unfiltered(question[1])]))
     panels = []
     for task, metric in asked:
-        found = list(_over_multipliers(run, task, metric, palette))
+        found = _over_multipliers(run, task, metric, palette)
         if found:
             ends = [point.x for series in found for point in series.points]
             rate = run.outcomes.kind(task, metric) == "rate"
@@ -105,7 +106,7 @@ def metric_panels(run: Run, palette: Palette) -> list[Panel]:
 
 
 def outcome_panels(run: Run) -> list[Panel]:
-    """What the answers are at every multiplier, stacked to one whole, for every task and method."""
+    """Shares of the kinds of answers at every multiplier, stacked, for every task and method."""
     panels = []
     for task in run.tasks:
         metrics = [name for name in OUTCOMES if (task, name) in run.outcomes.questions()]
@@ -124,22 +125,13 @@ def outcome_panels(run: Run) -> list[Panel]:
                 bottoms = [bottom + height for bottom, height in zip(bottoms, heights, strict=True)]
                 stack.append(Series(name, "stack", OUTCOMES.index(metric), points))
             names = tuple(f"{line.multiplier:g}" for line in shown)
-            panels.append(
-                Panel(
-                    f"{task}: {label(*method)}",
-                    "multiplier",
-                    "",
-                    tuple(stack),
-                    (-0.5, len(shown) - 0.5),
-                    percent=True,
-                    categories=names,
-                )
-            )
+            title, span = f"{task}: {label(*method)}", (-0.5, len(shown) - 0.5)
+            panels.append(Panel(title, "multiplier", "", tuple(stack), span, percent=True, categories=names))
     return panels
 
 
 def trade_off_panels(run: Run, found: TradeOff, palette: Palette) -> list[Panel]:
-    """Change of refusal over quality, and over capability lost where it was measured."""
+    """Change of refusal over quality, and over the loss of capability if it was measured."""
     panels = []
     budget = found.budget
     for name, attribute in (("quality", "quality"), ("capability lost, points", "loss")):
@@ -187,7 +179,7 @@ def trade_off_panels(run: Run, found: TradeOff, palette: Palette) -> list[Panel]
 
 
 def layer_panel(run: Run) -> Panel | None:
-    """How many of the circuit's neurons lie in each layer; None where there is no circuit or its depth is unknown."""
+    """Number of the circuit's neurons in each layer; None without a circuit or if the model's depth is unknown."""
     if run.circuit is None or run.circuit.model.num_layers is None:
         return None
     profile = layer_profile(run.circuit)
@@ -195,22 +187,15 @@ def layer_panel(run: Run) -> Panel | None:
         Point(layer, count, text=f"layer {layer}: {count} of {profile.whole.neurons} neurons")
         for layer, count in enumerate(profile.whole.counts)
     )
-    bars = Series("neurons", "bars", 0, points)
-    top = max(profile.whole.counts)
-    return Panel(
-        f"{run.name}: neurons by layer",
-        "layer",
-        "neurons",
-        (bars,),
-        (-0.5, profile.num_layers - 0.5),
-        (0.0, top * 1.08),
-    )
+    bars, title = Series("neurons", "bars", 0, points), f"{run.name}: neurons by layer"
+    span, top = (-0.5, profile.num_layers - 0.5), max(profile.whole.counts)
+    return Panel(title, "layer", "neurons", (bars,), span, (0.0, top * 1.08))
 
 
 def size_panels(run: Run, palette: Palette) -> list[Panel]:
-    """Change of refusal over the circuit's size, one panel a task and multiplier; none without several sizes.
+    """Change of refusal over the circuit's size, one panel per task and multiplier; none with a single size.
 
-    Where there are controls, only the multipliers that they were asked at.
+    If there are controls, only their multipliers have a panel.
     """
     panels = []
     rows = [
@@ -224,25 +209,16 @@ def size_panels(run: Run, palette: Palette) -> list[Panel]:
         series = []
         here = [row for row in rows if (row.task, row.multiplier) == (task, multiplier)]
         for method in dict.fromkeys(row.method for row in here):
-            by_size: dict[int, list[float]] = {}
-            intervals: dict[int, Interval | None] = {}
             control = any(row.method == method and row.seed is not None for row in here)
+            by_size: dict[float, list[float]] = {}
+            ends: dict[float, Ends] = {}
             for row in here:
                 if row.method == method and row.size and row.paired:
                     by_size.setdefault(row.size, []).append(100 * row.paired.effect)
-                    intervals[row.size] = row.paired.interval
-            points = []
-            for size, values in sorted(by_size.items()):
-                interval = intervals[size]
-                ends: tuple[float | None, float | None] = (min(values), max(values)) if control else (None, None)
-                if not control and interval is not None:
-                    ends = 100 * interval.low, 100 * interval.high
-                text = f"{label(method, size)}: {fmean(values):+.1f} points"
-                points.append(Point(size, fmean(values), *ends, text))
-            if len(points) > 1:
-                style: Style = "band" if control else "line"
-                colour = palette.of(method, None, control=control)
-                series.append(Series(label(method, None), style, colour, tuple(points)))
+                    ends[row.size] = _ends(row.paired.interval, factor=100)
+            points = _line_points(by_size, None if control else ends)
+            points = [replace(one, text=f"{label(method, int(one.x))}: {one.y:+.1f} points") for one in points]
+            series += _line_series((method, None), points, palette, control=control)
         if series:
             sizes = [point.x for one in series for point in one.points]
             title = f"{task}: m = {multiplier:g}"
@@ -253,8 +229,8 @@ def size_panels(run: Run, palette: Palette) -> list[Panel]:
     return panels
 
 
-def _over_multipliers(run: Run, task: str, metric: str, palette: Palette) -> Iterator[Series]:
-    # Controls of the thirds have a chart of their own, `special`'s: four bands on top of each other show nothing.
+def _over_multipliers(run: Run, task: str, metric: str, palette: Palette) -> list[Series]:
+    # Controls of the thirds have a chart of their own: four bands on top of each other show nothing.
     rows = [
         row for row in run.evidence.comparisons if (row.task, row.metric) == (task, metric) and row.method not in LOCAL
     ]
@@ -266,26 +242,37 @@ def _over_multipliers(run: Run, task: str, metric: str, palette: Palette) -> Ite
         by_multiplier: dict[float, list[float]] = {}
         for row in own:
             by_multiplier.setdefault(row.multiplier, []).append(row.value)
-        intervals = {row.multiplier: row.interval for row in own}
+        ends = {row.multiplier: _ends(row.interval) for row in own}
         if baseline is not None:
-            by_multiplier[1.0], intervals[1.0] = [baseline.value], baseline.interval
-        points = []
-        for multiplier, values in sorted(by_multiplier.items()):
-            interval, mean = intervals[multiplier], fmean(values)
-            ends: tuple[float | None, float | None] = (None, None)
-            if control:
-                ends = min(values), max(values)
-            elif interval is not None:
-                ends = interval.low, interval.high
-            seeds = f", {len(values)} seeds" if control and multiplier != 1 else ""
-            points.append(
-                Point(multiplier, mean, *ends, f"{label(method, size)}, m = {multiplier:g}: {mean:.3f}{seeds}")
-            )
-        if len(points) > 1:
-            style: Style = "band" if control else "line"
-            colour = palette.of(method, size, control=control)
-            found.append(Series(label(method, size), style, colour, tuple(points)))
-    yield from _back_first(found)
+            by_multiplier[1.0], ends[1.0] = [baseline.value], _ends(baseline.interval)
+        seeds = {m: f", {len(values)} seeds" if control and m != 1 else "" for m, values in by_multiplier.items()}
+        points = [
+            replace(one, text=f"{label(method, size)}, m = {one.x:g}: {one.y:.3f}{seeds[one.x]}")
+            for one in _line_points(by_multiplier, None if control else ends)
+        ]
+        found += _line_series((method, size), points, palette, control=control)
+    return _back_first(found)
+
+
+def _ends(interval: Interval | None, *, factor: float = 1) -> Ends:
+    return (None, None) if interval is None else (factor * interval.low, factor * interval.high)
+
+
+def _line_points(values: Mapping[float, Sequence[float]], ends: Mapping[float, Ends] | None) -> list[Point]:
+    """The mean at every x with its interval; without intervals, with the range of the values."""
+    return [
+        Point(x, fmean(found), *((min(found), max(found)) if ends is None else ends[x]))
+        for x, found in sorted(values.items())
+    ]
+
+
+def _line_series(
+    shown: tuple[str, int | None], points: Sequence[Point], palette: Palette, *, control: bool
+) -> list[Series]:
+    """A line, or a band for a control; nothing with fewer than two points."""
+    if len(points) < 2:
+        return []
+    return [Series(label(*shown), "band" if control else "line", palette.of(*shown, control=control), tuple(points))]
 
 
 def _setting(setting: TradeoffPoint) -> str:
@@ -293,7 +280,7 @@ def _setting(setting: TradeoffPoint) -> str:
 
 
 def _is_free(x: float, y: float, taken: list[tuple[float, float]], span: tuple[float, float], reach: float) -> bool:
-    """Whether a text at a point would lie on no other one; if so, the place is taken."""
+    """Whether a text at this point overlaps no other; if so, its place is added to `taken`."""
     width = max(span[1] - span[0], 1e-9)
     free = all(abs(x - a) > 0.3 * width or abs(y - b) > 0.16 * reach for a, b in taken)
     if free:

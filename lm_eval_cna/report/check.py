@@ -1,4 +1,4 @@
-"""A check as people and machines read it: a table, JUnit XML, a summary for GitHub. Names come from files: escaped."""
+"""A check as a table, as JUnit XML and as a summary for GitHub; names come from files and are escaped."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ HEAD = ("check", "cell", "task, metric", "before", "now", "allowed", "prompts", 
 
 
 def rows(check: Check) -> list[tuple[str, ...]]:
-    """The comparisons as texts, unescaped, one tuple of `HEAD` each; what failed comes first."""
+    """The comparisons as rows of unescaped text with the columns of `HEAD`, failures first."""
     ordered = sorted(check.findings, key=lambda finding: finding.passed)
     return [
         (
@@ -73,7 +73,7 @@ def junit(check: Check) -> str:
     suites = ElementTree.Element("testsuites")
     suites.append(suite)
     ElementTree.indent(suites)
-    # XML 1.0 has no place for noncharacters either, escaped or not.
+    # XML 1.0 does not allow noncharacters, escaped or not.
     text = ElementTree.tostring(suites, encoding="unicode").replace("\ufffe", "?").replace("\uffff", "?")
     return '<?xml version="1.0" encoding="UTF-8"?>\n' + writable(text) + "\n"
 

@@ -9,7 +9,7 @@ from typing import Any
 from lm_eval_cna.report.charts import Panel, Series
 from lm_eval_cna.report.escape import plain
 
-# Okabe and Ito's colours, which people with any colour vision tell apart; controls are greys.
+# Okabe and Ito's colours, which can be told apart with any colour vision; controls are greys.
 _COLOURS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#7a4fb5", "#8c564b")
 _GREYS = ("#6b7280", "#a16207", "#94a3b8")
 _STACK = ("#0072b2", "#e69f00", "#cc79a7", "#9ca3af")
@@ -20,9 +20,9 @@ def draw(panels: Sequence[Panel], *, title: str, stem: Path) -> list[Path]:
     """Draw panels side by side.
 
     Args:
-        panels: what to draw.
-        title: above them all.
-        stem: path of the files without their suffix; their folder is made.
+        panels: panels of the figure.
+        title: title above them.
+        stem: path of the files without suffix; the folder is made.
 
     Returns:
         The files written, `stem`.png first, then .pdf; none without panels.
@@ -67,7 +67,7 @@ def draw(panels: Sequence[Panel], *, title: str, stem: Path) -> list[Path]:
 
 
 def signature(name: str) -> str:
-    """What a report writes into its table or figure of a name, to tell it from files of the user's later."""
+    """Text in each table and figure of a report, by which later reports tell them from the user's own files."""
     return f"lm-eval-cna report [{name}]"
 
 
@@ -82,7 +82,7 @@ def _panel(axis: Any, panel: Panel) -> None:
     if panel.categories:
         axis.set_xticks(range(len(panel.categories)), [plain(name) for name in panel.categories], parse_math=False)
     elif panel.x_label == "neurons":
-        axis.xaxis.get_major_locator().set_params(integer=True)  # there is no half neuron
+        axis.xaxis.get_major_locator().set_params(integer=True)  # neurons are whole numbers
     if panel.percent:
         axis.yaxis.set_major_formatter(lambda value, _: f"{100 * value:.0f} %")
     # Names come from files: a dollar sign in one begins no formula.
@@ -112,12 +112,12 @@ def _band(axis: Any, series: Series) -> None:
     low, high = ([end if end is not None else point.y for end, point in ends] for ends in _ends(series))
     colour = _GREYS[-1 - series.colour]
     axis.fill_between(x, low, high, color=colour, alpha=0.25, label=f"{plain(series.name)} (range)")
-    # Controls that all agree are a band without height; their mean is a line that can be seen.
+    # A band of controls that all agree has no height; the line of their mean is still visible.
     axis.plot(x, y, color=colour, linestyle="--", linewidth=1.3)
 
 
 def _points(axis: Any, series: Series) -> None:
-    # Settings of several methods may lie on one spot: the larger ones are behind and show round the smaller.
+    # Points of several methods may coincide: larger ones are behind and show around the smaller.
     place = series.colour % 4
     axis.plot(
         *_xy(series),

@@ -1,4 +1,4 @@
-"""What every page of ours has: its own style and script inside, and a policy that lets nothing else be loaded."""
+"""Style, script and content security policy of the HTML pages."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ def source(name: str) -> str:
 
 
 def environment() -> Environment:
-    """Jinja as our pages are made with: every text visible and escaped, a missing name an error."""
+    """The Jinja environment of the pages: it escapes every text, and a missing name is an error."""
     return Environment(
         loader=FunctionLoader(source),
         autoescape=True,
@@ -29,10 +29,10 @@ def environment() -> Environment:
 
 
 def policy(style: str, script: str) -> str:
-    """A content security policy that allows this style and this script, by their hashes, and no request.
+    """A content security policy that allows this style and this script by their hashes, and no request.
 
-    `img-src data:` is for the empty icon, without which browsers ask a server for one. Trusted types take from the
-    script itself, ours included, every function that makes markup or code of text.
+    `img-src data:` is for the empty icon, without which browsers request one. Trusted types forbid our own script, too,
+    to turn text into markup or code.
     """
     return (
         f"default-src 'none'; style-src {_hash(style)}; script-src {_hash(script)}; img-src data:; "

@@ -1,4 +1,4 @@
-"""Intervention files as rows of text: what one is, where it sits, what two have in common."""
+"""Intervention files as rows of text: facts, layers, overlap of two."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ Rows = list[tuple[str, ...]]
 
 
 def facts(intervention: Circuit | Vectors) -> Rows:
-    """What the file's header says, unknown entries left out."""
+    """The known entries of a file's header."""
     made, found = intervention.model, intervention.discovery
     size = (
         f"{len(intervention.neurons)} neurons in {len(intervention.layers)} layers{_experts(intervention)}"
@@ -46,7 +46,7 @@ def facts(intervention: Circuit | Vectors) -> Rows:
 
 
 def _experts(circuit: Circuit) -> str:
-    """How the neurons of a circuit are spread over experts, in words."""
+    """How many neurons are in routed experts, shared experts and dense layers, in words."""
     owners = [neuron.expert for neuron in circuit.neurons]
     shared, dense = owners.count(SHARED), owners.count(None)
     if dense == len(owners):
@@ -59,11 +59,11 @@ def _experts(circuit: Circuit) -> str:
 
 
 def profile_rows(circuits: Sequence[Circuit]) -> Rows:
-    """Where the neurons lie: share in the last layers, for the whole circuit and its top 200."""
+    """Shares of the neurons in the last layers, for the whole circuit and its top 200."""
     rows: Rows = []
     for circuit in circuits:
         if circuit.model.num_layers is None:
-            continue  # a file of foreign origin does not say how deep its model is
+            continue  # a file made elsewhere may not give the depth of its model
         profile = layer_profile(circuit)
         rows += [
             (circuit.name, name, f"{100 * _share(profile.whole, key):.1f} %", f"{100 * _share(profile.top, key):.1f} %")
@@ -78,7 +78,7 @@ def profile_rows(circuits: Sequence[Circuit]) -> Rows:
 
 
 def overlap_rows(first: Circuit, second: Circuit) -> Rows:
-    """What two circuits of one shape have in common."""
+    """The overlap of two circuits of models of one shape."""
     shared = overlap(first, second)
     rows: Rows = [
         (f"neurons of {first.name}", str(shared.size_a)),

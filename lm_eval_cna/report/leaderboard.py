@@ -32,7 +32,7 @@ _STANDINGS = {"beyond": "yes", "within": "no", "untested": "not tested"}
 
 
 def table_of(found: Leaderboard) -> Table:
-    """The leaderboard as a table: each text one line without control characters, otherwise unescaped."""
+    """The leaderboard as a table of unescaped single lines."""
     return Table(
         name="leaderboard",
         caption=caption(found),
@@ -43,7 +43,7 @@ def table_of(found: Leaderboard) -> Table:
 
 
 def caption(found: Leaderboard) -> str:
-    """What is ranked, in a sentence."""
+    """The ranking in a sentence."""
     budget, way = found.budget, "falls" if found.direction == "lower" else "rises"
     return (
         f"Runs of one protocol, ranked by how far refusal on {found.task} {way} at each method's best multiplier "
@@ -53,7 +53,7 @@ def caption(found: Leaderboard) -> str:
 
 
 def remarks(found: Leaderboard) -> list[str]:
-    """What a reader has to know, unescaped."""
+    """Notes for the reader, unescaped."""
     said = [
         "Effect and capability are changes from the untouched model, with 95 % intervals; capability is the worst of "
         "the capability tasks. The best of several multipliers is a little flattered by having been chosen.",
@@ -68,7 +68,7 @@ def write_leaderboard(found: Leaderboard, output: Path) -> list[Path]:
     """Write the three files, each whole or not at all.
 
     Raises:
-        RunError: they cannot be written.
+        RunError: a file cannot be written.
     """
     files = RunDirectory(output)
     for name, text in (("md", as_markdown(found)), ("csv", as_csv(found)), ("html", as_html(found))):
@@ -83,7 +83,7 @@ def as_markdown(found: Leaderboard) -> str:
 
 
 def as_csv(found: Leaderboard) -> str:
-    """The numbers unrounded, for a spreadsheet or a program; no text is a formula there."""
+    """The unrounded numbers, for a spreadsheet or a program; no text can be a formula."""
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")
     writer.writerow(_COLUMNS)
@@ -122,10 +122,10 @@ def as_html(found: Leaderboard) -> str:
 
 
 def check_output(output: Path) -> None:
-    """Refuse a place that would be a run directory's own.
+    """Refuse to write a leaderboard into a run directory.
 
     Raises:
-        RunError: it is one.
+        RunError: `output` is a run directory.
     """
     if (output / "manifest.json").is_file():
         raise RunError("a leaderboard is about several runs", got=str(output), do="give --output a folder of its own")

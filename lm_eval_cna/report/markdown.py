@@ -14,8 +14,8 @@ def document(found: Contents, figures: Mapping[str, Sequence[str]]) -> str:
     """The report as Markdown.
 
     Args:
-        found: what it says.
-        figures: slug of a run, or "layers" -> paths of its PNG files, relative to the report.
+        found: its contents.
+        figures: slug of a run or "layers" -> paths of its PNG files, relative to the report.
     """
     parts = [f"# {markdown(found.title)}", found.preface, "## Verdicts"]
     for part in found.parts:

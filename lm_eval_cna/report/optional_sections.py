@@ -1,4 +1,4 @@
-"""The report's section on how special the circuit is: against other neurons, over its size, and over prompts."""
+"""The section on how special the circuit is: compared with other neurons, over its size, and over prompts."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 from lm_eval_cna.analysis.sparsity import size_curves
 from lm_eval_cna.analysis.specificity import RIVALS, TOP, Standing, standings
 from lm_eval_cna.analysis.stability import judge
-from lm_eval_cna.analysis.verdicts import count, metric_name
+from lm_eval_cna.analysis.verdicts import change_text, count, metric_name
 from lm_eval_cna.interventions.methods import THIRDS, third_of_layers
 from lm_eval_cna.interventions.profile import overlap
 from lm_eval_cna.report import charts
@@ -16,10 +16,10 @@ from lm_eval_cna.report.charts import Palette, Panel, Point, Series
 from lm_eval_cna.report.interventions import Rows
 from lm_eval_cna.report.run import Run
 from lm_eval_cna.report.stability import FOLD_HEAD, fold_rows, pair_rows, stability_rows
-from lm_eval_cna.report.tables import Entry, Table, change, label, p_value, signed
-from lm_eval_cna.statistics.paired import Kind
+from lm_eval_cna.report.tables import Entry, Table, change, label, p_value
+from lm_eval_cna.statistics.paired import Kind, Paired
 
-#: What kinds of random neurons are called along an axis, where six names have to fit.
+#: Short names of the kinds of random neurons, for an axis.
 _SHORT = {"random": "own", "random-bottom": "bottom", "random-middle": "mid", "random-top": "top"}
 
 
@@ -28,7 +28,7 @@ class Special:
     """The section of one run; each part may be empty."""
 
     rivals: tuple[str, ...] = ()
-    """Sentences on the circuit against other neurons."""
+    """Sentences that compare the circuit with other neurons."""
     rival_panels: tuple[Panel, ...] = ()
     rival_tables: tuple[Table, ...] = ()
     """The same as charts and tables."""
@@ -37,13 +37,13 @@ class Special:
     size_panels: tuple[Panel, ...] = ()
     """The same as charts."""
     folds: tuple[str, ...] = ()
-    """Sentences on the circuit over prompts."""
+    """Sentences on cross-validation over prompts."""
     fold_tables: tuple[Table, ...] = ()
     """The same as tables."""
 
     @property
     def is_empty(self) -> bool:
-        """Whether the run has nothing to say of it."""
+        """Whether the run has no data for this section."""
         return self == Special()
 
     @property
@@ -53,9 +53,9 @@ class Special:
 
 
 def special(run: Run, palette: Palette) -> Special:
-    """How special a run's circuit is, as far as the run can tell."""
+    """The section of one run."""
     found = standings(run.evidence, run.outcomes)
-    # Sentences and charts are on the largest circuit; the table has all sizes.
+    # Sentences and charts are about the largest circuit; the table has all sizes.
     largest = max((one.size or 0 for one in found), default=0)
     shown = [one for one in found if (one.size or 0) == largest]
     size_panels = tuple(charts.size_panels(run, palette))
@@ -71,7 +71,7 @@ def special(run: Run, palette: Palette) -> Special:
 
 
 def _overlap(run: Run) -> list[str]:
-    """How many of the circuit's neurons are among the most active ones."""
+    """Number of the circuit's neurons that are among the most active ones."""
     if run.circuit is None or run.strongest is None:
         return []
     shared = overlap(run.circuit, run.strongest)
@@ -84,7 +84,7 @@ def _overlap(run: Run) -> list[str]:
 
 
 def _layers(run: Run, shown: Sequence[Standing]) -> list[str]:
-    """Where the circuit lies, for those who read what random neurons of each third do."""
+    """Shares of the circuit in each third of the layers, if random neurons of the thirds were run."""
     circuit = run.circuit
     if circuit is None or circuit.model.num_layers is None or circuit.model.num_layers < len(THIRDS):
         return []
@@ -152,7 +152,7 @@ def _standings(run: Run, found: Sequence[Standing]) -> Table:
             Entry(one.metric, one.metric),
             Entry(f"{one.multiplier:g}", one.multiplier),
             Entry("" if size is None else f"{size}", size),
-            _change(one.effect.effect, one.effect, one.kind),
+            _change(one.effect, one.kind),
         ]
         nulls = {rival.method: rival.null for rival in one.rivals}
         for kind in kinds:
@@ -160,13 +160,12 @@ def _standings(run: Run, found: Sequence[Standing]) -> Table:
             if null is None:
                 entries += [Entry(), Entry()]
                 continue
-            factor, form = (100, "+.1f") if one.kind == "rate" else (1, "+.3f")
-            low, high = (signed(factor * end, form) for end in (null.low, null.high))
+            low, high = (change_text(end, one.kind, unit=False) for end in (null.low, null.high))
             entries.append(Entry(f"{low} to {high}", null.mean))
             outside = f"{'outside' if null.outside(one.effect.effect) else 'inside'} {null.seeds}"
             entries.append(Entry(p_value(null.p) if null.testable else outside, null.p))
         for paired in (None, None) if one.strongest is None else (one.strongest.effect, one.strongest.difference):
-            entries.append(Entry() if paired is None else _change(paired.effect, paired, one.kind))
+            entries.append(_change(paired, one.kind))
         rows.append(tuple(entries))
     kept = [at for at in range(len(head)) if any(row[at].text for row in rows)]
     return Table(
@@ -178,8 +177,8 @@ def _standings(run: Run, found: Sequence[Standing]) -> Table:
     )
 
 
-def _change(effect: float, paired: object, kind: Kind) -> Entry:
-    return Entry(change(effect, getattr(paired, "interval", None), rate=kind == "rate"), effect)
+def _change(paired: Paired | None, kind: Kind) -> Entry:
+    return Entry() if paired is None else Entry(change(paired.effect, paired.interval, kind), paired.effect)
 
 
 def _folds(run: Run) -> list[Table]:

@@ -1,4 +1,4 @@
-"""A run as the report shows it: its manifest, statistics, per-prompt values and circuit, read and checked once."""
+"""Reads a run for the report: manifest, statistics, values per prompt and circuit."""
 
 from __future__ import annotations
 
@@ -30,39 +30,39 @@ class NearTies:
     """Tokens whose two best candidates were so close that rounding could swap them."""
 
     tokens: int
-    """How many, over all cells."""
+    """Number of such tokens in all cells."""
     responses: int
-    """Generated responses in all."""
+    """Number of generated responses."""
 
 
 @dataclass(frozen=True)
 class Run:
-    """A run as the report shows it."""
+    """Everything that the report needs of a run."""
 
     directory: RunDirectory
-    """Where it is."""
+    """The run directory."""
     name: str
-    """The directory's own name."""
+    """Name of the directory."""
     slug: str
-    """A name for its files, unlike that of the other runs."""
+    """Name for the files of this run, different from those of other runs."""
     manifest: Manifest
-    """What the report shows of the manifest in words."""
+    """The parts of the manifest that the report puts in words."""
     provenance: dict[str, Any]
-    """The whole manifest as it is."""
+    """The whole manifest."""
     summary: Summary
-    """Every aggregate."""
+    """All aggregates."""
     evidence: Evidence
-    """Every statistic."""
+    """All statistics."""
     outcomes: Outcomes
-    """Every value per prompt."""
+    """All values per prompt."""
     circuit: Circuit | None
-    """The circuit that was steered; None for a run of vectors."""
+    """The steered circuit; None for a run of vectors."""
     strongest: Circuit | None = None
-    """The neurons of largest activation, where they were steered too."""
+    """The neurons of largest activation, if they were steered."""
     stability: Stability | None = None
-    """Of the circuit over prompts, where it was measured."""
+    """Cross-validation of the circuit, if it was measured."""
     self_check: str | None = None
-    """In one sentence, what was proven of the steering before the run; None where nothing was."""
+    """Result of the self-check in a sentence; None if it was not run."""
 
     @property
     def tasks(self) -> list[str]:
@@ -71,17 +71,17 @@ class Run:
 
     @property
     def command(self) -> str:
-        """What was typed, to be pasted into a shell."""
+        """The command of the run, quoted for a shell."""
         return shlex.join(self.manifest.command)
 
     @property
     def controlled(self) -> list[float]:
-        """The multipliers that controls were asked at."""
+        """The multipliers of the controls."""
         return sorted({cell.multiplier for cell in self.manifest.plan.planned if cell.seed is not None})
 
     @property
     def near_ties(self) -> NearTies | None:
-        """Near-ties of all cells; None where nothing was generated."""
+        """Near-ties of all cells; None if nothing was generated."""
         found = [row for row in self.summary.measured if (row.task, row.metric) == (RESPONSES, "near_ties")]
         tokens = sum(row.value for row in found if math.isfinite(row.value))
         return NearTies(round(tokens), sum(row.n for row in found)) if found else None
@@ -93,24 +93,24 @@ class Run:
         at = ", ".join(f"{multiplier:g}" for multiplier in self.controlled)
         controls = f"{plan.random} control seeds, matched by {plan.match}, asked at m = {at}" if at else "no controls"
         model = f"{architecture.name} of {architecture.shape}, {architecture.dtype}"
-        # A circuit that was given need not come from the contrast set that the sweep would have discovered from.
+        # A given circuit may come from another contrast set than the one in the plan.
         contrast = plan.contrast if self.circuit is None else self.circuit.discovery.contrast or "not stated"
         facts = f"{model}; contrast set {contrast}; {controls}."
         return " ".join((facts, *(f"Note: {note}." for note in self.directory.notes)))
 
     def trade_offs(self) -> Iterator[TradeOff]:
-        """The trade-off of refusal in every task that measures it, if anything was steered."""
+        """The trade-off of every task that measures refusal, if anything was steered."""
         for task, metric in self.outcomes.questions():
             if metric == "refusal_rate" and (found := trade_off(self.evidence, task)).settings:
                 yield found
 
 
 def read_runs(directories: Sequence[RunDirectory], budget: DamageBudget) -> list[Run]:
-    """Read finished runs and compute their statistics, which are kept beside them as `evidence.json`.
+    """Read finished runs, compute their statistics and write them beside the runs as `evidence.json`.
 
     Raises:
         RunError: a run is unfinished or damaged.
-        InterventionError: its circuit is damaged.
+        InterventionError: the circuit of a run is damaged.
     """
     taken: set[str] = set()
     return [_read(directory, budget, taken) for directory in directories]
@@ -144,20 +144,20 @@ def _self_check(directory: RunDirectory) -> str | None:
         return None
     kept = directory.read_json(SELF_CHECK)
     try:
-        proven = [(float(seen["identity"]), float(seen["change"])) for seen in kept["interventions"].values()]
+        checked = [(float(seen["identity"]), float(seen["change"])) for seen in kept["interventions"].values()]
         mode = str(kept["mode"])
     except (AttributeError, KeyError, TypeError, ValueError) as error:
         raise RunError(f"{directory.path / SELF_CHECK} is damaged: {error!r}", do="delete it") from error
     return (
-        f"Self-check of {len(proven)} circuits, vectors and controls in mode {mode}: at m = 1 a logit moves by at most "
-        f"{max((one for one, _ in proven), default=0):.3g}, at m = 0 by up to "
-        f"{min((zero for _, zero in proven), default=0):.3g} or more; every layer was steered once a pass, and the "
+        f"Self-check of {len(checked)} circuits, vectors and controls in mode {mode}: at m = 1 a logit moves by at "
+        f"most {max((one for one, _ in checked), default=0):.3g}, at m = 0 by up to "
+        f"{min((zero for _, zero in checked), default=0):.3g} or more; every layer was steered once a pass, and the "
         "weights were put back."
     )
 
 
 def _stability(directory: RunDirectory, circuit: Circuit | None) -> Stability | None:
-    """The circuit's stability; a record of another circuit, which a sweep that never began may have left, is none."""
+    """The stability record of this circuit; a record of another circuit is ignored."""
     path = stability_path(directory.path / CIRCUIT)
     if circuit is None or not path.is_file():
         return None

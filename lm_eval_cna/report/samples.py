@@ -1,6 +1,6 @@
-"""The sample browser's data: every prompt with what each cell answered, texts kept once.
+"""Data of the sample browser: every prompt with the answer of each cell, each text stored once.
 
-Texts are untrusted and may be harmful: they are data in the page, shown as text and only when asked for.
+Texts are untrusted and may be harmful: the page holds them as data and shows them as text, only on request.
 """
 
 from __future__ import annotations
@@ -16,8 +16,8 @@ from lm_eval_cna.results.cells import Cell
 from lm_eval_cna.results.reading import read_plan, results_of
 from lm_eval_cna.statistics.paired import Document
 
-#: Characters of one text that are kept, and of all texts of a report before answers of further control seeds are
-#: left out: a page of this size still opens at once.
+#: Most characters of one text, and of all texts before answers of further control seeds are left out, so that the page
+#: still opens at once.
 LONGEST_TEXT = 20_000
 MOST_CHARACTERS = 6_000_000
 #: Metrics of a document that are shown beside its outcome.
@@ -26,7 +26,7 @@ _FIELD = re.compile(r"\{\{\s*(\w+)\s*\}\}")
 
 
 class Texts:
-    """Texts by number, each kept once."""
+    """Numbered texts, each stored once."""
 
     def __init__(self) -> None:
         self.all: list[str] = []
@@ -45,22 +45,22 @@ class Texts:
 
 
 def browser_data(runs: Sequence[Run], *, most: int = MOST_CHARACTERS) -> dict[str, Any]:
-    """What the page's script reads.
+    """Data for the script of the page.
 
     Args:
         runs: the runs.
         most: characters of text after which control seeds but the first are left out.
 
     Returns:
-        `texts`; `outcomes`, their names; `left_out`, control cells without samples; `groups`, one a task of a run with
+        `texts`; `outcomes`, their names; `left_out`, control cells without samples; `groups`, one per task of a run:
         `run`, `task`, `score` (the metric shown), `judged`, `cells` (name; 0 for the baseline, 2 for a control seed,
-        else 1) and `rows`. A row is [prompt, answers];
-        an answer [cell, text, outcome, keyword refusal, judge's refusal, score], None where there is none.
+        else 1) and `rows`. A row is [prompt, answers]; an answer is [cell, text, outcome, refusal by keyword, refusal
+        by judge, score] with None for what is missing.
     """
     texts, groups, left_out = Texts(), [], 0
     for run in runs:
         cells = run.outcomes.cells
-        # The cells of a method and its first control seed come first, so that the others are what is left out.
+        # Further control seeds come last, so that they are left out first.
         order = sorted(cells, key=lambda key: (cells[key].seed or 0) > 0)
         found: dict[str, dict[Document, tuple[int, list[list[Any]]]]] = {}
         scores = {task: _score(run, task) for task in run.tasks}
@@ -109,7 +109,7 @@ def _responses(run: Run, cell: str) -> Iterator[tuple[str, Document, str, str]]:
 
 
 def _prompt(template: Any, sample: Mapping[str, Any]) -> str:
-    """The field of the row that is the prompt, else the prompt as the model was given it."""
+    """The document's field that is the prompt, else the prompt as the model got it."""
     field = _FIELD.fullmatch(template.strip()) if isinstance(template, str) else None
     document = sample.get("doc")
     if field is not None and isinstance(document, dict) and field[1] in document:

@@ -1,4 +1,4 @@
-"""What the report says, in order, before anybody chose a format: sections of verdicts, tables and charts."""
+"""The contents of the report in order, whatever its format: sections of verdicts, tables and charts."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ from itertools import combinations
 from typing import Any
 
 from lm_eval_cna.analysis.tradeoff import TradeOff, TradeoffPoint
+from lm_eval_cna.analysis.verdicts import change_text
 from lm_eval_cna.errors import InterventionError
 from lm_eval_cna.interventions.profile import TOP
 from lm_eval_cna.report import charts
@@ -21,12 +22,11 @@ from lm_eval_cna.report.tables import (
     label,
     outcome_shares,
     results,
-    signed,
     trade_off_table,
     verdicts_of_judge,
 )
 
-#: Finding of a verdict -> the word that stands beside it.
+#: Finding of a verdict -> its label.
 FINDINGS = {
     "specific": "effect, beyond random neurons",
     "unspecific": "effect, as random neurons have",
@@ -37,24 +37,24 @@ FINDINGS = {
 
 @dataclass(frozen=True)
 class Headline:
-    """One verdict as it is shown."""
+    """One verdict with its label."""
 
     finding: str
-    """Its kind, for the colour."""
+    """Kind of finding, which sets the colour; "broken" for broken text."""
     word: str
-    """The same in words."""
+    """The label."""
     text: str
-    """The verdict."""
+    """The verdict in sentences."""
 
     @property
     def is_effect(self) -> bool:
-        """Whether it says that something changed."""
+        """Whether the verdict is about an effect."""
         return self.finding != "none" and not self.word.startswith(FINDINGS["none"])
 
 
 @dataclass(frozen=True)
 class Balance:
-    """The trade-off of one task: sentences on the best settings, charts and the table of all."""
+    """The trade-off of one task: sentences on the best settings, charts, and a table of all settings."""
 
     task: str
     sentences: tuple[str, ...]
@@ -64,7 +64,7 @@ class Balance:
 
 @dataclass(frozen=True)
 class RunSections:
-    """Everything about one run; charts and tables in the order in which they are shown."""
+    """Everything about one run, in the order of the report."""
 
     run: Run
     headlines: tuple[Headline, ...]
@@ -82,7 +82,7 @@ class RunSections:
 
     @property
     def leading(self) -> tuple[Headline, ...]:
-        """The verdicts that are shown at once: the effects on whole text; without any, the first verdict."""
+        """The verdicts shown first: effects with unbroken text, else all effects, else the first verdict."""
         effects = tuple(found for found in self.headlines if found.is_effect)
         return tuple(found for found in effects if found.finding != "broken") or effects or self.headlines[:1]
 
@@ -94,7 +94,7 @@ class RunSections:
 
     @property
     def figures(self) -> dict[str, tuple[Panel, ...]]:
-        """Its charts, by what they are called in a file's name."""
+        """Its charts by their part of the file name."""
         trade_off = tuple(panel for balance in self.balances for panel in balance.panels)
         named = {"metrics": self.metrics, "outcomes": self.outcomes, "tradeoff": trade_off}
         named |= {"special": self.special.rival_panels, "sizes": self.special.size_panels}
@@ -106,21 +106,21 @@ class Contents:
     """The report."""
 
     title: str
-    """Of the page."""
+    """Title of the page."""
     preface: str
-    """Markdown, trusted."""
+    """Markdown before the runs; trusted."""
     parts: tuple[RunSections, ...]
-    """One a run."""
+    """One part per run."""
     layers: tuple[Panel, ...]
-    """Where each run's circuit sits."""
+    """Neurons by layer, of each run's circuit."""
     profile: Table | None
     """The same as a table; None without circuits."""
     overlaps: Table | None
-    """What the circuits of two runs have in common."""
+    """Overlap of the circuits of every two runs; None without two circuits."""
 
 
 def contents(runs: Sequence[Run], *, preface: str = "") -> Contents:
-    """Put the report together."""
+    """Collect the contents of a report."""
     palette = Palette()
     layers = tuple(panel for run in runs if (panel := charts.layer_panel(run)) is not None)
     title = f"What steering does: {runs[0].name}" if len(runs) == 1 else "What steering does"
@@ -156,7 +156,7 @@ def _part(run: Run, palette: Palette) -> RunSections:
 
 
 def _measured_tasks(run: Run) -> list[str]:
-    """Tasks with per-prompt values first, then what the summary alone has."""
+    """Tasks with values per prompt first, then those that only the summary has."""
     inner = {task for task in dict.fromkeys(row.task for row in run.summary.measured) if task not in run.tasks}
     subtasks = {member for task in run.tasks for member in run.outcomes.members(task)}
     # A group inside a group (mmlu_stem in mmlu) has no documents of its own.
@@ -165,7 +165,7 @@ def _measured_tasks(run: Run) -> list[str]:
 
 
 def _headlines(run: Run) -> list[Headline]:
-    """Verdicts, those that stand first, then other effects, then none; within these as the evidence has them."""
+    """Verdicts in the order of `FINDINGS`, broken text last in each, otherwise in the order of the evidence."""
     order = list(FINDINGS)
     ranked = sorted(run.evidence.verdicts, key=lambda found: (order.index(found.finding), found.broken))
     return [
@@ -192,7 +192,9 @@ def _best(found: TradeOff, best: TradeoffPoint | None, way: str) -> str:
     if best is None:
         return f"No setting that {way}s refusal stays within the damage budget."
     cost = [] if best.quality is None else [f"quality {best.quality:.3f}"]
-    cost += [] if best.loss is None else [f"{signed(100 * best.loss)} points of capability lost on {best.loss_task}"]
+    if best.loss is not None:
+        lost = change_text(best.loss, "rate", unit=True).removeprefix("+")
+        cost.append(f"{lost} of capability lost on {best.loss_task}")
     damage = f" ({', '.join(cost)})" if cost else ""
     return (
         f"Within the damage budget, {label(best.method, best.size)} at m = {best.multiplier:g} {way}s refusal most: "
@@ -251,7 +253,7 @@ def _profile(runs: Sequence[Run]) -> Table | None:
 
 
 def _overlaps(runs: Sequence[Run]) -> Table | None:
-    """Pairs of circuits; those of models of different shapes have nothing to compare."""
+    """Overlap of every two circuits of models of the same shape."""
     head: tuple[str, ...] = ("runs",)
     rows = []
     for first, second in combinations((run for run in runs if run.circuit is not None), 2):
@@ -276,7 +278,7 @@ def _number(text: str) -> float | str:
 
 
 def flat(value: Any, name: str = "") -> list[tuple[str, str]]:
-    """A manifest as (dotted name, value) pairs; lists of plain values in one line, cells and hashes counted."""
+    """A manifest as (dotted name, value) pairs; a list of plain values is one line, and cells are only counted."""
     if isinstance(value, Mapping):
         return [pair for key, inner in value.items() for pair in flat(inner, f"{name}.{key}" if name else str(key))]
     if isinstance(value, (list, tuple)):

@@ -1,4 +1,4 @@
-"""A circuit's stability over prompts as rows of text."""
+"""The cross-validation of a circuit as rows of text."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from lm_eval_cna.report.interventions import Rows
 
 
 def stability_rows(found: Stable) -> Rows:
-    """The figures of a circuit's stability over prompts."""
+    """The summary of a cross-validation."""
     shuffled = "too few prompts" if found.shuffled is None else _spread(found.shuffled)
     rows: Rows = [
         ("Jaccard index of two folds' circuits", _spread(found.overlap)),
@@ -52,7 +52,7 @@ FOLD_HEAD = (
 
 
 def fold_rows(record: Stability) -> Rows:
-    """One row a fold: its prompts, its circuit's overlap with the whole one, and what that does on them."""
+    """One row per fold: its prompts, its circuit's overlap with the whole circuit, and its deltas and KLs."""
     return [
         (
             f"fold {number}",

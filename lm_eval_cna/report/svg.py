@@ -1,6 +1,6 @@
-"""The charts as SVG for the page: geometry only; the template writes the elements, so that every text is escaped.
+"""Geometry of the charts as SVG; the template writes the elements, so that every text is escaped.
 
-Colours are classes, which the page's style sets for light and dark.
+Colours are classes, which the style of the page sets for light and dark mode.
 """
 
 from __future__ import annotations
@@ -84,7 +84,7 @@ class Drawing:
 
     @property
     def words(self) -> str:
-        """The values in words, for those who do not see the picture."""
+        """The values in words, for screen readers."""
         texts = [point.text for series in self.panel.series for point in series.points if point.text]
         return "; ".join(texts[:60])
 
@@ -105,7 +105,7 @@ def drawing(panel: Panel) -> Drawing:
         elif series.style in ("line", "front"):
             paths.append(Path(scale.line(series), colour, series.style))
         if series.style in ("line", "points", "ranges"):
-            # Settings of several methods may lie on one spot: the larger ones are behind and show round the smaller.
+            # Points of several methods may coincide: larger ones are behind and show around the smaller.
             radius = 3.4 if series.style != "points" else 3.8 + 1.3 * (series.colour % 4)
             dots += [scale.dot(point, colour, radius) for point in series.points]
         if series.style in ("stack", "bars"):
@@ -169,12 +169,12 @@ def _x_ticks(panel: Panel, scale: _Scale) -> tuple[Tick, ...]:
 def _y_ticks(panel: Panel, scale: _Scale) -> tuple[Tick, ...]:
     values = _round_values(*panel.y_range, most=5)
     if any(series.style == "bars" for series in panel.series):
-        values = [value for value in values if value == int(value)]  # there is no half neuron
+        values = [value for value in values if value == int(value)]  # neurons are whole numbers
     return tuple(Tick(scale.y(value), f"{100 * value:.0f} %" if panel.percent else f"{value:g}") for value in values)
 
 
 def _round_values(low: float, high: float, most: int = 6) -> list[float]:
-    """Round numbers between two ends, at most so many."""
+    """At most `most` round numbers between two ends."""
     if not high > low:
         return [low]
     rough = (high - low) / most

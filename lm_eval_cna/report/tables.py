@@ -1,4 +1,4 @@
-"""Every table of the report as plain rows; what to show and in which order is decided here, how it looks is not."""
+"""Every table of the report as plain rows: which entries in which order, without layout."""
 
 from __future__ import annotations
 
@@ -9,12 +9,14 @@ from statistics import fmean
 from lm_eval_cna.analysis.evidence import CLAIMED, Comparison
 from lm_eval_cna.analysis.outcomes import unfiltered
 from lm_eval_cna.analysis.tradeoff import TradeOff, TradeoffPoint
+from lm_eval_cna.analysis.verdicts import change_text
 from lm_eval_cna.interventions.methods import METHODS
 from lm_eval_cna.report.run import Run
 from lm_eval_cna.results.summary import CellSummary
+from lm_eval_cna.statistics.paired import Kind
 from lm_eval_cna.statistics.rates import Interval, wilson
 
-#: Metrics worth a column, most telling first; a task shows those that it has, and its others stay in summary.json.
+#: Metrics with a column, the most important first; all others are only in summary.json.
 HEADLINE = (
     "refusal_rate",
     "strongreject_score",
@@ -29,7 +31,7 @@ HEADLINE = (
     "harmless_kl_p95",
 )
 OUTCOMES = ("outcome_refused", "outcome_complied", "outcome_evaded", "outcome_degenerate")
-#: Shares of documents that only the summary has, without per-prompt values.
+#: Rates that only the summary has, without values per prompt.
 _SHARES = ("changed_rate",)
 NAMES = {"baseline": "baseline", **{name: method.label for name, method in METHODS.items()}}
 
@@ -39,9 +41,9 @@ class Entry:
     """One cell of a table."""
 
     text: str = ""
-    """What is shown, unescaped."""
+    """Shown text, unescaped."""
     key: float | str | None = None
-    """What it is sorted by: numbers by size, before texts; None is last."""
+    """Sort key: numbers by size, then texts, None last."""
 
 
 @dataclass(frozen=True)
@@ -49,20 +51,20 @@ class Table:
     """A table."""
 
     name: str
-    """For its file."""
+    """Name of its file."""
     caption: str
-    """What it shows, unescaped."""
+    """Caption, unescaped."""
     head: tuple[str, ...]
     """Names of the columns, unescaped."""
     rows: tuple[tuple[Entry, ...], ...]
-    """As many entries each as there are columns."""
+    """Rows with one entry per column."""
     words: int = 1
-    """How many columns from the left hold words; the others hold numbers."""
+    """Number of columns from the left that hold words; the others hold numbers."""
 
 
 @dataclass(frozen=True)
 class Line:
-    """One row of a method x multiplier table: a method at a multiplier, all seeds of a control together."""
+    """One row of a method x multiplier table, with all seeds of a control together."""
 
     method: str
     multiplier: float
@@ -71,7 +73,7 @@ class Line:
 
     @property
     def label(self) -> str:
-        """The method's name, with the circuit's size where it is a prefix."""
+        """The method's name, and the circuit's size if the sweep has several."""
         return label(self.method, self.size)
 
 
@@ -82,7 +84,7 @@ def label(method: str, size: int | None) -> str:
 
 
 def results(run: Run, task: str) -> Table:
-    """The method x multiplier table of a task: value with interval; of a control the mean with the range over seeds."""
+    """The method x multiplier table of a task: values with intervals, for controls the mean and range over seeds."""
     metrics = [metric for metric in _metrics(run, task) if unfiltered(metric) in HEADLINE]
     claimed = [metric for metric in metrics if unfiltered(metric) in CLAIMED]
     head = ["method", "m"]
@@ -110,7 +112,7 @@ def results(run: Run, task: str) -> Table:
 
 
 def outcome_shares(run: Run, task: str) -> Table | None:
-    """What the answers are, in shares; None for a task without outcomes."""
+    """Shares of the kinds of answers; None for a task without outcomes."""
     metrics = [metric for metric in OUTCOMES if metric in _metrics(run, task)]
     if not metrics:
         return None
@@ -128,7 +130,7 @@ def outcome_shares(run: Run, task: str) -> Table | None:
 
 
 def verdicts_of_judge(run: Run, task: str) -> Table | None:
-    """How many verdicts of the judge are missing, and what the score could be with them; None without a judge."""
+    """Number of answers without a verdict, and the bounds of the score that they leave; None without a judge."""
     metric = next((name for name in ("strongreject_score", "rating10_score") if name in _metrics(run, task)), None)
     if metric is None or "n_unscored" not in _metrics(run, task):
         return None
@@ -169,11 +171,11 @@ def lines(run: Run, task: str) -> list[Line]:
     return [Line(method, m, size, tuple(found[method, size, m])) for method, size, m in keys]
 
 
-def change(effect: float, interval: Interval | None, *, rate: bool = True) -> str:
+def change(effect: float, interval: Interval | None, kind: Kind = "rate") -> str:
     """A signed difference with its interval: points for a rate, the metric's own unit for a mean."""
-    form, factor = ("+.1f", 100) if rate else ("+.3f", 1)
-    shown = [signed(factor * value, form) for value in (effect, *((interval.low, interval.high) if interval else ()))]
-    return shown[0] if interval is None else f"{shown[0]} ({shown[1]} to {shown[2]})"
+    values = (effect,) if interval is None else (effect, interval.low, interval.high)
+    shown, *ends = (change_text(value, kind, unit=False) for value in values)
+    return f"{shown} ({ends[0]} to {ends[1]})" if ends else shown
 
 
 def p_value(p: float) -> str:
@@ -188,7 +190,7 @@ def _metrics(run: Run, task: str) -> list[str]:
 
 
 def _without_empty(table: Table) -> Table:
-    """The table without columns that have no entry; the words to the left stay."""
+    """The table without empty columns; the first two stay."""
     kept = [at for at in range(len(table.head)) if at < 2 or any(row[at].text for row in table.rows)]
     rows = tuple(tuple(row[at] for at in kept) for row in table.rows)
     return replace(table, head=tuple(table.head[at] for at in kept), rows=rows)
@@ -202,7 +204,7 @@ def _number(run: Run, line: Line, task: str, metric: str) -> Entry:
     measured = [] if (line.method, metric) == ("baseline", "changed_rate") else _measured(run, line, task, metric)
     rate = metric in _SHARES or run.outcomes.kind(task, metric) == "rate"
     if metric not in _SHARES and not any(asked == (task, metric) for asked in run.outcomes.questions()):
-        rate = False  # the summary has it alone: a percentile, or a mean of unknown kind
+        rate = False  # only the summary has it: a percentile or a mean
     if not measured:
         return Entry()
     if len(measured) > 1 or measured[0].seed is not None:
@@ -232,7 +234,7 @@ def _tests(row: Comparison | None) -> list[Entry]:
     beside = Entry() if null is None else Entry(p_value(null.p), null.p)
     if null is not None and not null.testable:
         beside = Entry(f"{'outside' if null.outside(row.paired.effect) else 'inside'} {null.seeds}", null.p)
-    text = change(row.paired.effect, row.paired.interval, rate=row.kind == "rate")
+    text = change(row.paired.effect, row.paired.interval, row.kind)
     return [Entry(text, row.paired.effect), holm, beside]
 
 
@@ -268,9 +270,3 @@ def _mean(values: Sequence[float]) -> Entry:
 def _whole(values: Iterable[float]) -> Entry:
     total = sum(values)
     return Entry(f"{total:.0f}", total)
-
-
-def signed(value: float, form: str = ".1f") -> str:
-    """A number as text; a zero has no sign."""
-    shown = f"{value:{form}}"
-    return shown.lstrip("+-") if float(shown) == 0 else shown
