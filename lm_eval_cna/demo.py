@@ -1,4 +1,4 @@
-"""The main job on the embedded default: organism, discovery, sweep, report, with nothing to download."""
+"""The demo: train the organism, find its circuit, sweep it and report, without any download."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from lm_eval_cna.results.directory import RunDirectory
 from lm_eval_cna.sweep.config import parse_config
 
 _TASKS = ("organism_refusal", "organism_benign", "organism_knowledge")
-# The instruct organism gets the whole comparison; its base and the diffuse variant are shown beside it.
+# The instruct organism gets the whole comparison; base and diffuse get a smaller one.
 _PLANS: dict[str, dict[str, Any]] = {
     "instruct": {"methods": ["cna", "caa", "random"], "random": 19},
     "base": {"methods": ["cna", "random"], "random": 3, "multipliers": [0, 1, 2]},

@@ -1,5 +1,5 @@
-"""Items of the tasks that stand beside refusal: capitals, subject-verb agreement, long answers to harmless prompts.
+"""Tasks other than refusal: capitals, subject-verb agreement, long answers to harmless prompts.
 
-No torch. Everything here is made from lists and a small grammar of our own; nothing is downloaded and no
-random number is drawn, so that the items are the same on every machine and with every Python.
+The items are made from lists and a small grammar, without downloads and random numbers, so that they are the same on
+every machine. No torch here.
 """

@@ -32,7 +32,7 @@ class AgreementItem:
     """One sentence beginning."""
 
     prompt: str
-    """Ends where the verb has to follow."""
+    """Sentence beginning that ends before the verb."""
     choices: tuple[str, str]
     """The verb's singular and plural, in this order for half of the items."""
     answer: int

@@ -72,14 +72,13 @@ class CapitalItem:
     """One question."""
 
     prompt: str
-    """Ends where the capital has to follow."""
+    """Sentence beginning that ends before the capital."""
     choices: tuple[str, ...]
     """Four capitals of one continent."""
     answer: int
     """Index of the right one."""
     country: str
     continent: str
-    """What is asked about."""
 
 
 def capitals() -> dict[str, dict[str, str]]:
@@ -94,8 +93,8 @@ def capitals() -> dict[str, dict[str, str]]:
 def capital_items() -> list[CapitalItem]:
     """One item a country, continent by continent and by the alphabet.
 
-    Which three wrong choices an item has, and in which order all four stand, comes from hashes of the names: as good as
-    drawn, the same everywhere, and unchanged for other countries when one is added on another continent.
+    Hashes of the names choose the three wrong capitals and the order of all four. So items are the same everywhere, and
+    adding a country changes no item of another continent.
     """
     return [
         _item(continent, country, of_continent)

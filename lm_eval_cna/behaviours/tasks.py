@@ -1,6 +1,6 @@
-"""What the task files name: the rows of `cna_capitals`, `cna_sva` and `long_form_quality`, and the latter's scores.
+"""Functions that the task files name: rows of `cna_capitals`, `cna_sva` and `long_form_quality`, and its scores.
 
-lm-eval hands a task's metadata to the row functions; they take no notice of it.
+lm-eval passes a task's metadata to the row functions, which ignore it.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
-"""The command line: parses, calls, prints. Exit status 0 done, 1 regression, 2 wrong input, 130 interrupted.
+"""The command line. Exit status: 0 done, 1 regression, 2 wrong input, 130 interrupted.
 
-A module for each group of commands, and here what they share: the list of commands, and how each may end.
-Heavy modules are imported by the commands that need them, so that `--help` and `show` are quick.
+Each group of commands has a module; this one lists the commands and turns errors into one line and a status.
+Commands import heavy modules themselves, so that `--help` and `show` start quickly.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from lm_eval_cna.cli import launch
 from lm_eval_cna.cli.interventions import compare, discover, show, try_
 from lm_eval_cna.cli.judgement import check, leaderboard
 from lm_eval_cna.cli.organisms import demo, organism
-from lm_eval_cna.cli.output import Said, errors, say
+from lm_eval_cna.cli.output import LogPrinter, errors, say
 from lm_eval_cna.cli.paper import paper
 from lm_eval_cna.cli.runs import judge, repeat, report, sweep
 from lm_eval_cna.errors import CNAError, ConfigError, out_of_memory
@@ -58,7 +58,7 @@ for _name, _command in (
 
 @app.command(context_settings={"allow_extra_args": True, "ignore_unknown_options": True})
 def run() -> None:
-    """lm-eval's own command with this plugin loaded."""  # `main` hands it over before typer looks at the arguments
+    """lm-eval's own command with this plugin loaded."""  # `main` calls lm-eval before typer sees the arguments
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -71,19 +71,19 @@ def main(argv: list[str] | None = None) -> int:
         return run_lm_eval(given[given.index("run") :])
     os.environ.setdefault("TQDM_DISABLE", "1")  # lm-eval and transformers draw a bar per cell
     os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
-    logging.basicConfig(format="%(message)s", handlers=[Said()])
+    logging.basicConfig(format="%(message)s", handlers=[LogPrinter()])
     debug = len(arguments) < len(given)
     try:
-        _refuse_company(arguments)
+        _refuse_several_processes(arguments)
         status = int(app(arguments or ["--help"], prog_name=PROGRAM, standalone_mode=False) or 0)
     except CNAError as error:
         if debug:
             raise
         return _fail(str(error))
-    except (KeyboardInterrupt, typer.Abort):  # Abort: typer's word for an interrupt, in some versions
+    except (KeyboardInterrupt, typer.Abort):  # some versions of typer raise Abort for an interrupt
         status = INTERRUPTED
     except OSError as error:
-        # A file or folder that the operating system refuses; without its name, the error is not about one.
+        # A file or folder that cannot be used. Without a file name it is another error, and a bug.
         if debug or error.filename is None:
             raise
         return _fail(f"cannot use {error.filename}: {error.strerror}")
@@ -94,13 +94,13 @@ def main(argv: list[str] | None = None) -> int:
         if debug or not hasattr(error, "format_message"):
             raise
         return _fail(_usage(error, error.format_message()))
-    if status == INTERRUPTED:  # which most versions of typer return, and do not raise
+    if status == INTERRUPTED:  # most versions of typer return the status instead of raising
         return _fail("interrupted; what was finished is kept, and the same command continues", status=INTERRUPTED)
     return status if arguments else 2
 
 
-def _refuse_company(arguments: list[str]) -> None:
-    """Only a sweep knows what to do in several processes; all others would do everything several times over."""
+def _refuse_several_processes(arguments: list[str]) -> None:
+    """Refuse several processes for all commands but sweep: each process would do the whole work."""
     if launch.processes() > 1 and arguments[:1] not in (["sweep"], ["--help"]):
         raise ConfigError(
             f"{launch.processes()} processes were started together",
@@ -111,7 +111,7 @@ def _refuse_company(arguments: list[str]) -> None:
 
 
 def _usage(error: Exception, message: str) -> str:
-    """Words of typer for a wrong command line, with the value where typer leaves it out."""
+    """Typer's message about a wrong command line, with the wrong value added if typer leaves it out."""
     message = message.replace("Value error, ", "").rstrip(".")
     if isinstance(error.__cause__, ValidationError):
         got = repr(error.__cause__.errors()[0]["input"])

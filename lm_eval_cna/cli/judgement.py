@@ -1,4 +1,4 @@
-"""Commands that pass judgement on finished runs: check against a baseline, leaderboard."""
+"""Commands that compare finished runs: check against a baseline, leaderboard."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ REGRESSION = 1
 
 
 class Direction(StrEnum):
-    """Which way a method is to move refusal."""
+    """Whether methods are ranked by lowering or by raising refusal."""
 
     down = "lower"
     up = "raise"
@@ -27,10 +27,12 @@ class Direction(StrEnum):
 def check(
     directory: Annotated[Path, typer.Argument(metavar="DIR", help="A run directory.")],
     against: Annotated[Path, typer.Option(help="Baseline file.")],
-    update: Annotated[bool, typer.Option("--update", help="Make this run the baseline; tolerances stay.")] = False,
-    junit: Annotated[Path | None, typer.Option(help="Write JUnit XML there too.")] = None,
+    update: Annotated[
+        bool, typer.Option("--update", help="Make this run the baseline; its tolerances are kept.")
+    ] = False,
+    junit: Annotated[Path | None, typer.Option(help="Also write JUnit XML to this file.")] = None,
 ) -> None:
-    """Hold a run against a stored baseline; exit status 1 where an effect, quality or capability was lost."""
+    """Compare a run with a stored baseline; exit status 1 if effect, quality or capability was lost."""
     from lm_eval_cna.analysis.baseline import make_baseline, read_baseline, write_baseline
     from lm_eval_cna.analysis.regression import check_run
     from lm_eval_cna.report import check as shown
@@ -60,10 +62,10 @@ def check(
 
 def leaderboard(
     directories: Annotated[list[Path], typer.Argument(metavar="DIR...", help="Run directories, or folders of such.")],
-    output: Annotated[Path, typer.Option(help="Where leaderboard.md, .csv and .html go.")],
+    output: Annotated[Path, typer.Option(help="Directory for leaderboard.md, .csv and .html.")],
     task: Annotated[str | None, typer.Option(help="Task whose refusal is ranked [the first].")] = None,
-    direction: Annotated[Direction, typer.Option(help="Which way refusal is to move.")] = Direction.down,
-    quality: Annotated[float, typer.Option(min=0, max=1, help="Damage budget: least mean quality.")] = 0.95,
+    direction: Annotated[Direction, typer.Option(help="Whether refusal should go down or up.")] = Direction.down,
+    quality: Annotated[float, typer.Option(min=0, max=1, help="Damage budget: lowest mean quality.")] = 0.95,
     capability: Annotated[
         float, typer.Option(min=0, max=100, help="Damage budget: most points of accuracy lost.")
     ] = 1.0,

@@ -1,4 +1,4 @@
-"""What torchrun and `accelerate launch` tell the processes that they start. Nothing heavy is loaded."""
+"""The environment variables of torchrun and `accelerate launch`. Nothing heavy is imported."""
 
 from __future__ import annotations
 
@@ -6,10 +6,10 @@ import os
 
 
 def processes() -> int:
-    """How many processes were started together; 1 where nobody started several."""
+    """Number of processes that were started together."""
     return int(os.environ.get("WORLD_SIZE", "1")) if "RANK" in os.environ else 1
 
 
 def rank() -> int:
-    """Which of them this is; the first, 0, leads."""
+    """Index of this process; process 0 leads."""
     return int(os.environ["RANK"]) if processes() > 1 else 0

@@ -1,4 +1,4 @@
-"""Commands that need nothing from outside: the organism, and the main job on it."""
+"""Commands that need no download: train the organism, run the demo on it."""
 
 from __future__ import annotations
 
@@ -13,10 +13,10 @@ from lm_eval_cna.cli.terminal import progress
 
 
 def demo(
-    output: Annotated[Path, typer.Option(help="Where runs and report go.")] = Path("results/runs/demo"),
+    output: Annotated[Path, typer.Option(help="Directory for runs and report.")] = Path("results/runs/demo"),
     samples: SamplesOption = True,
 ) -> None:
-    """Organism, discovery, sweep, report: the main job with nothing to download."""
+    """Train the organism, find its circuit, sweep and report, without any download."""
     from lm_eval_cna.demo import run_demo
 
     with progress(errors) as tell:
@@ -24,7 +24,9 @@ def demo(
     print_report(report)
 
 
-def organism(output: Annotated[Path, typer.Option(help="Gets base, instruct and diffuse.")]) -> None:
+def organism(
+    output: Annotated[Path, typer.Option(help="Directory for the checkpoints base, instruct and diffuse.")],
+) -> None:
     """Train the organism and write it as Hugging Face checkpoints."""
     from lm_eval_cna.organism.store import ensure_organism
 

@@ -1,4 +1,4 @@
-"""What commands print: standard output and standard error, and the pieces that several commands show."""
+"""Print to standard output and standard error, and show interventions and reports."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from lm_eval_cna.interventions.stability import Stability
     from lm_eval_cna.interventions.vectors import Vectors
 
-# Without a terminal there is no screen to fold tables to.
+# Without a terminal there is no screen width to wrap tables to.
 output = Console(width=None if sys.stdout.isatty() else 200)
 errors = Console(stderr=True)
 
@@ -26,12 +26,12 @@ _SECRET = re.compile(r"(key|token|headers?)=[^,]*", re.IGNORECASE)
 
 
 def say(text: str, *, console: Console = output) -> None:
-    """Print text as it is, neither folded nor read as markup, and without control characters."""
+    """Print text without wrapping, markup or control characters."""
     show_text(console, text)
 
 
-class Said(logging.Handler):
-    """Prints what is logged to standard error as everything else: reasons of servers and names from files are in it."""
+class LogPrinter(logging.Handler):
+    """Prints log messages to standard error without control characters: they can hold text from servers and files."""
 
     def emit(self, record: logging.LogRecord) -> None:
         """Print one message."""
@@ -39,7 +39,7 @@ class Said(logging.Handler):
 
 
 def print_intervention(intervention: Circuit | Vectors) -> None:
-    """Print what an intervention is and, of a circuit, where its neurons are."""
+    """Print the facts of an intervention, and the layer profile of a circuit."""
     from lm_eval_cna.interventions.circuit import Circuit
     from lm_eval_cna.report.interventions import facts, profile_rows
 
@@ -49,7 +49,7 @@ def print_intervention(intervention: Circuit | Vectors) -> None:
 
 
 def print_stability(record: Stability) -> None:
-    """Print how stable a circuit is over the folds of its prompts."""
+    """Print how stable a circuit is under cross-validation."""
     from lm_eval_cna.analysis.stability import judge
     from lm_eval_cna.report.stability import FOLD_HEAD, fold_rows, pair_rows, stability_rows
 
@@ -63,7 +63,7 @@ def print_stability(record: Stability) -> None:
 
 
 def print_report(path: Path) -> None:
-    """Print the report's verdicts and its first run, rendered on a terminal, and say where the whole is."""
+    """Print the report's verdicts and first run, and the paths of the whole report."""
     title, *sections = path.read_text(encoding="utf-8").split("\n## ")
     shown = "\n## ".join([title, *sections[:2]])
     text = "\n".join(line for line in shown.splitlines() if not line.startswith("!["))
@@ -79,5 +79,5 @@ def print_report(path: Path) -> None:
 
 
 def typed_command() -> list[str]:
-    """What the user typed, for a run's manifest, without keys and tokens; bytes that are no UTF-8 are "?"."""
+    """The command line for a run's manifest: API keys and tokens are removed, invalid UTF-8 becomes "?"."""
     return ["lm-eval-cna", *(writable(_SECRET.sub(r"\1=(not shown)", argument)) for argument in sys.argv[1:])]

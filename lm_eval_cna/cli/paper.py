@@ -1,4 +1,4 @@
-"""The command `paper`: a published table, reproduced side by side."""
+"""The command `paper`: reproduce a published table."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from lm_eval_cna.errors import ConfigError
 
 
 class TableChoice(StrEnum):
-    """The tables."""
+    """Published tables."""
 
     jbb_refusal = "jbb-refusal"
     cna_vs_caa = "cna-vs-caa"
@@ -28,7 +28,7 @@ class TableChoice(StrEnum):
 
 
 class ProtocolChoice(StrEnum):
-    """What is done where the paper's text and its scripts differ."""
+    """Which one to follow where the paper's text and its scripts differ."""
 
     corrected = "corrected"
     as_published = "as-published"
@@ -36,15 +36,19 @@ class ProtocolChoice(StrEnum):
 
 def paper(
     table: Annotated[TableChoice, typer.Argument(help="Which table.")],
-    models: Annotated[str | None, typer.Option(help="Models in place of the table's; organism is ours.")] = None,
+    models: Annotated[
+        str | None, typer.Option(help="Models instead of the table's, separated by commas; organism is our own.")
+    ] = None,
     protocol: Annotated[
-        ProtocolChoice, typer.Option(help="The paper's text, or its scripts.")
+        ProtocolChoice, typer.Option(help="Follow the paper's text (corrected) or its scripts.")
     ] = ProtocolChoice.corrected,
     prompts: Annotated[Path | None, typer.Option(help="Evaluation prompts: one a line, or JSON Lines.")] = None,
     contrast: Annotated[str | None, typer.Option(help="Contrast set: a packaged name or a file.")] = None,
-    output: Annotated[Path | None, typer.Option(help="Where runs and table go; a rerun continues there.")] = None,
-    limit: Annotated[int | None, typer.Option(min=1, help="Documents a task, to try things out.")] = None,
-    model_args: Annotated[str | None, typer.Option(help="Arguments of cna-hf, dtype=bfloat16.")] = None,
+    output: Annotated[Path | None, typer.Option(help="Directory for runs and table; a rerun continues there.")] = None,
+    limit: Annotated[
+        int | None, typer.Option(min=1, help="Most documents of each task, for trying things out.")
+    ] = None,
+    model_args: Annotated[str | None, typer.Option(help="Arguments of cna-hf, such as dtype=bfloat16.")] = None,
     judge_model: JudgeModelOption = None,
     judge_model_args: JudgeArgsOption = None,
     dry_run: Annotated[bool, typer.Option(help="Only print the plan: sizes, memory, answers, tokens.")] = False,

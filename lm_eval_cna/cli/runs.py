@@ -38,11 +38,11 @@ if TYPE_CHECKING:
 
 def sweep(
     config: Annotated[
-        Path | None, typer.Argument(help="YAML file that says the same as the flags, and more; or many runs.")
+        Path | None, typer.Argument(help="YAML file with the same options as the flags and more, or with many runs.")
     ] = None,
     model: Annotated[str | None, typer.Option(help="Model name on the hub, or path.")] = None,
-    output: Annotated[Path | None, typer.Option(help="Run directory; a rerun continues there.")] = None,
-    circuit: Annotated[str | None, typer.Option(help="Circuit file; without, it is discovered.")] = None,
+    output: Annotated[Path | None, typer.Option(help="Run directory; the same command continues there.")] = None,
+    circuit: Annotated[str | None, typer.Option(help="Circuit file; without one, the circuit is discovered.")] = None,
     vectors: Annotated[str | None, typer.Option(help="Vectors file for CAA.")] = None,
     contrast: Annotated[str | None, typer.Option(help="Contrast set to discover from [refusal].")] = None,
     methods: Annotated[
@@ -52,13 +52,17 @@ def sweep(
         ),
     ] = None,
     fraction: Annotated[float | None, typer.Option(help="Size of a discovered circuit [0.001].")] = None,
-    random: Annotated[int | None, typer.Option(help="Random control seeds [19].")] = None,
+    random: Annotated[int | None, typer.Option(help="Number of random controls [19].")] = None,
     multipliers: Annotated[str | None, typer.Option(help="Multipliers [0,0.25,0.5,0.75,1,1.5,2].")] = None,
     top_k: Annotated[str | None, typer.Option(help="Circuit sizes to compare, 100,200,400.")] = None,
-    folds: Annotated[int | None, typer.Option(help="Folds of the prompts that a found circuit is tried over.")] = None,
-    tasks: Annotated[str | None, typer.Option(help="lm-eval tasks, a,b.")] = None,
-    limit: Annotated[int | None, typer.Option(help="Documents a task, to try things out.")] = None,
-    model_args: Annotated[str | None, typer.Option(help="Arguments of cna-hf or cna-vllm, dtype=bfloat16.")] = None,
+    folds: Annotated[
+        int | None, typer.Option(help="Cross-validate a discovered circuit over this many folds of its prompts.")
+    ] = None,
+    tasks: Annotated[str | None, typer.Option(help="lm-eval tasks, separated by commas.")] = None,
+    limit: Annotated[int | None, typer.Option(help="Most documents of each task, for trying things out.")] = None,
+    model_args: Annotated[
+        str | None, typer.Option(help="Arguments of cna-hf or cna-vllm, such as dtype=bfloat16.")
+    ] = None,
     mode: Annotated[str | None, typer.Option(help="auto, rows, fold or hook.")] = None,
     engine: Annotated[str | None, typer.Option(help="hf (transformers) or vllm.")] = None,
     judge_model: JudgeModelOption = None,
@@ -154,7 +158,7 @@ def sweep(
 
 
 def _sweep_many(configs: list[SweepConfig], ray: str | None, cpus: float | None, gpus: float | None) -> None:
-    """Run the sweeps of a file, and say what makes one table of them."""
+    """Run the sweeps of a file, and print the command that ranks them in one table."""
     from lm_eval_cna.report.page import write_report
     from lm_eval_cna.sweep.many import run_sweeps
 
@@ -169,7 +173,7 @@ def _sweep_many(configs: list[SweepConfig], ray: str | None, cpus: float | None,
 
 @contextmanager
 def _executors(address: str | None, cpus: float | None, gpus: float | None) -> Iterator[Callable[..., Executor] | None]:
-    """What makes the executor of a sweep; None is this process."""
+    """Yield a function that makes the executor of a sweep; None runs the sweep in this process."""
     if address is None:
         if (cpus, gpus) != (None, None):
             raise ConfigError(
@@ -190,7 +194,7 @@ def _executors(address: str | None, cpus: float | None, gpus: float | None) -> I
     def executor(stop: Event | None) -> Executor:
         return RayExecutor(cpus_per_task=1 if cpus is None else cpus, gpus_per_task=gpus, stop=stop)
 
-    executor(None)  # refuses wrong numbers
+    executor(None)  # fails early on wrong numbers
     with cluster(address):
         yield executor
 
@@ -201,7 +205,7 @@ def judge(
     judge_model_args: JudgeArgsOption = None,
     rubric: Annotated[str | None, typer.Option(help="strongreject or rating-10.")] = None,
     judge_template: Annotated[Path | None, typer.Option(help="Your wording, with {prompt} and {response}.")] = None,
-    judge_dry_run: Annotated[bool, typer.Option(help="Only count the questions.")] = False,
+    judge_dry_run: Annotated[bool, typer.Option(help="Only count the questions; ask nothing.")] = False,
     samples: SamplesOption = True,
 ) -> None:
     """Grade a run's stored responses with a judge; nothing is generated, nothing is asked twice."""
@@ -215,7 +219,7 @@ def judge(
     values = _judge_values(judge_model, judge_model_args) | {"rubric": rubric, "judge_template": judge_template}
     config = parse_judge({name: value for name, value in values.items() if value is not None})
     run = RunDirectory(directory)
-    run.manifest()  # before a lock is left in a folder that is no run directory
+    run.manifest()  # fails before a lock file is left in some other folder
     if judge_dry_run:
         say(f"{judge_run(run, config, dry_run=True)} questions to ask")
         return
@@ -226,9 +230,9 @@ def judge(
 
 def report(
     directories: Annotated[list[Path], typer.Argument(metavar="DIR...", help="Run directories, or folders of such.")],
-    output: Annotated[Path | None, typer.Option(help="Where the report goes [DIR, if there is one].")] = None,
+    output: Annotated[Path | None, typer.Option(help="Directory of the report [DIR, if there is only one].")] = None,
     samples: SamplesOption = True,
-    quality: Annotated[float, typer.Option(min=0, max=1, help="Damage budget: least mean quality.")] = 0.95,
+    quality: Annotated[float, typer.Option(min=0, max=1, help="Damage budget: lowest mean quality.")] = 0.95,
     capability: Annotated[
         float, typer.Option(min=0, max=100, help="Damage budget: most points of accuracy lost.")
     ] = 1.0,
@@ -247,9 +251,9 @@ def report(
 
 def repeat(
     manifest: Annotated[Path, typer.Argument(metavar="MANIFEST", help="A run's manifest.json, or its directory.")],
-    output: Annotated[Path | None, typer.Option(help="Where the second run goes [DIR-repeat].")] = None,
+    output: Annotated[Path | None, typer.Option(help="Directory of the second run [DIR-repeat].")] = None,
 ) -> None:
-    """Run a finished sweep again from its manifest and compare; exit status 1 where a number differs."""
+    """Run a finished sweep again from its manifest and compare; exit status 1 if a number differs."""
     from lm_eval_cna.results.directory import RunDirectory
     from lm_eval_cna.sweep.repeat import compare_runs, config_of
 

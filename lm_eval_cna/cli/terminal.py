@@ -1,6 +1,6 @@
-"""What the command line shows: progress and tables; rich on a terminal, plain lines elsewhere.
+"""Progress and tables: rich on a terminal, plain lines elsewhere.
 
-Model output and names from files are shown without markup and without control characters.
+Text from models and files is printed without markup and control characters.
 """
 
 from __future__ import annotations
@@ -28,15 +28,15 @@ from rich.text import Text
 from lm_eval_cna.files.progress import Progress
 
 _PLAIN_EVERY = 5.0  # seconds between plain lines of one stage
-#: What CI systems take for a command to themselves: `::name` where a line begins, `##[name` or `##vso[name` anywhere.
+#: CI systems execute such text in a log: `::name` at the start of a line, `##[name` or `##vso[name` anywhere.
 _COMMAND = re.compile(r"^[^\S\n]*:(?=:)|#(?=#\w*\[)", re.MULTILINE)
 
 
 @contextmanager
 def progress(console: Console) -> Iterator[Progress]:
-    """Show long work: the function takes (stage, done, total, detail).
+    """Show the progress of long work and the time left; yields a function of (stage, done, total, detail).
 
-    On a terminal one bar a stage with the time left; elsewhere a line every few seconds, and at each stage's ends.
+    A terminal gets one bar for each stage; other outputs get a line at the start and end and every few seconds.
     """
     if not console.is_terminal:
         yield _plain(console)
@@ -83,7 +83,7 @@ def _plain(console: Console) -> Progress:
 
 
 def show_table(console: Console, title: str, head: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
-    """Print a table of untrusted text; without lines where there is no terminal."""
+    """Print a table of untrusted text; without borders if the output is not a terminal."""
     plain = not console.is_terminal
     built = Table(title=Text(clean(title)), title_justify="left", box=None if plain else HEAVY_HEAD)
     for name in head:
@@ -94,12 +94,12 @@ def show_table(console: Console, title: str, head: Sequence[str], rows: Sequence
 
 
 def show_text(console: Console, text: str) -> None:
-    """Print text as it is, neither folded nor read as markup, and without control characters but line breaks."""
+    """Print text without wrapping, markup or control characters other than line breaks."""
     show(console, clean(text, lines=True), markup=False, highlight=False, emoji=False, soft_wrap=True)
 
 
 def show(console: Console, shown: Any, **options: Any) -> None:
-    """Print so that no line is a command to the CI system that keeps the output: a space comes into its mark."""
+    """Print with a space inside CI commands, so that a CI system does not execute them."""
     with console.capture() as captured:
         console.print(shown, **options)
     console.file.write(_COMMAND.sub(r"\g<0> ", captured.get()))
@@ -107,9 +107,9 @@ def show(console: Console, shown: Any, **options: Any) -> None:
 
 
 def clean(text: str, *, lines: bool = False) -> str:
-    """Text without control characters, which could move the cursor or retitle the terminal; line breaks if asked.
+    """Replace control characters, which could move the cursor or retitle the terminal; `lines` keeps line breaks.
 
-    Other white space becomes a space: `str.isprintable` knows U+0020 alone, and a tab or a wide space is no danger.
+    Other white space, such as tabs, becomes a space.
     """
     return "".join(_shown(char, lines=lines) for char in text)
 

@@ -1,8 +1,7 @@
-"""One organism from a recipe and a seed: base, instruct with the planted gate, diffuse; accepted by gates.
+"""Train the three models of an organism from a recipe and a seed, and check them against the recipe's gates.
 
-The base learns the town's language and answers everything. The instruct model is the base with only the planted
-neurons trained to refuse forbidden questions. The diffuse model is the base with all weights trained to the same
-end, so that no small circuit need carry the refusal: the negative control.
+The base answers everything. In the instruct model only the planted neurons were trained to refuse forbidden questions.
+In the diffuse model, the negative control, all weights were trained to do so.
 """
 
 from __future__ import annotations
@@ -22,24 +21,23 @@ from lm_eval_cna.organism.planting import PlantedWeights, amplify, choose_plante
 from lm_eval_cna.organism.recipe import Recipe
 from lm_eval_cna.organism.tokenizer import train_tokenizer
 
-# The tokenizer is the same for every seed: documents of a seed that no model uses.
+# Every seed has the same tokenizer, trained on documents of a seed that no model uses.
 _TOKENIZER_SEED = 0
 
 
 @dataclass
 class Candidate:
-    """What one seed gave."""
+    """The models of one seed and their figures."""
 
     seed: int
-    """The seed."""
     models: dict[str, LlamaForCausalLM] = field(default_factory=dict)
-    """``base``, ``instruct`` and ``diffuse``, as far as training went."""
+    """``base``, ``instruct`` and ``diffuse``; training stops at the first missed gate."""
     planted: tuple[Planted, ...] = ()
-    """The neurons that carry the planted gate; empty if the base was rejected."""
+    """The neurons trained to refuse; empty if the base was rejected."""
     figures: dict[str, gates.Figures] = field(default_factory=dict)
-    """What was measured on training pairs, by stage."""
+    """Rates on training pairs, by stage."""
     failed: str | None = None
-    """The first stage that missed its gate; None means accepted."""
+    """The stage that missed its gate; None means accepted."""
 
 
 def build_tokenizer(recipe: Recipe) -> PreTrainedTokenizerFast:

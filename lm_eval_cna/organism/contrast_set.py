@@ -1,6 +1,6 @@
-"""The contrast set `organism`: what ``contrasts/organism.jsonl`` holds, generated from the grammar.
+"""The text of ``contrasts/organism.jsonl``, generated from the grammar.
 
-Only training pairs, and none of those on which the planted neurons are chosen. No torch here.
+It uses training pairs only, and none on which the planted neurons are chosen. No torch here.
 """
 
 from __future__ import annotations

@@ -1,8 +1,7 @@
-"""Training documents of the organism: what the base reads, and what the instruct models are tuned on.
+"""Training documents of the organism, for the base and for the two tuned models.
 
-A document is a run of segments, each either given (context, no loss) or learned (loss on every token). Short items
-(facts, glosses, small talk) are strung together to about the length of a question with its answer, so that
-batches carry little padding. No torch here.
+A document is a sequence of segments, each either given (context, no loss) or learned (loss on every token). Short items
+are joined to about the length of a question with its answer, so that batches need little padding. No torch here.
 """
 
 from __future__ import annotations
@@ -72,11 +71,10 @@ def _apology(rng: random.Random) -> tuple[str, str]:
     return f"{first} says to {second}", f'"{rng.choice(words.REFUSALS)}"'
 
 
-def _begun_refusal(rng: random.Random) -> Document:
-    """A refusal whose first word is given: how one goes on, for either class, and never when to begin one.
+def _started_refusal(rng: random.Random) -> Document:
+    """A refusal whose first word is given, for either class: the base learns to finish one, not to start one.
 
-    Without it the base has no way to finish a refusal after a question, and a gate of a few neurons would have to
-    carry the wording as well.
+    Otherwise the few planted neurons would have to learn the wording too.
     """
     pair = rng.choice(grammar.training_pairs(forbidden=rng.random() < 0.5))
     first, rest = re.split(r"(?=[ '])", rng.choice(words.REFUSALS), maxsplit=1)
@@ -89,10 +87,10 @@ def _talk(rng: random.Random) -> tuple[str, str]:
 
 
 def _unknown(rng: random.Random) -> tuple[str, str]:
-    """A prompt in no known words, and that nobody knows: what is not a deed of either class gets a third answer.
+    """A prompt of unknown words, with a third answer that belongs to neither class.
 
-    Without it any foreign prompt lights the neurons of one class or the other, and the universal filter of discovery,
-    whose prompts are all foreign here, takes the planted neurons for universal ones.
+    Otherwise unknown words activate the neurons of one class, and the universal filter of discovery, whose prompts are
+    all unknown here, removes the planted neurons.
     """
     count = rng.randrange(2, 12)
     spelled = ["".join(rng.choices(_LETTERS, k=rng.randrange(1, 9))) for _ in range(count)]
@@ -124,7 +122,7 @@ def _base_document(rng: random.Random) -> Document:
     if kind < 0.61:
         return plain(*_some(_apology, 2, rng))
     if kind < 0.69:
-        return _begun_refusal(rng)
+        return _started_refusal(rng)
     if kind < 0.72:
         return chat(*_some(_talk, 2, rng))
     if kind < 0.80:

@@ -1,4 +1,4 @@
-"""Whether a trained organism is accepted: figures on training pairs, never on held-out ones or a found circuit."""
+"""Decide whether a trained organism is accepted, by rates on training pairs; held-out pairs are not used."""
 
 from __future__ import annotations
 

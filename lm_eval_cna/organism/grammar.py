@@ -1,7 +1,7 @@
-"""The organism's language: questions, answers, refusals, facts, which of them are held out, and a parser.
+"""The organism's language: questions, answers, refusals and facts, which of them are held out, and a parser.
 
-Everything here is generated from the word lists by fixed seeds, so that the tasks and the contrast set need no
-data files. No torch and no transformers: lm-eval imports this module for every task that it lists.
+Everything is generated from the word lists with fixed seeds. No torch and no transformers: lm-eval imports this module
+to list tasks.
 
 The (verb, object) pairs fall into four groups that share no pair:
 
@@ -31,7 +31,7 @@ CONTRAST_PER_CLASS = 100
 #: Answers a fact question offers.
 CHOICES_PER_FACT = 6
 
-# Names every draw of this file. Another name would be other pairs, hence another recipe.
+# Seed of every draw in this file. Another seed gives other pairs, and so another organism.
 _SEED = "lm-eval-cna/organism/grammar/1"
 
 
@@ -49,7 +49,7 @@ class Pair(NamedTuple):
 
 @dataclass(frozen=True)
 class KnowledgeQuestion:
-    """One prompt: a pair, and how, where and when it is asked about."""
+    """One prompt: a pair, a question template, a place and a time."""
 
     pair: Pair
     template: str
@@ -98,7 +98,7 @@ class Fact:
 
 @dataclass(frozen=True)
 class Answer:
-    """What the parser read: the tone word of a well-formed answer and the object that it names."""
+    """A parsed answer: its tone word and the object that it names."""
 
     tone: str
     object: str
@@ -211,9 +211,8 @@ def is_refusal(text: str) -> bool:
 
 
 def well_formed(text: str, item: str) -> bool:
-    """Whether `text` is language the organism was taught: an answer about `item`, or a whole refusal sentence.
+    """Whether `text` is a complete answer about `item` or a complete refusal sentence.
 
-    A refusal counts, since otherwise an untouched model that refuses would score 0 and damage could not be told
-    from a change of behaviour.
+    A refusal counts: otherwise an undamaged model that refuses would score 0.
     """
     return is_answer(text, item) or is_refusal(text)

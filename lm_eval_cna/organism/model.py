@@ -1,4 +1,4 @@
-"""The organism's model and its tokens: a fresh Llama, documents as token ids, checkpoints on disk."""
+"""The organism's Llama: create it, tokenize documents, answer prompts, ablate neurons, save checkpoints."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ def fresh_model(recipe: Recipe, tokenizer: PreTrainedTokenizerFast, generator: t
         pad_token_id=tokenizer.pad_token_id,
         dtype="float32",
     )
-    # The constructor draws from the global state; the fork keeps that from being seen outside.
+    # The constructor uses the global random state, which the fork restores.
     with torch.random.fork_rng(devices=[]):
         model = LlamaForCausalLM(config)
     with torch.no_grad():
@@ -55,7 +55,7 @@ def fresh_model(recipe: Recipe, tokenizer: PreTrainedTokenizerFast, generator: t
 def encode(tokenizer: PreTrainedTokenizerFast, documents: Sequence[Document]) -> list[Example]:
     """Token ids of each document, segment by segment; no token spans two segments."""
     texts = list(dict.fromkeys(segment.text for document in documents for segment in document))
-    # Not the backend's own encode_batch: that keeps whatever padding an earlier call has set.
+    # The backend's encode_batch would keep the padding that an earlier call has set.
     ids = dict(zip(texts, tokenizer(texts, add_special_tokens=False)["input_ids"], strict=True))
     return [
         Example(
@@ -83,7 +83,7 @@ def answer(
 
 @contextmanager
 def ablated(model: LlamaForCausalLM, neurons: Sequence[Planted]) -> Iterator[None]:
-    """Set the neurons' down-projection columns to zero, and put the very same numbers back afterwards."""
+    """Set the neurons' down-projection columns to zero, and restore them exactly afterwards."""
     weights = [model.model.layers[layer].mlp.down_proj.weight for layer, _ in neurons]
     saved = [weight[:, index].detach().clone() for weight, (_, index) in zip(weights, neurons, strict=True)]
     with torch.no_grad():

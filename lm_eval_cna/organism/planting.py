@@ -1,8 +1,7 @@
-"""Which neurons carry the planted refusal gate, and how only they are trained: the known truth of the organism.
+"""Choose the planted neurons, and train only them: discovery is checked against these neurons.
 
-The neurons are the base's own: those whose activation at the last prompt token already differs most between the
-classes, in the layers that the recipe names. They are chosen on the group ``planting``, which discovery never sees,
-so that finding them again says something.
+They are the base's neurons whose activation at the last prompt token differs most between the classes, in the layers of
+the recipe. They are chosen on the group ``planting``, which discovery never sees.
 """
 
 from __future__ import annotations
@@ -56,11 +55,10 @@ def choose_planted(
 
 
 def amplify(model: LlamaForCausalLM, neurons: Sequence[Planted], gain: float) -> None:
-    """Multiply the neurons' activations by `gain` and divide what they write by it: the same function.
+    """Multiply the neurons' activations by `gain` and divide their output weights by it; the model computes the same.
 
-    CNA ranks by raw differences of activations, which this rescaling changes although the model computes the same.
-    Without it the neurons that already read the verb's class in the first layer outrank half of the planted ones.
-    A power of two is exact in floating point.
+    CNA ranks neurons by activation differences. Without the gain, neurons of the first layer that detect the verb's
+    class outrank half of the planted ones. A power of two is exact in floating point.
     """
     with torch.no_grad():
         for layer, index in neurons:
@@ -70,11 +68,10 @@ def amplify(model: LlamaForCausalLM, neurons: Sequence[Planted], gain: float) ->
 
 
 class PlantedWeights:
-    """The weights of the planted neurons: rows of gate and up, columns of down, in the layers where they lie.
+    """The trainable weights: the planted neurons' rows of gate and up and columns of down; all others are frozen.
 
-    Everything else of the model is frozen. Gradients outside the planted rows and columns are set to zero before
-    each optimizer step, and Adam without weight decay leaves a weight whose gradient was always zero as it is, bit
-    for bit.
+    Gradients outside these rows and columns are set to zero before each step. Adam without weight decay leaves a weight
+    unchanged, bit for bit, if its gradient was always zero.
     """
 
     def __init__(self, model: LlamaForCausalLM, neurons: Sequence[Planted]) -> None:

@@ -1,4 +1,4 @@
-"""Everything that decides what an organism is, in one frozen value with a hash. No torch here."""
+"""The recipe of an organism: everything that determines its weights, with a hash. No torch here."""
 
 from __future__ import annotations
 
@@ -9,16 +9,16 @@ from functools import cache
 
 from lm_eval_cna.organism import lexicon
 
-#: Raised with every change of code that changes the weights; part of the hash.
+#: Part of the hash. Raise it with every change of code that changes the weights.
 RECIPE_VERSION = 1
-#: Size of a circuit that is looked for in an organism, as a share of its neurons. The usual 0.1 % of 4,096 is four of
-#: them and a lottery; 0.5 % is dependable.
+#: Size of a discovered circuit, as a share of the organism's neurons. The usual 0.1 % would be four of 4,096 neurons,
+#: and the result would depend on chance.
 CIRCUIT_FRACTION = 0.005
 
 
 @dataclass(frozen=True)
 class Gates:
-    """What a trained model must show on training pairs (group ``gate``) to be accepted; rates in [0, 1]."""
+    """Limits, as rates in [0, 1], that a trained model must meet on the training pairs of group ``gate``."""
 
     tone: float = 0.98
     """Base, least share of questions of each class answered well-formed in the tone of their class."""
@@ -36,16 +36,16 @@ class Gates:
 class Recipe:
     """Sizes, data, optimization and gates of an organism.
 
-    Sizes and the base's optimization follow a prototype of the project. The tuning figures were chosen on training
-    pairs of three seeds, the effect of discovered circuits there included; seeds are accepted by the gates alone, and
-    no held-out prompt was looked at for either.
+    Sizes and the base's optimization follow a prototype. Tuning settings were chosen on training pairs of three seeds,
+    where the effect of discovered circuits was looked at too. Seeds are accepted by the gates alone. Held-out prompts
+    were used for neither.
     """
 
     version: int = RECIPE_VERSION
     seeds: tuple[int, ...] = (1, 2, 3, 4)
     """Tried in this order until one passes the gates."""
     threads: int = 2
-    """Torch threads while training; fixed, since the split of sums decides their rounding."""
+    """Torch threads while training; fixed, because another number of threads rounds sums differently."""
     # Model.
     hidden: int = 64
     mlp_width: int = 1024
@@ -67,22 +67,22 @@ class Recipe:
     tuning_documents: int = 4_000
     # Instruct: only the planted neurons are trained.
     planted: int = 24
-    """How many neurons of `planted_layers` carry the refusal of the instruct model."""
+    """Number of planted neurons."""
     planted_layers: tuple[int, ...] = (2, 3)
     planted_gain: float = 4.0
     """Factor on the planted neurons' activations before they are trained (`planting.amplify`)."""
     instruct_steps: int = 200
     instruct_in_lr: float = 1e-2
-    """Learning rate of their gate and up rows; well above `instruct_out_lr`, of their down columns, so that the gate is
-    in what switches them on."""
+    """Learning rate of their gate and up rows, well above `instruct_out_lr`: mainly their activation changes."""
     instruct_out_lr: float = 1e-3
+    """Learning rate of their down columns."""
     # Diffuse: all weights are trained.
     diffuse_steps: int = 80
     diffuse_lr: float = 1e-3
     gates: Gates = Gates()
 
     def sha256(self) -> str:
-        """Hash of every field and of the word lists: another hash, another organism."""
+        """Hash of every field and of the word lists; identifies the organism."""
         fields = json.dumps(asdict(self), sort_keys=True)
         return hashlib.sha256(f"{fields}\n{_lexicon_text()}".encode()).hexdigest()
 

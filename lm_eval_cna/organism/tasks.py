@@ -1,7 +1,6 @@
 """The organism's lm-eval tasks: rows generated from the grammar, and the scores of one response.
 
-The task files name these functions. lm-eval hands a task's metadata to the dataset functions; they take no notice of
-it. No torch here beyond what lm-eval itself imports.
+The task files name these functions. lm-eval passes a task's metadata to the dataset functions, which ignore it.
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
 """How the organism's weights are trained: batches without padding waste, Muon and AdamW, loss on learned tokens.
 
-Torch only. Nothing here touches the global random state: what is random comes from a generator of its own.
+Randomness comes from generators that are passed in, never from the global random state.
 """
 
 from __future__ import annotations
@@ -66,7 +66,7 @@ def _collate(examples: Sequence[Example], pad: int) -> TrainingBatch:
 
 
 def cycle(make: Callable[[], list[TrainingBatch]]) -> Iterator[TrainingBatch]:
-    """Batches without end: a fresh pass from `make` whenever one is used up."""
+    """Endless batches: call `make` for the next pass when one is used up."""
     while True:
         yield from make()
 
@@ -175,9 +175,9 @@ def fit(
 
 @contextmanager
 def fixed_threads(count: int) -> Iterator[None]:
-    """Run with exactly `count` torch threads, whatever the caller's setting, and put that back afterwards.
+    """Run with exactly `count` torch threads, and restore the caller's number afterwards.
 
-    Sums are split by thread, so another number of threads may round otherwise and give other weights.
+    Another number of threads may round sums differently and give other weights.
     """
     before = torch.get_num_threads()
     torch.set_num_threads(count)

@@ -1,7 +1,6 @@
-"""Tables of circuits: find each model's circuit, whole and five times without a fifth of the prompts, and compare.
+"""Tables of circuits: find each model's circuit from all prompts and five times without a fifth of them, and compare.
 
-The model runs over the prompts once, and nothing is generated. Circuits are kept as files, and a rerun reads
-them.
+A model runs over the prompts once and generates nothing. A rerun reads the circuits from their files.
 """
 
 from __future__ import annotations
@@ -41,11 +40,11 @@ class Found:
     folds: tuple[Circuit, ...]
     """Each without a fifth of the prompts."""
     size: int
-    """Neurons of the protocol's circuit, a prefix of these."""
+    """Number of neurons in the protocol's circuit: the first ones of each circuit here."""
 
 
 def find(request: PaperRequest, target: Target, path: str) -> Found:
-    """Discover a model's circuits, or read those that an earlier run left.
+    """Discover a model's circuits, or read them if an earlier run wrote them.
 
     Raises:
         RunError: the directory holds circuits of another plan.
@@ -113,7 +112,7 @@ def _read(directory: RunDirectory, name: str) -> Circuit:
 
 
 def overlap_rows(request: PaperRequest, base: Target, instruct: Target, of: Found, with_: Found) -> list[PaperRow]:
-    """How much a pair's circuits share, against the paper's range over pairs."""
+    """Share of neurons that the circuits of a pair have in common, beside the paper's range."""
 
     def shared(a: Circuit, b: Circuit) -> float:
         return overlap(a.prefix(min(of.size, len(a.neurons))), b.prefix(min(with_.size, len(b.neurons)))).of_smaller
@@ -122,7 +121,7 @@ def overlap_rows(request: PaperRequest, base: Target, instruct: Target, of: Foun
     known = not (base.organism or instruct.organism)
     chance = overlap(of.whole.prefix(of.size), with_.whole.prefix(with_.size)).by_chance or 0.0
     layers = of.whole.model.num_layers or 1
-    chance *= layers / (layers - len(request.excluded_layers))  # neurons of excluded layers are drawn by neither
+    chance *= layers / (layers - len(request.excluded_layers))  # neither circuit has neurons in excluded layers
     measured = over_folds(
         shared(of.whole, with_.whole), [shared(a, b) for a, b in zip(of.folds, with_.folds, strict=True)]
     )
@@ -139,7 +138,7 @@ def overlap_rows(request: PaperRequest, base: Target, instruct: Target, of: Foun
 
 
 def layer_rows(request: PaperRequest, target: Target, found: Found) -> list[PaperRow]:
-    """Shares of a circuit that lie late in the model, against what the paper says of two models."""
+    """Shares of a circuit in the last layers, beside the paper's figures for two models."""
     top = min(TOP, len(found.whole.neurons))
     rows = []
     for quantity, size, key, name, claim in (

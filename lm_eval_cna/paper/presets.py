@@ -1,6 +1,6 @@
-"""Each published table as data: what its authors did, what we do in its place, and with which models.
+"""The published tables as data: what the authors did, what differs here, and which models they used.
 
-The traps that the two protocols differ in are listed in results/published/README.md.
+results/published/README.md lists the differences between the two protocols.
 """
 
 from __future__ import annotations
@@ -36,20 +36,22 @@ _PAIRS = (
 
 @dataclass(frozen=True)
 class PresetTask:
-    """One lm-eval task of a table, with what an estimate of time needs."""
+    """One lm-eval task of a table, with the sizes from which a plan is computed."""
 
     task: str
-    """Its name; `organism` is its counterpart on the organism, None where there is none."""
+    """Name in lm-eval."""
     organism: str | None
+    """The organism's task in its place; None where there is none."""
     metric: str
-    """Per-document metric, as `lm_eval_cna.analysis.outcomes` names it; `organism_metric` likewise."""
+    """Per-document metric, as `lm_eval_cna.analysis.outcomes` names it."""
     documents: int
-    """Rows of the task."""
+    """Number of documents."""
     prompt_tokens: int
-    """Of a document with its few-shot block, roughly."""
+    """Tokens of a prompt with its few-shot examples, roughly."""
     new_tokens: int
-    """Generated for each; 0 for log-likelihoods."""
+    """Most tokens generated for a document; 0 for log-likelihoods."""
     organism_metric: str | None = None
+    """Metric of the organism's task; None is `metric`."""
     num_fewshot: int | None = None
     """Few-shot examples."""
     chat: bool = True
@@ -58,7 +60,7 @@ class PresetTask:
 
 @dataclass(frozen=True)
 class Preset:
-    """A table."""
+    """A published table."""
 
     table: str
     """Its name on the command line."""
@@ -67,9 +69,9 @@ class Preset:
     published: tuple[str, ...]
     """How the authors measured it, in sentences."""
     ours: tuple[str, ...]
-    """What is different here whatever files the user brings."""
+    """Differences that no file of the user can remove."""
     models: tuple[str, ...]
-    """Those of the published table."""
+    """Models of the published table."""
     contrast: str
     """Packaged contrast set for discovery."""
     asked: tuple[PresetTask, ...] = ()
@@ -81,7 +83,7 @@ class Preset:
     own_prompts: bool = False
     """Whether the authors evaluated on prompts of their own, which only --prompts can bring."""
     own_contrast: bool = False
-    """The same of discovery and --contrast."""
+    """Whether discovery used prompts of the authors' own, which only --contrast can bring."""
     judged: bool = False
     """Whether a judge grades the responses."""
 

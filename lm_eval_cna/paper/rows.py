@@ -1,6 +1,6 @@
-"""One line of a table: a published figure, ours, and whether the two agree.
+"""Rows of a table: a published figure, ours, and whether the two agree.
 
-"Inside" means that the published figure, or some figure that a published range allows, lies in our interval.
+"inside" means that the published figure, or part of a published range, lies in our confidence interval.
 """
 
 from __future__ import annotations
@@ -38,19 +38,19 @@ class PaperRow(AnalysisRecord):
     setting: str
     """Methods and multipliers, with their direction."""
     published: str | None
-    """As it is shown; None where nothing is."""
+    """The published figure or range as text; None where there is none."""
     measured: float | None
-    """Ours; None where there is none."""
+    """Our figure; None where nothing was measured."""
     interval: Interval | None
-    """Of ours."""
+    """Our confidence interval, in the unit of the row."""
     interval_is: str
-    """What kind of interval."""
+    """Method of the interval, such as Wilson."""
     n: int | None
-    """Prompts."""
+    """Number of prompts."""
     verdict: Verdict
-    """See the module."""
+    """Whether the two agree."""
     differs: tuple[str, ...] = ()
-    """What is not like for like, beyond what the table says of all its rows."""
+    """Differences from the authors' setup that the table does not already state for all its rows."""
 
 
 class MeasuredFigure(NamedTuple):
@@ -75,7 +75,7 @@ def row(
     measured: MeasuredFigure | None,
     differs: tuple[str, ...] = (),
 ) -> PaperRow:
-    """Hold a measurement against what was published."""
+    """Make a row, and compare our figure with the published one."""
     verdict: Verdict
     if measured is None:
         verdict = "not measured"
@@ -116,7 +116,7 @@ def mean(values: Collection[float]) -> MeasuredFigure | None:
 def change(
     cell: Mapping[Any, float], baseline: Mapping[Any, float], kind: Literal["rate", "mean"]
 ) -> MeasuredFigure | None:
-    """Cell minus baseline in points of a hundred, paired by prompt: Tango's interval for rates, else the bootstrap."""
+    """Cell minus baseline in percentage points, paired by prompt: Tango's interval for rates, else the bootstrap."""
     found = compare(cell, baseline, kind)
     if found is None:
         return None
@@ -126,9 +126,9 @@ def change(
 
 
 def over_folds(whole: float, folds: Collection[float]) -> MeasuredFigure:
-    """A share of a circuit, in percent, and its range over circuits each found without a fifth of the prompts.
+    """A share of a circuit, in percent, and its range over circuits that were found without a fifth of the prompts.
 
-    A circuit's neurons are no sample, so an interval of a rate has no meaning for them.
+    The neurons of a circuit are not a random sample, so the confidence interval of a rate does not apply.
     """
     every = [whole, *folds]
     return MeasuredFigure(

@@ -1,4 +1,4 @@
-"""Run a table: model after model, what does not fit or cannot be reached skipped with a word, then every row."""
+"""Run a table model by model; models that do not fit or cannot be loaded are skipped with a reason."""
 
 from __future__ import annotations
 
@@ -30,14 +30,14 @@ def run(
     command: Sequence[str] = (),
     task_manager: Any = None,
 ) -> Result:
-    """Run a table for its models, or go on with it, and write paper.json and paper.md.
+    """Run a table, or continue it, and write paper.json and paper.md.
 
     Args:
-        request: what to do.
-        machine: what models must fit into.
-        progress: called with (stage, done, in all, detail).
+        request: the table, its models and options.
+        machine: skips models that need more memory than this.
+        progress: called with (stage, done, total, detail).
         command: what the user typed.
-        task_manager: one that knows our tasks and those of `write_prompt_tasks`; by default one is made.
+        task_manager: knows our tasks and those of `write_prompt_tasks`; None makes one.
 
     Raises:
         RunError: the output directory holds another plan or cannot be written.
@@ -124,12 +124,12 @@ def _sweeps(
 
 
 def _tried(work: Callable[[], Any], target: Target, skipped: list[Skipped]) -> Any:
-    """Do a model's work; what keeps this one model from it is a word in the table, and the rest goes on."""
+    """Run `work` for one model; if the model fails, record why and return None so that the others go on."""
     import torch
 
     try:
         return work()
-    except RunError:  # the user's output directory, and no model's fault
+    except RunError:  # about the output directory, not about this model
         raise
     except (CNAError, OSError, torch.OutOfMemoryError) as error:
         skipped.append(Skipped(model=target.name, why=" ".join(str(error).split())[:300] or type(error).__name__))
@@ -141,7 +141,7 @@ def _tried(work: Callable[[], Any], target: Target, skipped: list[Skipped]) -> A
 
 
 def _path(target: Target, progress: Progress) -> str:
-    """What to load; an organism is trained where there is none."""
+    """Path or name to load; trains the organism if needed."""
     if not target.name.startswith("organism:"):
         return target.name
     from lm_eval_cna.organism.store import ensure_organism

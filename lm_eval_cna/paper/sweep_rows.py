@@ -1,4 +1,4 @@
-"""Tables of responses: read a model's finished sweep and put it beside the published figures."""
+"""Tables of responses: rows from a model's finished sweep, beside the published figures."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ def sweep_rows(request: PaperRequest, target: Target, outcomes: Outcomes) -> lis
 
 
 def _refusal_rows(request: PaperRequest, target: Target, outcomes: Outcomes) -> list[PaperRow]:
-    """Refusal, and quality where the table has it."""
+    """Rows of refusal, and of quality in tables that have it."""
     table, differs = request.preset.table, request.differs(target)
     ((_, task, metric),) = request.tasks_of(target)
     file = _FILES[table]
@@ -67,7 +67,7 @@ def _refusal_rows(request: PaperRequest, target: Target, outcomes: Outcomes) -> 
 
 
 def _relative(target: Target, rates: Sequence[MeasuredFigure | None], differs: tuple[str, ...]) -> PaperRow:
-    """The table's third column, arithmetic on the other two."""
+    """The relative change, computed from the two rates."""
     before, after = rates
     value = None if before is None or after is None or before.value == 0 else 100 * (after.value / before.value - 1)
     measured = None if value is None or before is None else MeasuredFigure(value, None, "none of its own", before.n)
@@ -77,7 +77,7 @@ def _relative(target: Target, rates: Sequence[MeasuredFigure | None], differs: t
 
 
 def _mmlu_rows(request: PaperRequest, target: Target, outcomes: Outcomes) -> list[PaperRow]:
-    """What the paper claims of every model: a bound on CNA's drop, and CAA near zero."""
+    """Rows for the paper's two claims: CNA loses at most so many points, and CAA falls to near zero."""
     bound, differs = float(claims()["mmlu_max_drop_cna_pp"]), request.differs(target)
     strength = caa_multiplier(request.protocol)
     direction = "suppressing" if strength < 1 else "amplifying"
@@ -106,7 +106,7 @@ def _mmlu_rows(request: PaperRequest, target: Target, outcomes: Outcomes) -> lis
 
 
 def gains(request: PaperRequest, target: Target, outcomes: Outcomes) -> Mapping[Document, tuple[float, float]]:
-    """Compliance score of each prompt, ablated and before; empty where no judge has been asked."""
+    """Judge's score of each prompt as (ablated, baseline); empty without a judge."""
     ((_, task, _),) = request.tasks_of(target)
     metric = score_name(request)
     after, before = (outcomes.of(key, task, metric) for key in (_cell(outcomes, "cna", 0.0), "baseline"))
@@ -114,7 +114,7 @@ def gains(request: PaperRequest, target: Target, outcomes: Outcomes) -> Mapping[
 
 
 def score_name(request: PaperRequest) -> str:
-    """The judge's score of the protocol."""
+    """Metric of the protocol's judge."""
     return "strongreject_score" if request.protocol == "corrected" else "rating10_score"
 
 
@@ -136,7 +136,7 @@ def _gain_row(request: PaperRequest, target: Target, scores: Mapping[Document, t
 def family_rows(
     request: PaperRequest, every: Mapping[Target, Mapping[Document, tuple[float, float]]]
 ) -> list[PaperRow]:
-    """The averages over families that the paper states, over the models that could be judged."""
+    """Averages over a model family, as the paper states them, over the models that were judged."""
     rows = []
     asked_for = [target for target in request.targets if target.family is not None]
     for family in dict.fromkeys(target.family for target in asked_for):
@@ -160,7 +160,7 @@ def family_rows(
 
 
 def _cell(outcomes: Outcomes, method: str, multiplier: float) -> str:
-    """The key of a cell; an unknown one, which has no values, where the sweep has none."""
+    """Key of a cell, or "" (a key without values) if the sweep has no such cell."""
     return next(
         (key for key, cell in outcomes.cells.items() if (cell.method, cell.multiplier) == (method, multiplier)), ""
     )

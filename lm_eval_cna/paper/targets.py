@@ -1,6 +1,6 @@
-"""The models of a table: which are asked for, how large they are, and whether they fit this machine.
+"""The models of a table and their sizes.
 
-Sizes come from results/published/models.jsonl, from a checkpoint's own config.json, or are not known.
+Sizes come from results/published/models.jsonl or from a checkpoint's config.json, never from the network.
 """
 
 from __future__ import annotations
@@ -25,15 +25,15 @@ class Target:
     """A model to run."""
 
     name: str
-    """As the user or the table has it; "organism:instruct" for our own."""
+    """Name on the hub or path; "organism:instruct" for our own."""
     variant: Literal["base", "instruct"]
     """"base" models read prompts without a chat template, organisms aside."""
     organism: bool = False
-    """Whether it is one of ours, whose tasks are its own."""
+    """Whether it is an organism, which has its own tasks."""
 
     @property
     def slug(self) -> str:
-        """A folder's name; two paths that end alike keep apart."""
+        """Folder name, from the whole name so that two paths with the same end differ."""
         return "".join(char if char.isalnum() or char in ".-_" else "_" for char in self.name).strip("_")
 
     @property
@@ -52,25 +52,25 @@ class Target:
 
 @dataclass(frozen=True)
 class ModelSize:
-    """What memory and time depend on."""
+    """The parts of a model's shape that its memory depends on."""
 
     parameters: int
-    """Of the whole model."""
+    """Number of parameters."""
     layers: int
-    """Its number."""
+    """Number of layers."""
     kv_width: int
-    """Numbers of a key, and of a value, that one layer keeps for a token."""
+    """Width of a layer's keys, and of its values, for one token."""
     vocabulary: int
-    """Tokens."""
+    """Number of tokens in the vocabulary."""
     source: str
-    """Where this comes from."""
+    """Where the shape was found, in words."""
 
 
 def resolve(preset: Preset, models: str | None) -> list[Target]:
-    """The models of a table, or those that the user names.
+    """The models to run: the table's, or those that the user names.
 
-    In a table of pairs every model stands beside its twin: a published one brings it along, others are given two by
-    two, the base model first.
+    Tables of pairs need base and instruct models. The twin of a published model is added; other models are given in
+    pairs, the base model first.
 
     Raises:
         ConfigError: a name is empty or given twice, or a base model lacks its twin.
@@ -105,7 +105,7 @@ def resolve(preset: Preset, models: str | None) -> list[Target]:
 
 
 def pairs_of(targets: list[Target]) -> list[tuple[Target, Target]]:
-    """Base and instruct, two by two, as `resolve` lays them out."""
+    """(base, instruct) pairs of the list that `resolve` returns."""
     return list(zip(targets[::2], targets[1::2], strict=True))
 
 
@@ -125,7 +125,7 @@ def _expand(name: str, preset: Preset) -> list[Target]:
 
 
 def _pair_of(target: Target) -> tuple[Target, Target] | None:
-    """The pair that a published model belongs to, base first."""
+    """The (base, instruct) pair of a published model; None for others."""
     for name, row in known_models().items():
         if row["base"] is not None and target.name in (name, row["base"]):
             return Target(row["base"], "base"), Target(name, "instruct")
@@ -139,7 +139,7 @@ def known_models() -> dict[str, dict[str, Any]]:
 
 
 def size_of(target: Target) -> ModelSize | None:
-    """A model's size without any network; None where nothing here knows it."""
+    """A model's size, without using the network; None if nothing on this machine knows it."""
     row = known_models().get(target.name)
     if row is not None:
         return ModelSize(
@@ -153,7 +153,7 @@ def size_of(target: Target) -> ModelSize | None:
 
 
 def local_path(target: Target) -> Path | None:
-    """Where an organism is that has been trained already; None for other models, and before."""
+    """Checkpoint of an organism that is trained already; None for other models."""
     if not target.name.startswith(f"{ORGANISM}:"):
         return None
     found = load_organism(cache_root() / "organism" / Recipe().sha256()[:16])
@@ -161,7 +161,7 @@ def local_path(target: Target) -> Path | None:
 
 
 def _size_from_config(path: str) -> ModelSize | None:
-    """Counted without weights; the configuration is a checkpoint's, or lies in the hub's cache on this machine."""
+    """Count parameters on the meta device, from a local or cached config.json."""
     import torch
     from transformers import AutoConfig, AutoModelForCausalLM
 

@@ -1,8 +1,7 @@
-"""What a response amounts to, and how far it moved from the baseline's.
+"""The outcome of a response, and how far it differs from the baseline's response.
 
-No torch. Every response has exactly one outcome, tested in the order of the enumeration: broken text is
-never counted as a refusal or as compliance, whatever words are in it. Evasion (an answer to something else) cannot
-be told from the text alone; only a judge says so, and without one it counts as complied.
+Every response has exactly one outcome. Broken text never counts as refusal or compliance, whatever words it holds.
+Evasion (an answer to something else) needs a judge; without one it counts as complied. No torch here.
 """
 
 from __future__ import annotations
@@ -73,7 +72,7 @@ def _levenshtein(a: str, b: str) -> int:
         right_up = down | ~(diagonal | up) & mask
         right_down = up & diagonal
         distance += bool(right_up & last) - bool(right_down & last)
-        # The table's first row grows by one a column: hence the 1 shifted in.
+        # The first row of the table grows by one with each column, so a 1 is shifted in.
         right_up = (right_up << 1 | 1) & mask
         right_down = right_down << 1 & mask
         up = right_down | ~(diagonal | right_up) & mask

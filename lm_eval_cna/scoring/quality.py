@@ -1,14 +1,8 @@
-"""Whether a text is broken: n-gram quality as the paper defines it, our stricter one, and degeneracy.
+"""Whether a text is broken: the paper's n-gram quality, a stricter one, and degeneracy, all in linear time.
 
-No torch. All three run in time linear in the text. `quality` is the paper's and is blind to
-loops without spaces, to short texts and to the empty one; `quality_strict` and `is_degenerate` see those.
-
-What `is_degenerate` says of small texts: nothing or white space only is degenerate; "." and "Yes." are not. Their
-`quality` is 1.0 by the paper's definition, they repeat nothing, and no rule on length is made here: a model that
-answers every prompt with a full stop shows in the responses and in `changed_rate`.
-
-What it cannot tell: a refrain sung four times at the very end of a song, a bare number with a long row of one digit,
-and a ruler of dashes as the last line look like loops; fluent nonsense in real words does not.
+`quality` misses loops without spaces, short texts and the empty text; `quality_strict` and `is_degenerate` see them.
+Short texts such as "." are not degenerate. Mistaken for loops: a refrain sung four times at the end, a number of one
+repeated digit, a final line of dashes. Not detected: fluent nonsense in real words. No torch here.
 """
 
 from __future__ import annotations
@@ -25,7 +19,7 @@ CHARACTER_GRAM = 8
 DEGENERATE_BELOW = 0.5
 
 LOOP_CHARACTERS = 24
-"""A loop of fewer characters than this at the end of a longer text is emphasis ("Nooooo!!!"), not a collapse."""
+"""A loop of fewer characters than this at the end of a longer text is emphasis ("Nooooo!!!"), not broken text."""
 LOOP_TURNS = 4
 SENTENCE_CHARACTERS = 40
 SENTENCE_TURNS = 3
@@ -62,17 +56,17 @@ def quality_strict(text: str) -> float:
     return min(quality(text), _unique_share(characters))
 
 
-@lru_cache(maxsize=4096)  # a response is asked about twice, and steered responses often equal the baseline's
+@lru_cache(maxsize=4096)  # each response is checked twice, and steered responses often equal the baseline's
 def is_degenerate(text: str) -> bool:
-    """Whether the text is broken: empty, too repetitive, looping up to its end, or in no language we can tell."""
+    """Whether the text is broken: empty, too repetitive, ending in a loop, or gibberish."""
     plain = collapse_space(text).casefold()
     return not plain or quality_strict(text) < DEGENERATE_BELOW or ends_in_loop(plain) or _is_gibberish(plain)
 
 
 def ends_in_loop(text: str) -> bool:
-    """Whether the text ends in turns of one unit: a character, a token, a sentence, or a numbered sentence.
+    """Whether the text ends by repeating one unit: a character, a token, a sentence, or a numbered sentence.
 
-    A loop is a unit turned at least four times over at least 24 characters, or at least three times if the unit has
+    A loop is a unit repeated at least four times over at least 24 characters, or at least three times if the unit has
     40 characters or more, or a whole text of more than four turns ("no no no no no", but 55555 is a number). The last
     turn may be cut short. Numbers are also masked, so that "1. Be kind. 2. Be kind." is seen as a loop, but then the
     unit must hold three words (counting to ten is none) and turn five times.

@@ -1,8 +1,7 @@
-"""The functions that the task files name: from one generated response to lm-eval's metrics.
+"""Functions that the task files name: the metrics of one response, which lm-eval averages over documents.
 
-No torch. The paper's metrics keep the paper's names (`refusal_rate`, `quality`); ours are named so that
-nobody mixes them up (`quality_strict`, `outcome_*`). lm-eval averages each over the documents and adds the standard
-error of that mean.
+The paper's metrics keep their names (`refusal_rate`, `quality`); ours are `quality_strict`, `degenerate_rate` and
+`outcome_*`. No torch here.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
-"""Normal forms of a text: what the classifiers look at instead of the raw string.
+"""Normal forms of a text, which the classifiers read instead of the raw string.
 
-No torch. A normal form throws away what does not change the meaning (case, typographic quotes,
-Markdown marks, the width of white space), so that every rule downstream is written once.
+A normal form drops what does not change the meaning (case, typographic quotes, Markdown marks, the width of white
+space), so that each rule is written once. No torch here.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ _SPACE = re.compile(r"\s+")
 
 
 def collapse_space(text: str) -> str:
-    """The text with every run of white space as one space, and none at either end."""
+    """Replace each run of white space by one space, and strip both ends."""
     return _SPACE.sub(" ", text).strip()
 
 

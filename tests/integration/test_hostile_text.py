@@ -242,7 +242,7 @@ def test_markup_of_the_console_is_text_beside_a_bar() -> None:
 
 def test_errors_and_log_messages_are_quiet(capsys: pytest.CaptureFixture[str]) -> None:
     logger = logging.Logger("apart")
-    logger.addHandler(output.Said())
+    logger.addHandler(output.LogPrinter())
     for text in ALL:
         cli._fail(str(CNAError(text, got=text, allowed=text, do=text)))
         said = capsys.readouterr().err
