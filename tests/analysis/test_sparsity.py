@@ -43,35 +43,23 @@ def test_half_and_nine_tenths_of_the_effect(tmp_path: Path) -> None:
     assert found.text.endswith("nine tenths with 75. It is beyond as many random neurons from 25 neurons on.")
 
 
-def test_one_lucky_size_does_not_count(tmp_path: Path) -> None:
-    (found,) = curves(tmp_path, {5: 60, 10: 20, 20: 50, 40: 80})
-    assert found.half == 20 and found.least_beyond is None and "random" not in found.text
-
-
-def test_the_smallest_size_may_do_already(tmp_path: Path) -> None:
-    (found,) = curves(tmp_path, {5: 80, 10: 80})
-    assert (found.half, found.most) == (5, 5)
-    assert "with 5 neurons, the smallest size that was run (-80.0 points" in found.text
-    assert found.text.endswith("which also reach nine tenths.")
-
-
-def test_only_the_largest_may_do(tmp_path: Path) -> None:
-    (found,) = curves(tmp_path, {5: 10, 10: 80})
-    assert (found.half, found.most) == (10, 10) and found.text.endswith(
-        "no smaller size that was run keeps half of that."
-    )
-
-
-def test_without_an_effect_there_is_nothing_to_divide(tmp_path: Path) -> None:
-    (found,) = curves(tmp_path, {5: 2, 10: 1}, controls=19)
-    assert (found.half, found.most) == (None, None)
-    assert found.text.endswith("so there is nothing to divide by size.") and "beyond" not in found.text
-
-
-def test_an_effect_that_random_neurons_have_too(tmp_path: Path) -> None:
-    (found,) = curves(tmp_path, {5: 30, 10: 60}, controls=19, drawn=60)
-    assert found.half == 5 and found.least_beyond is None
-    assert found.text.endswith("It is not beyond random neurons there.")
+@pytest.mark.parametrize(
+    ("lost", "more", "half", "most", "said"),
+    [
+        ({5: 60, 10: 20, 20: 50, 40: 80}, {}, 20, 40, "nine tenths with 40."),  # one lucky size does not count
+        ({5: 80, 10: 80}, {}, 5, 5, "with 5 neurons, the smallest size that was run (-80.0 points"),
+        ({5: 80, 10: 80}, {}, 5, 5, "which also reach nine tenths."),
+        ({5: 10, 10: 80}, {}, 10, 10, "no smaller size that was run keeps half of that."),
+        ({5: 2, 10: 1}, {"controls": 19}, None, None, "so there is nothing to divide by size."),
+        ({5: 30, 10: 60}, {"controls": 19, "drawn": 60}, 5, 10, "It is not beyond random neurons there."),
+    ],
+)
+def test_the_least_size(
+    tmp_path: Path, lost: dict[int, int], more: dict[str, Any], half: int | None, most: int | None, said: str
+) -> None:
+    (found,) = curves(tmp_path, lost, **more)
+    assert (found.half, found.most, found.least_beyond) == (half, most, None) and said in found.text
+    assert ("random" in found.text) == (half is not None and "controls" in more), "nothing is said without a test"
 
 
 def test_only_the_multipliers_of_the_controls(tmp_path: Path) -> None:

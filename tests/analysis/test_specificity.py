@@ -76,25 +76,25 @@ def test_a_circuit_that_beats_every_kind(tmp_path: Path) -> None:
     assert "exact McNemar p < 0.001" in of_strongest
 
 
-def test_a_circuit_that_its_own_third_matches(tmp_path: Path) -> None:
-    (found,) = stand(tmp_path, {"cna": 40, "random": 2, "random-bottom": 2, "random-middle": 2, "random-top": 39})
-    assert beaten(found) == KINDS[:3] and found.strongest is None
+@pytest.mark.parametrize(
+    ("lost", "beats", "said"),
+    [
+        ((40, 2, 2, 2, 39), KINDS[:3], "It is not beyond random neurons of the top third."),
+        ((30, 30, 30, 30, 30), (), "It is not beyond random neurons of any kind."),
+        (
+            (2,) * 5,
+            (),
+            "by -4.0 points, an effect that cannot be told from chance, and so not from that of other neurons.",
+        ),
+    ],
+)
+def test_a_circuit_that_random_neurons_match(
+    tmp_path: Path, lost: tuple[int, ...], beats: tuple[str, ...], said: str
+) -> None:
+    (found,) = stand(tmp_path, dict(zip(("cna", *KINDS), lost, strict=True)))
+    assert beaten(found) == beats and found.strongest is None
     (text,) = found.texts
-    assert text.endswith("It is not beyond random neurons of the top third.")
-
-
-def test_a_circuit_like_any_neurons(tmp_path: Path) -> None:
-    (found,) = stand(tmp_path, {"cna": 2, **dict.fromkeys(KINDS, 2)})
-    assert beaten(found) == ()
-    assert found.texts == (
-        "Ablation of the circuit (m = 0) changes refusal on harm by -4.0 points, an effect that cannot be told from "
-        "chance, and so not from that of other neurons.",
-    )
-
-
-def test_an_effect_that_any_neurons_have(tmp_path: Path) -> None:
-    (found,) = stand(tmp_path, {"cna": 30, **dict.fromkeys(KINDS, 30)})
-    assert beaten(found) == () and found.texts[0].endswith("It is not beyond random neurons of any kind.")
+    assert text.startswith("Ablation of the circuit (m = 0) changes refusal on harm") and text.endswith(said)
 
 
 @pytest.mark.parametrize("seeds", [1, 18])

@@ -46,6 +46,8 @@ def test_effects_and_damage_of_every_setting(tmp_path: Path) -> None:
     assert (caa.effect, caa.quality, caa.loss) == (pytest.approx(-0.7), pytest.approx(0.7), pytest.approx(0.25))
     assert caa.loss_task == "mmlu" and caa.loss_interval is not None
     assert caa.loss_interval.low < 0.25 < caa.loss_interval.high
+    best = found.best("lower")
+    assert best is not None and best.cell == CNA0.key, "the best within the budget, not the largest effect"
     assert cna.within and not caa.within and caa.broken is not None and "quality 0.70" in caa.broken
     assert found.capability and found.directions == ("lower",)
 
@@ -61,12 +63,6 @@ def test_equal_settings_share_the_front(tmp_path: Path) -> None:
     assert of(found, CNA0).front == of(found, CNA5).front == ("lower",)
     best = found.best("lower")
     assert best is not None and best.cell == CNA5.key, "of two alike the one nearer to the untouched model"
-
-
-def test_the_best_within_the_budget_is_not_the_largest_effect(tmp_path: Path) -> None:
-    sweep: Sweep = {BASELINE: (90, 1.0, 70), CNA0: (30, 0.98, 70), CAA0: (20, 0.7, 70)}
-    best = weigh(tmp_path, sweep).best("lower")
-    assert best is not None and best.cell == CNA0.key
 
 
 @pytest.mark.parametrize(("quality", "capability", "best"), [(0.95, 0.01, None), (0.9, 0.01, None), (0.9, 0.05, CNA0)])

@@ -20,6 +20,7 @@ from lm_eval_cna.report.run import read_runs
 from lm_eval_cna.report.samples import LONGEST_TEXT, browser_data
 from lm_eval_cna.report.svg import drawing
 from lm_eval_cna.results.cells import BASELINE, Cell
+from lm_eval_cna.results.directory import RunDirectory
 from tests.helpers.report_runs import ANSWER, REFUSAL, answer_metrics, rich_run, write_run
 
 HOSTILE = (
@@ -71,10 +72,18 @@ def quick(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("lm_eval_cna.report.page.draw", lambda *_, **__: [])
 
 
-def page(folder: Path, **more: Any) -> str:
-    directory = rich_run(folder / "run", n=12, controls=2)
-    write_report([directory], folder, **more)
-    return (folder / "report.html").read_text("utf-8")
+@pytest.fixture(scope="module")
+def rich(tmp_path_factory: pytest.TempPathFactory) -> RunDirectory:
+    return rich_run(tmp_path_factory.mktemp("rich") / "run", n=12, controls=2)
+
+
+@pytest.fixture(scope="module")
+def page(rich: RunDirectory) -> str:
+    """The page of `rich`; tests only read it."""
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setattr("lm_eval_cna.report.page.draw", lambda *_, **__: [])
+        write_report([rich], rich.path)
+    return (rich.path / "report.html").read_text("utf-8")
 
 
 def hostile_run(folder: Path) -> str:
@@ -101,8 +110,8 @@ def policy(parsed: Parsed) -> str:
     return content
 
 
-def test_the_policy_allows_our_style_and_script_and_nothing_else(tmp_path: Path) -> None:
-    parsed = Parsed(page(tmp_path))
+def test_the_policy_allows_our_style_and_script_and_nothing_else(page: str) -> None:
+    parsed = Parsed(page)
     allowed = dict(part.strip().split(" ", 1) for part in policy(parsed).split(";"))
     assert allowed["default-src"] == "'none'" and allowed["img-src"] == "data:" and "unsafe" not in policy(parsed)
     for kind in ("script", "style"):
@@ -111,8 +120,8 @@ def test_the_policy_allows_our_style_and_script_and_nothing_else(tmp_path: Path)
         assert allowed[f"{kind}-src"] == f"'sha256-{digest}'"
 
 
-def test_nothing_is_loaded_and_no_attribute_holds_script_or_style(tmp_path: Path) -> None:
-    for tag, attributes in Parsed(page(tmp_path)).tags:
+def test_nothing_is_loaded_and_no_attribute_holds_script_or_style(page: str) -> None:
+    for tag, attributes in Parsed(page).tags:
         assert tag not in ("iframe", "object", "embed", "base", "img", "form action")
         for name, value in attributes.items():
             assert not name.startswith("on") and name not in ("style", "src", "srcset", "action", "formaction")
@@ -135,38 +144,37 @@ def test_hostile_names_and_texts_stay_text(tmp_path: Path) -> None:
     assert "innerHTML" not in source and "insertAdjacentHTML" not in source and "eval(" not in source
 
 
-def test_without_samples_no_prompt_and_no_answer_is_in_the_file(tmp_path: Path) -> None:
-    text = page(tmp_path, samples=False)
+def test_without_samples_no_prompt_and_no_answer_is_in_the_file(rich: RunDirectory, page: str, tmp_path: Path) -> None:
+    write_report([rich], tmp_path, samples=False)
+    text = (tmp_path / "report.html").read_text("utf-8")
     parsed = Parsed(text)
     assert ANSWER not in text and REFUSAL not in text and "Bake cake" not in text and "Prompt number" not in text
     assert parsed.inside["data"] == [] and "samples" not in {found.get("id") for _, found in parsed.tags}
-    assert ANSWER in page(tmp_path / "with")
+    assert ANSWER in page
 
 
-def test_every_id_is_there_once_and_every_anchor_leads_somewhere(tmp_path: Path) -> None:
-    parsed = Parsed(page(tmp_path))
+def test_every_id_is_there_once_and_every_anchor_leads_somewhere(page: str) -> None:
+    parsed = Parsed(page)
     ids = [found["id"] for _, found in parsed.tags if "id" in found]
     assert len(set(ids)) == len(ids)
     links = [found["href"] for tag, found in parsed.tags if tag == "a"]
     assert links and all(link is not None and link[1:] in ids for link in links)
 
 
-def test_what_a_screen_reader_needs(tmp_path: Path) -> None:
-    text = page(tmp_path)
-    parsed = Parsed(text)
+def test_what_a_screen_reader_needs(page: str) -> None:
+    parsed = Parsed(page)
     assert ("html", {"lang": "en"}) in parsed.tags
     assert all("aria-label" in found for tag, found in parsed.tags if tag == "svg")
     tables = [found for tag, found in parsed.tags if tag == "table"]
-    assert text.count("<caption>") == sum(found.get("class") == "sortable" for found in tables)
+    assert page.count("<caption>") == sum(found.get("class") == "sortable" for found in tables)
     assert all("scope" in found for tag, found in parsed.tags if tag == "th")
-    labelled = re.findall(r"<label[^>]*>(.*?)</label>", text, re.DOTALL)
+    labelled = re.findall(r"<label[^>]*>(.*?)</label>", page, re.DOTALL)
     controls = sum(tag in ("select", "input") for tag, _ in parsed.tags)
     assert sum(label.count("<select") + label.count("<input") for label in labelled) == controls > 0
 
 
-def test_the_data_of_the_sample_browser(tmp_path: Path) -> None:
-    runs = read_runs([rich_run(tmp_path / "run", n=12, controls=2)], DamageBudget())
-    data = browser_data(runs)
+def test_the_data_of_the_sample_browser(rich: RunDirectory) -> None:
+    data = browser_data(read_runs([rich], DamageBudget()))
     groups = {group["task"]: group for group in data["groups"]}
     assert set(groups) == {"jbb_strongreject", "xstest_safe"}, "likelihood tasks have no texts"
     group = groups["jbb_strongreject"]

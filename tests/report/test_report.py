@@ -232,8 +232,9 @@ def test_a_record_of_another_circuit_is_not_shown(tmp_path: Path) -> None:
         write_report([directory], tmp_path)
 
 
-def test_a_plain_sweep_has_no_such_section(tmp_path: Path) -> None:
-    assert "How special is the circuit?" not in report(tmp_path)
+def test_a_plain_sweep_without_a_circuit_has_no_such_section(tmp_path: Path) -> None:
+    text = report(tmp_path, circuit=None)
+    assert "How special is the circuit?" not in text and "Where the circuits sit" not in text
     assert "How special is the circuit?" not in (tmp_path / "report.html").read_text("utf-8")
 
 
@@ -264,10 +265,6 @@ def test_a_given_circuit_names_the_contrast_set_that_it_was_found_on(tmp_path: P
     directory.write_json("circuit.json", {**found, "discovery": {"contrast": "capitals"}})
     written = write_report([directory], tmp_path / "report").read_text(encoding="utf-8")
     assert "contrast set capitals;" in written
-
-
-def test_a_run_without_a_circuit_file(tmp_path: Path) -> None:
-    assert "Where the circuits sit" not in report(tmp_path, circuit=None)
 
 
 # Untrusted names
