@@ -314,11 +314,6 @@ def test_truncated_json(cli: Command, circuit: Path, tmp_path: Path) -> None:
     assert str(path) in line and "not JSON" in line and "cut short" in line
 
 
-def test_another_schema(cli: Command, circuit: Path, tmp_path: Path) -> None:
-    line = cli.refused("show", spoiled(circuit, tmp_path / "c.json", schema="lm-eval-cna/circuit/7"))
-    assert "got 'lm-eval-cna/circuit/7'" in line and "allowed: lm-eval-cna/circuit/1" in line
-
-
 def test_an_index_out_of_range(cli: Command, model: Path, circuit: Path, tmp_path: Path) -> None:
     bad = [{"layer": 1, "index": 64, "delta": 1.0}]
     line = cli.refused("show", spoiled(circuit, tmp_path / "c.json", neurons=bad))
@@ -326,12 +321,6 @@ def test_an_index_out_of_range(cli: Command, model: Path, circuit: Path, tmp_pat
     silent = spoiled(circuit, tmp_path / "d.json", neurons=bad, model={})  # found out on the model only
     line = cli.refused("try", "--model", model, "--circuit", silent, "--prompt", "x", "--device", "cpu")
     assert "neuron 64 of layer 1" in line and "2 layers of 64 neurons" in line
-
-
-def test_a_nan_delta(cli: Command, circuit: Path, tmp_path: Path) -> None:
-    bad = [{"layer": 1, "index": 6, "delta": float("nan")}]
-    line = cli.refused("show", spoiled(circuit, tmp_path / "c.json", neurons=bad))
-    assert "neurons.0.delta" in line and "finite" in line
 
 
 def test_a_circuit_of_another_models_shape(cli: Command, circuit: Path, tmp_path: Path) -> None:
@@ -393,12 +382,7 @@ def test_a_model_that_is_not_there(cli: Command, circuit: Path, tmp_path: Path) 
     line = cli.refused("sweep", *sweep_flags(tmp_path / "absent", tmp_path / "run"))
     assert "cannot load the model" in line and str(tmp_path / "absent") in line
     line = cli.refused("try", "--model", "no/such-model", "--circuit", circuit, "--prompt", "x", "--device", "cpu")
-    assert "cannot load the model" in line
-
-
-def test_a_model_that_is_not_there_is_named(cli: Command, circuit: Path) -> None:
-    line = cli.refused("try", "--model", "no/such-model", "--circuit", circuit, "--prompt", "x", "--device", "cpu")
-    assert "no/such-model" in line
+    assert "cannot load the model" in line and "no/such-model" in line
 
 
 @pytest.mark.parametrize(
@@ -420,7 +404,7 @@ def test_a_model_that_is_not_there_is_named(cli: Command, circuit: Path) -> None
             ["--dtype", "'int3'", "bfloat16"],
         ),
         (["discover", "--model", "m", "--output", "c.json", "--contrast", "nothing"], ["nothing", "refusal"]),
-        (["discover", "--model", "m", "--output", "c.json", "--exclude-layers", "a"], ["--exclude-layers", "'a'"]),
+        (["discover", "--model", "m", "--output", "c.json", "--exclude-layers", "1.7"], ["--exclude-layers", "'1.7'"]),
         (["discover", "--model", "m", "--output", "c.json", "--seed", "x"], ["--seed", "got 'x'"]),
         (["discover", "--model", "m", "--output", "c.json", "--fraction", "nan"], ["fraction", "got nan", "up to 1"]),
         (["discover", "--model", "m", "--output", "c.json", "--fraction", "1", "--top-k", "3"], ["one size"]),
@@ -451,11 +435,6 @@ def test_a_wrong_command_line_is_one_line(
 def test_an_unknown_task_is_refused_with_its_neighbours(cli: Command, model: Path, tmp_path: Path) -> None:
     line = cli.refused("sweep", *sweep_flags(model, tmp_path / "run", "--tasks", "organism_refusl"))
     assert "unknown task" in line and "'organism_refusl'" in line and "organism_refusal" in line
-
-
-def test_excluded_layers_are_whole_numbers(cli: Command, model: Path, tmp_path: Path) -> None:
-    line = cli.refused("discover", *discovery(model, tmp_path / "c.json", "--exclude-layers", "1.7"))
-    assert "--exclude-layers" in line
 
 
 def test_an_output_that_cannot_be_written(cli: Command, model: Path, tmp_path: Path) -> None:
@@ -509,13 +488,8 @@ def test_help_of_every_command(cli: Command, command: str) -> None:
 
 def test_no_command_at_all_shows_the_help(cli: Command) -> None:
     done = cli()
-    assert "Usage" in done.out + done.err and "Traceback" not in done.err
-    assert len((done.out + done.err).splitlines()) > 5, "the help is not squeezed into one line"
-
-
-def test_no_command_at_all_is_no_empty_error(cli: Command) -> None:
-    done = cli()
-    assert done.status == 2 and done.err == ""
+    assert done.status == 2 and done.err == "" and "Usage" in done.out
+    assert len(done.out.splitlines()) > 5, "the help is not squeezed into one line"
 
 
 def test_run_leaves_the_environment_to_lm_eval(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -533,7 +507,7 @@ def test_an_interrupt_is_one_line_whatever_typer_makes_of_it(
 
     monkeypatch.setattr("lm_eval_cna.interventions.reading.read_intervention", interrupted)
     done = cli("show", "c.json")
-    assert done.status == 130 and one_line(done).startswith("error: interrupted")
+    assert done.status == 130 and one_line(done).startswith("error: interrupted") and "continues" in done.err
 
 
 def test_keys_are_not_kept_with_the_command(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -571,17 +545,6 @@ def test_an_interrupt_is_status_130_and_keeps_what_is_finished(
     assert len(list(run.glob("cells/*/*.json"))) == 1
     assert cli("sweep", *sweep_flags(model, run)).status == 0
     assert len(asked) == 3
-
-
-def test_an_interrupt_says_that_the_command_continues(
-    cli: Command, monkeypatch: pytest.MonkeyPatch, model: Path, tmp_path: Path
-) -> None:
-    def interrupted(*_: Any, **__: Any) -> None:
-        raise KeyboardInterrupt
-
-    monkeypatch.setattr("lm_eval_cna.sweep.runner.run_sweep", interrupted)
-    done = cli("sweep", *sweep_flags(model, tmp_path / "run"))
-    assert done.status == 130 and "interrupted" in done.err and "continues" in done.err
 
 
 @pytest.mark.parametrize("before", [[], ["--debug"]])
