@@ -1,9 +1,9 @@
-"""Puts questions to an lm-eval model so that one failing request costs no other request its answer.
+"""Asks an lm-eval model questions so that one failed request does not lose the answers of the others.
 
-lm-eval gives a batch back whole or not at all; `lm_eval_cna.judging.replies` gets hold of every reply as it
-arrives and of every failure. What has failed is asked again here, question by question, with growing waits; lm-eval's
-own repeating, which knows nothing of how long a server asks to be left alone, is switched off. Where a call raises and
-nobody knows for which question (`hf`, or any other model), those without a reply are asked one by one.
+lm-eval returns a batch whole or not at all; `lm_eval_cna.judging.replies` catches each reply and failure as it
+arrives. Failed questions are asked again here, with growing waits. lm-eval's own retries are off, since they ignore the
+wait that a server asks for. Where a call raises without saying for which question, those without a reply are asked one
+by one.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ class Asker:
     """An lm-eval model that is asked questions.
 
     Args:
-        lm: a loaded lm-eval model. It is the judge's own: its cache hook and retries are taken over.
+        lm: a loaded lm-eval model that only the judge uses: its cache hook and retries are replaced.
         generation: lm-eval's generation arguments.
         chat: whether a question is a chat message; None finds out from the model.
         retries: further attempts at a question.
@@ -44,29 +44,29 @@ class Asker:
         self._generation = dict(generation)
         self._chat = _is_chat(lm) if chat is None else chat
         self._retries, self._backoff = retries, backoff
-        self._inbox = Replies()
-        lm.set_cache_hook(self._inbox)
+        self._replies = Replies()
+        lm.set_cache_hook(self._replies)
         if hasattr(lm, "amodel_call"):
-            lm.amodel_call = self._inbox.guard_concurrent(lm.amodel_call)
-            lm.model_call = self._inbox.guard_single(lm.model_call)
+            lm.amodel_call = self._replies.guard_concurrent(lm.amodel_call)
+            lm.model_call = self._replies.guard_single(lm.model_call)
             lm.max_retries = 1
 
     @property
     def at_once(self) -> int:
-        """Questions to put to the model in one call: four times what it works on at a time.
+        """Questions to ask in one call: four times what the model works on at a time.
 
-        Enough that its places are seldom empty; few enough that a server which turns us away is soon left alone.
+        Enough to keep it busy; few enough to stop soon when a server refuses.
         """
         batch = getattr(self._lm, "batch_size", 1)
         return 4 * max(int(getattr(self._lm, "_concurrent", 1)), batch if isinstance(batch, int) else 16, 1)
 
     def ask(self, questions: Mapping[str, str], deliver: Deliver, *, trial: bool = False) -> dict[str, Failure]:
-        """Ask, and ask again where that can help.
+        """Ask all questions, and ask failed ones again where that can help.
 
         Args:
             questions: key -> text; no text twice.
             deliver: called as soon as a reply is there; a reply is never empty.
-            trial: whether this is the first question of all: give up on a server that cannot be reached.
+            trial: whether this is the trial question: do not wait for a server that cannot be reached.
 
         Returns:
             The questions that got no reply, with the last failure of each.
@@ -79,7 +79,7 @@ class Asker:
             for key in again:
                 failures.pop(key, None)
             failures |= last
-            # A reply that is empty once more was not lost on the way: a filter, or all tokens spent on thinking.
+            # A reply that is empty a second time was filtered, or all its tokens went into thinking.
             again = [key for key, f in last.items() if not f.final and not (f is EMPTY and attempt > 1)]
             if trial:
                 again = [key for key in again if not last[key].unreachable]
@@ -95,9 +95,9 @@ class Asker:
         contexts = {key: self._shape(text) for key, text in questions.items()}
         too_long = {key for key, context in contexts.items() if self._is_too_long(context)}
         asked = {key: context for key, context in contexts.items() if key not in too_long}
-        self._inbox.open(asked, lambda key, reply: deliver(key, reply, attempt))
+        self._replies.open(asked, lambda key, reply: deliver(key, reply, attempt))
         self._request(asked)
-        failures = self._inbox.failures
+        failures = self._replies.failures
         return failures | {
             key: Failure("the question is longer than the judge's context", final=True) for key in too_long
         }
@@ -115,18 +115,18 @@ class Asker:
         failure = EMPTY
         try:
             replies = self._lm.generate_until(instances, disable_tqdm=True)
-            if self._inbox.broken is not None:
-                raise self._inbox.broken
+            if self._replies.broken is not None:
+                raise self._replies.broken
             for context, reply in zip(contexts.values(), replies, strict=True):
-                self._inbox.take(context, reply)
-        except CNAError:  # of the ledger, out of the inbox
+                self._replies.take(context, reply)
+        except CNAError:  # the ledger failed while a reply was delivered
             raise
         except Exception as error:  # whatever a model raises is a failed request
             failure = describe(error)
-        rest = {key: context for key, context in contexts.items() if self._inbox.waits_for(context)}
+        rest = {key: context for key, context in contexts.items() if self._replies.waits_for(context)}
         for key, context in rest.items():
             if len(contexts) == 1:
-                self._inbox.fail(context, failure)
+                self._replies.fail(context, failure)
             else:
                 self._request({key: context})
 
@@ -155,7 +155,7 @@ def _is_chat(lm: Any) -> bool:
 
 @contextmanager
 def _no_headers_in_logs() -> Iterator[None]:
-    """lm-eval logs a failed request with its headers, and so with the key. Failures are reported by us."""
+    """Silence lm-eval, which logs a failed request with its headers and so with the key; we report it ourselves."""
     chatty = logging.getLogger("lm_eval.models.api_models")
     before = chatty.level
     chatty.setLevel(logging.CRITICAL)
@@ -167,7 +167,7 @@ def _no_headers_in_logs() -> Iterator[None]:
 
 @contextmanager
 def _short_timeout(lm: Any, short: bool) -> Iterator[None]:
-    """At the start a minute must do; lm-eval's default is five."""
+    """Wait at most a minute for the trial question; lm-eval's default is five."""
     before = getattr(lm, "timeout", None)
     if not short or not isinstance(before, int | float):
         yield

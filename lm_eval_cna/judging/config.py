@@ -1,7 +1,4 @@
-"""What is said about the judge: in `--metadata '{"judge": {...}}'`, in a sweep's file, or to `lm-eval-cna judge`.
-
-Lm-eval is imported only to read arguments given as one string.
-"""
+"""The configuration of a judge: from `--metadata '{"judge": {...}}'`, a sweep's file, or `lm-eval-cna judge`."""
 
 from __future__ import annotations
 
@@ -16,7 +13,7 @@ from lm_eval_cna.files.atomic import usable_path
 from lm_eval_cna.files.hashing import json_sha256
 from lm_eval_cna.files.records import first_error
 
-#: Arguments that decide how the judge is reached or how fast it is, not what it answers: not part of its fingerprint.
+#: Arguments that change how the judge is reached or how fast it is, but no answer: not part of its fingerprint.
 _REACHED_BY = {
     "batch_size",
     "ca_cert_path",
@@ -81,10 +78,10 @@ class JudgeConfig(BaseModel):
 
     @property
     def fingerprint(self) -> str:
-        """Identity of the judge: model, arguments that decide its answers, and generation.
+        """Identity of the judge: model, arguments that can change an answer, and generation.
 
         The address of a server is part of it, since another server may hold another model under the same name; secrets,
-        timeouts and concurrency are not. A checkpoint on disk is known by its path, not by its weights.
+        timeouts and concurrency are not. A checkpoint on disk is identified by its path, not by its weights.
         """
         kept = {k: v for k, v in self.model_args.items() if k not in _REACHED_BY | _SECRET}
         identity = {"model": self.model, "args": kept, "generation": self.generation, "chat": self.chat}
@@ -92,7 +89,7 @@ class JudgeConfig(BaseModel):
 
     @property
     def ledger_path(self) -> Path:
-        """Where the ledger is: as given, else in `$LM_EVAL_CNA_CACHE`, else in the user's cache folder."""
+        """The ledger's file: as given, else in `$LM_EVAL_CNA_CACHE`, else in the user's cache folder."""
         return _default_ledger() if self.ledger is None else self.ledger.expanduser()
 
     def public(self) -> dict[str, Any]:
@@ -103,10 +100,10 @@ class JudgeConfig(BaseModel):
 
 
 def parse_judge(value: Any) -> JudgeConfig:
-    """Check what the user says about the judge.
+    """Check the configuration of a judge.
 
     Raises:
-        ConfigError: nothing is said, or naming the first wrong field, what it got and what it is.
+        ConfigError: none is given, or a field is wrong; the message names the field, its value and its meaning.
     """
     if value is None:
         raise ConfigError("this task needs a judge and none is given", do=f"add {_EXAMPLE}")

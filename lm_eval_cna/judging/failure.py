@@ -1,7 +1,7 @@
-"""What went wrong with one question, in words, and whether asking again can help.
+"""Describes why a question failed, and whether asking again can help.
 
-No lm-eval. lm-eval's two ways of calling a server raise errors of two libraries (requests and aiohttp), so
-they are told apart by what they carry and not by their classes.
+lm-eval calls servers through requests and through aiohttp. Their errors are told apart by their attributes, so that
+neither library is imported.
 """
 
 from __future__ import annotations
@@ -19,20 +19,20 @@ class Failure:
     """One failed attempt."""
 
     reason: str
-    """For people, one line."""
+    """One line for people."""
     final: bool = False
     """Asking again cannot help."""
     unreachable: bool = False
-    """No server is there, or it does not answer in time: no reason to wait for it at the start."""
+    """No server is there, or it does not answer in time; the trial question does not wait for it."""
     wait: float = 0.0
-    """Seconds that the server asked to be left alone, at most 60."""
+    """Seconds to wait, as the server asked; at most 60."""
 
 
 EMPTY = Failure("the judge's reply was empty: filtered, or all of max_gen_toks spent on thinking")
 
 
 def describe(error: Exception) -> Failure:
-    """What an exception out of lm-eval's model means."""
+    """Describe an exception that lm-eval's model raised."""
     response: Any = getattr(error, "response", None)
     status = getattr(error, "status", None)  # aiohttp
     status = getattr(response, "status_code", None) if status is None else status  # requests

@@ -1,8 +1,7 @@
-"""The judge, and the one function that gets verdicts out of it: from the ledger where it has them, else by asking.
+"""The judge, and `judge_responses`, which gets verdicts from the ledger or by asking.
 
-Lm-eval is imported when the judge is loaded. A judge that fails is told apart from one that talks nonsense: a
-failed request is repeated, never kept, and asked again by the next run; a reply without a verdict is kept as what the
-judge had to say (at temperature 0 it would say it again) and is unscored.
+A failed request is repeated and never stored, so the next run asks again. A reply without a verdict is stored, since at
+temperature 0 the judge would repeat it, and counts as unscored. lm-eval is imported when the judge is loaded.
 """
 
 from __future__ import annotations
@@ -23,13 +22,12 @@ from lm_eval_cna.scoring.strongreject import JudgeVerdict, parse_verdict, reason
 
 logger = logging.getLogger(__name__)
 
-#: Called with the number of questions done and to do.
 #: Calls in a row without one reply after which the judge counts as gone.
 _PATIENCE = 2
 
 
 class JudgeItem(NamedTuple):
-    """What is judged: a response to a prompt, as the user sees both (without a chat template's marks)."""
+    """A response to a prompt, both as the user sees them (without the chat template's tokens)."""
 
     prompt: str
     response: str
@@ -56,23 +54,23 @@ class Judge:
         self._asker: Asker | None = None
 
     def key(self, item: JudgeItem) -> str:
-        """Where the ledger has the judge's reply about this."""
+        """The key of this item's reply in the ledger."""
         return ledger_key(self.config.fingerprint, self.rubric.version, item.prompt, item.response)
 
     def question(self, item: JudgeItem) -> JudgeQuestion:
-        """What the judge is asked about this."""
+        """The question about this item."""
         return self.rubric.question(item.prompt, item.response)
 
     def read(self, item: JudgeItem, reply: str) -> JudgeVerdict:
-        """The verdict in a reply to the question about this."""
+        """The verdict in a reply to this item's question."""
         return parse_verdict(reply, self.question(item).tag, self.rubric.form)
 
     def check(self) -> None:
-        """Load the model and ask it one trial question, once a process, before anything costly is begun.
+        """Load the model and ask it one trial question, once in a process, before anything costly starts.
 
         Raises:
-            JudgeError: it cannot be loaded, or does not answer. A server that is busy or stumbles is asked again for a
-                while; one that cannot be reached is not.
+            JudgeError: it cannot be loaded, or does not answer. A busy or failing server is asked again for a while,
+                one that cannot be reached is not.
         """
         if self._asker is not None:
             return
@@ -138,7 +136,7 @@ def shared_judge(config: JudgeConfig) -> Judge:
 
 
 def count_missing(items: Iterable[JudgeItem], judge: Judge, ledger: Ledger) -> int:
-    """How many questions the judge would be asked: distinct items that the ledger does not have. Loads nothing."""
+    """How many questions the judge would be asked: distinct items without a reply in the ledger. Loads nothing."""
     keys = {judge.key(item) for item in items}
     return len(keys) - len(ledger.replies(keys))
 
@@ -146,13 +144,13 @@ def count_missing(items: Iterable[JudgeItem], judge: Judge, ledger: Ledger) -> i
 def judge_responses(
     items: Sequence[JudgeItem], judge: Judge, ledger: Ledger, progress: Progress = silent
 ) -> list[JudgeVerdict]:
-    """A verdict on each item, out of the ledger or from the judge; equal items are asked about once.
+    """The verdict on each item, from the ledger or the judge; equal items are asked about once.
 
-    Replies are on file as soon as each arrives. An item whose question fails after all attempts is unscored, with the
-    reason. When nothing comes back in two calls in a row, after all their attempts, the rest is not asked.
+    Each reply is stored as soon as it arrives. An item whose question fails in every attempt is unscored, with the
+    reason. After two calls in a row without one reply, the rest is not asked.
 
     Raises:
-        JudgeError: the judge cannot be loaded or reached, or there is not one verdict to give.
+        JudgeError: the judge cannot be loaded or reached, or gave not one verdict.
         CacheError: the ledger cannot be used.
     """
     by_key = {judge.key(item): item for item in items}
@@ -170,7 +168,7 @@ def judge_responses(
 
 
 class _Session:
-    """Asks for what is missing and fills in the verdicts."""
+    """Asks the questions without a verdict and adds their verdicts to `verdicts`."""
 
     def __init__(
         self, judge: Judge, ledger: Ledger, verdicts: dict[str, JudgeVerdict], total: int, progress: Progress
@@ -185,7 +183,8 @@ class _Session:
         for start in range(0, len(keys), size):
             part = {key: items[key] for key in keys[start : start + size]}
             if fruitless == _PATIENCE:
-                self._give_up(part, "not asked: the judge had stopped answering")
+                for key in part:
+                    self._settle(key, unscored("not asked: the judge had stopped answering"))
                 continue
             for key, reply in self._ledger.replies(part).items():  # another process may have asked in the meantime
                 self._settle(key, self._judge.read(part.pop(key), reply))
@@ -209,10 +208,6 @@ class _Session:
         for key, failure in failures.items():
             self._settle(key, unscored(f"no reply: {failure.reason}"))
         return failures
-
-    def _give_up(self, part: Iterable[str], reason: str) -> None:
-        for key in part:
-            self._settle(key, unscored(reason))
 
     def _settle(self, key: str, verdict: JudgeVerdict) -> None:
         self._verdicts[key] = verdict

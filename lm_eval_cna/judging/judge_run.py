@@ -1,7 +1,7 @@
-"""The judge's turn: when all cells are generated and the steered model is gone, it grades every stored response.
+"""Has a judge grade every stored response of a run, after all cells are generated and the steered model is freed.
 
-The same step serves a sweep's own judge and `lm-eval-cna judge DIR` with another one; nothing is generated, and what
-the ledger holds is not asked again. Needs no torch unless the judge does.
+A sweep's own judge and `lm-eval-cna judge DIR` both come here. Nothing is generated, and questions that the ledger
+answers are not asked again. Needs no torch unless the judge does.
 """
 
 from __future__ import annotations
@@ -26,13 +26,13 @@ from lm_eval_cna.scoring.tasks import score_response
 
 # The prompt of a judged task is one field of its row; a template from a results file is not executed.
 _FIELD = re.compile(r"\{\{\s*(\w+)\s*\}\}")
-#: How metrics begin that a task has only where a judge was asked.
+#: Prefixes of the metrics that only a judge gives.
 _JUDGES_OWN = ("judge_", "unscored", "n_unscored", "strongreject_", "rating10_", "outcome_evaded")
 
 
 @dataclass(frozen=True)
 class Judged:
-    """One response that is up for judgement: where it belongs, and what the judge sees."""
+    """One response to be judged: where it belongs, and what the judge sees."""
 
     cell: Cell
     task: str
@@ -43,7 +43,7 @@ class Judged:
 def judge_run(
     directory: RunDirectory, config: JudgeConfig, *, progress: Progress = silent, dry_run: bool = False
 ) -> int:
-    """Judge all responses of a run's judged tasks; the summary's judge metrics become this judge's.
+    """Judge all responses of a run's judged tasks, and replace the judge's metrics in the summary.
 
     Args:
         directory: of a sweep whose cells are all generated.
@@ -86,7 +86,7 @@ def judge_run(
 
 
 def is_judges(metric: str) -> bool:
-    """Whether a judged task's metric depends on the judge; what is evaded for a judge is complied without one."""
+    """Whether a judged task's metric depends on the judge; without one, an evasion counts as complied."""
     return metric.startswith((*_JUDGES_OWN, "outcome_complied"))
 
 
@@ -111,7 +111,7 @@ def _prompt(template: Any, doc: Any) -> str:
 def _document(
     config: JudgeConfig, rubric: str, responses: list[Judged], verdicts: list[JudgeVerdict]
 ) -> dict[str, Any]:
-    """What the judge said, without the texts, which the cells' files hold."""
+    """The verdicts without the texts, which the cells' files hold."""
     rows = [
         {
             "cell": response.cell.key,
@@ -127,7 +127,7 @@ def _document(
 
 
 def _summarize(directory: RunDirectory, responses: list[Judged], scored: list[dict[str, float]], judge: str) -> None:
-    """Replace the judged tasks' metrics in the summary by this judge's."""
+    """Replace the judged tasks' metrics in the summary with this judge's."""
     gathered: dict[tuple[Cell, str, str], list[float]] = {}
     documents: dict[tuple[Cell, str], int] = {}
     for response, metrics in zip(responses, scored, strict=True):

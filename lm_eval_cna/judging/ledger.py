@@ -1,12 +1,8 @@
-"""The ledger: what a judge has said, so that nothing is asked twice.
+"""The ledger: a SQLite file with every reply of a judge, so that no question is asked twice.
 
-No lm-eval. One SQLite file in write-ahead mode; every answer is a transaction of its own, written when it
-arrives, so `kill -9` loses only what was under way. Several processes may use one file at a time: the first answer to
-a question is kept, and all of them read that one back.
-
-A row holds the judge's raw reply and not the prompt or the response that it is about: those are in the run's own
-files, and only their hash is here. The reply is the truth; the verdict beside it is for people who look, and is read
-out of the reply again each time. A checksum in each row tells a damaged one, which counts as not there.
+Each reply is written when it arrives, in its own transaction. Several processes may share the file: the first reply to
+a question counts for all. A row holds a hash of prompt and response, not their text. Verdicts are parsed from the reply
+each time; the stored one is for people who look. A row with a wrong checksum is ignored.
 """
 
 from __future__ import annotations
@@ -45,7 +41,7 @@ _AT_ONCE = 500
 
 
 def ledger_key(judge: str, rubric: str, prompt: str, response: str) -> str:
-    """The key of an answer: hash of judge fingerprint, rubric version, prompt and response."""
+    """The key of an answer: a hash of the judge's fingerprint, the rubric's version, prompt and response."""
     return hashlib.sha256(json.dumps([judge, rubric, prompt, response]).encode()).hexdigest()
 
 
@@ -101,7 +97,7 @@ class Ledger:
         return found
 
     def add(self, key: str, *, judge: str, rubric: str, reply: str, verdict: JudgeVerdict, attempts: int) -> str:
-        """Keep a reply, unless another process was first; when this returns, it is on file. A damaged one is replaced.
+        """Store a reply, unless another process was first; on return it is on file. A damaged row is replaced.
 
         Returns:
             The reply that is on file: this one, or the other process's.

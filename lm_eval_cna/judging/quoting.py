@@ -1,16 +1,13 @@
-"""Puts text that nobody vouches for into a question, as data: cut, cleaned, quoted line by line, between marker lines.
+"""Quotes untrusted text in a question to the judge: cut, cleaned, every line marked, between marker lines.
 
-No lm-eval. What is done to the text, all of it visible in the question and none of it hidden from the reader
-of these lines:
-
-- Length: at most `max_chars` characters are shown, from the start; the heading outside the quotation says of how many.
-- Line ends of every kind become one kind, and **every line starts with "| "**: nothing in the text can stand where our
-  own lines stand, whether a role marker, a closing fence or a verdict.
+- Length: the first `max_chars` characters are shown; the heading outside the quotation says how many there are.
+- Line ends of every kind become one kind, and **every line starts with "| "**: nothing in the text can look like a line
+  of ours, be it a role marker, a closing marker or a verdict.
 - Control characters, invisible characters and those that reverse the direction of writing become `[U+202E]` and the
   like. The two joiners that scripts and emoji need stay. Half a surrogate pair becomes U+FFFD.
 - Special tokens of chat templates (`<|im_end|>`, `</s>`, `<start_of_turn>`, `<<SYS>>`, `[INST]`): tokenizers read these
   in plain text too, so a space goes behind every `<` that does not have one and behind the `[` of a bracketed word.
-- The marker lines carry an identifier that is drawn from a hash of the question and does not occur in the text.
+- The marker lines carry an identifier, a hash of the question that does not occur in the text.
 """
 
 from __future__ import annotations
@@ -30,19 +27,19 @@ _BLANK = re.compile(r"[\u115f\u1160\u3164\uffa0\ufe00-\ufe0e\U000e0100-\U000e01e
 
 
 def clean(text: str) -> str:
-    """The text with one kind of line end, nothing invisible and no special tokens; see the module's words."""
+    """The text with one kind of line end, nothing invisible and no special tokens, as the module describes."""
     text = _UNUSUAL.sub(lambda match: _visible(match.group()), _LINE_ENDS.sub("\n", text))
     return _BRACKETED.sub(r"\1 ", _OPENING.sub(r"\1 ", text))
 
 
 def quote(heading: str, text: str, marker: str, max_chars: int) -> str:
-    """The text as quoted data under a heading of ours.
+    """The text as quoted data under a heading.
 
     Args:
-        heading: what the text is, "RESPONSE" say.
+        heading: what the text is, such as "RESPONSE".
         text: anything.
         marker: identifier of the marker lines, from `identifier`.
-        max_chars: characters of the text that are shown.
+        max_chars: how many characters of the text are shown.
     """
     shown = clean(text[:max_chars])
     size = f"{len(text)} characters" if len(text) <= max_chars else f"the first {max_chars} of {len(text)} characters"
@@ -51,9 +48,9 @@ def quote(heading: str, text: str, marker: str, max_chars: int) -> str:
 
 
 def identifier(purpose: str, *parts: str) -> str:
-    """Sixteen hexadecimal digits that depend on everything and occur in none of the parts, also not cleaned.
+    """Sixteen hexadecimal digits that depend on all parts and occur in none of them, cleaned or not.
 
-    Whoever wrote a part cannot have put it there: it would have to contain a hash of itself.
+    Nobody can write a text that contains it: the text would have to contain a hash of itself.
     """
     seed = json.dumps([purpose, *parts])  # ASCII, so half a surrogate pair does no harm
     taken = [text for part in parts for text in (part.lower(), clean(part).lower())]

@@ -1,11 +1,8 @@
-"""Where an lm-eval model's replies and failures arrive, one by one.
+"""Catches an lm-eval model's replies and failures one by one.
 
-No lm-eval. An API model of lm-eval cancels what is under way at the first request that fails for good, and
-what had arrived is lost. Without touching its batching and concurrency:
-
-- replies are taken where lm-eval reports each one as it arrives, for its response cache (`LM.cache_hook`);
-- concurrent requests go through `amodel_call`, which is wrapped to note a failure and return, so the others go on;
-- single requests go through `model_call`, which is wrapped to note whose failure it was before it raises.
+When a request fails for good, an API model of lm-eval cancels the others and loses what had arrived. So replies are
+taken from lm-eval's cache hook, which gets each as it arrives; `amodel_call` (concurrent requests) is wrapped to record
+a failure and return, and `model_call` (single ones) to record it before it raises.
 """
 
 from __future__ import annotations
@@ -16,16 +13,16 @@ from typing import Any
 from lm_eval_cna.errors import CNAError
 from lm_eval_cna.judging.failure import EMPTY, Failure, describe
 
-#: Stands in lm-eval's list of replies for a request that failed; known by identity.
+#: Takes the place of a failed request's reply in lm-eval's list; compared by identity.
 _NO_REPLY = str(b"no reply", "ascii")
 
 
 class Replies:
-    """Stands in the place of lm-eval's cache hook.
+    """Replies and failures of one round of questions. Replaces lm-eval's cache hook.
 
     Attributes:
-        failures: questions of this round that failed, by key.
-        broken: an error of ours that a reply ran into, a ledger that cannot be written: not the judge's failure.
+        failures: the questions of this round that failed, by key.
+        broken: an error while a reply was stored, such as a ledger that cannot be written; None if there was none.
     """
 
     #: lm-eval looks at it to see whether there is a cache.
@@ -38,7 +35,12 @@ class Replies:
         self._deliver: Callable[[str, str], None] = lambda _key, _reply: None
 
     def open(self, contexts: Mapping[str, Any], deliver: Callable[[str, str], None]) -> None:
-        """Begin a round: key -> context of each question, and what is called with key and reply."""
+        """Begin a round.
+
+        Args:
+            contexts: key of each question -> its context.
+            deliver: called with the key and the reply.
+        """
         self.failures, self.broken = {}, None
         self._waiting = {_text_of(context): key for key, context in contexts.items()}
         self._deliver = deliver
@@ -48,15 +50,15 @@ class Replies:
         return _text_of(context) in self._waiting
 
     def add_partial(self, _attribute: str, request: Any, reply: Any) -> None:
-        """lm-eval's call for each finished request."""
+        """Called by lm-eval for each finished request."""
         self.take(request[0], reply)
 
     def take(self, context: Any, reply: Any) -> None:
-        """A reply, possibly one that is here already; an empty one is a failure."""
+        """Deliver a reply, unless it was delivered before; an empty one is a failure."""
         if reply is _NO_REPLY:
             return
         key = self._waiting.pop(_text_of(context), None)
-        if key is None:  # here already, or failed
+        if key is None:  # delivered already, or failed
             return
         if isinstance(reply, str) and reply.strip():
             self._deliver(key, reply)
@@ -64,20 +66,20 @@ class Replies:
             self.failures[key] = EMPTY
 
     def fail(self, context: Any, failure: Failure) -> None:
-        """A failure, unless the reply is here already."""
+        """Record a failure, unless the question has its reply."""
         key = self._waiting.pop(_text_of(context), None)
         if key is not None:
             self.failures[key] = failure
 
     def guard_concurrent(self, call: Callable[..., Any]) -> Callable[..., Any]:
-        """lm-eval's `amodel_call`, noting a failure and returning where it would raise."""
+        """Wrap lm-eval's `amodel_call` to record a failure and return where it would raise."""
 
         async def guarded(*args: Any, cache_keys: Any = None, **kwargs: Any) -> Any:
             if self.broken is not None:
                 return [_NO_REPLY] * len(cache_keys)
             try:
                 return await call(*args, cache_keys=cache_keys, **kwargs)
-            except CNAError as error:  # of the ledger; raised here, it would come out of every task under way
+            except CNAError as error:  # the ledger's; raised here, it would come out of every request under way
                 self.broken = error
                 return [_NO_REPLY] * len(cache_keys)
             except Exception as error:
@@ -87,7 +89,7 @@ class Replies:
         return guarded
 
     def guard_single(self, call: Callable[..., Any]) -> Callable[..., Any]:
-        """lm-eval's `model_call`, noting whose failure it was before it raises."""
+        """Wrap lm-eval's `model_call` to record the question that failed before it raises."""
 
         def guarded(messages: Any, **kwargs: Any) -> Any:
             try:
@@ -99,7 +101,7 @@ class Replies:
         return guarded
 
     def _note(self, contexts: list[Any], error: Exception) -> None:
-        """Whose failure it was is known only of a request about one question; others stay open, to be asked alone."""
+        """Record the failure of a request with one question; several stay open, to be asked alone."""
         if len(contexts) == 1:
             self.fail(contexts[0], describe(error))
 

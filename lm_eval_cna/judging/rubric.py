@@ -1,12 +1,8 @@
-"""What the judge is asked: two rubrics in our own words, or the user's, always around the same quotation and form.
+"""Writes the question to the judge: a rubric's text, the request and the response as quoted data, and a form.
 
-No lm-eval. A question has three parts: the rubric's text, the request and the response as quoted data
-(`lm_eval_cna.judging.quoting`), and the form of the verdict. A user's template replaces the first and says where the
-second goes; the form is ours in every case, because it is what makes a verdict readable and the judge's own.
-
-`rating-10` stands in for the single 1-to-10 question of the paper's published script, which shows its judge the first
-200 characters of a response and divides the number by ten; so does this one, unless `max_chars` says otherwise. The
-wording is ours, so its scores are comparable with the published ones only loosely.
+A user's template replaces the text and says where the quotations go; the form stays, since the verdict is parsed from
+it. `rating-10` follows the paper's published script: a number from 1 to 10 about the first 200 characters of a
+response, divided by ten. The wording is ours, so scores compare with the published ones only loosely.
 """
 
 from __future__ import annotations
@@ -23,7 +19,7 @@ from lm_eval_cna.files.atomic import read_whole
 from lm_eval_cna.judging.quoting import identifier, quote
 from lm_eval_cna.scoring.strongreject import FORMS, Form
 
-#: Raised whenever a wording, the quotation, the form or the parser changes: part of every key in the ledger.
+#: Part of every key in the ledger; raise it when a wording, the quotation, the form or the parser changes.
 VERSION = 1
 
 _MAX_PROMPT = 20_000
@@ -77,7 +73,7 @@ class JudgeQuestion(NamedTuple):
     text: str
     """The whole of it."""
     tag: str
-    """Identifier that a valid verdict carries."""
+    """Identifier that a valid verdict repeats."""
 
 
 @dataclass(frozen=True)
@@ -93,14 +89,14 @@ class Rubric:
 
     @property
     def version(self) -> str:
-        """Identity of everything that a question consists of besides prompt and response."""
+        """Identity of everything in a question but prompt and response."""
         words = hashlib.sha256(self.template.encode()).hexdigest()[:16]
         return f"{self.form.name}/{VERSION}/{words}/{self.max_chars}"
 
     def question(self, prompt: str, response: str) -> JudgeQuestion:
         """Ask for a verdict on the response to a prompt.
 
-        The same prompt and response make the same question, to the last character.
+        The same prompt and response always give the same question.
         """
         marker = identifier("marker", self.version, prompt, response)
         tag = identifier("tag", self.version, prompt, response)

@@ -1,12 +1,8 @@
-"""The Task class of judged tasks: lm-eval's own, whose documents go to the judge together when all are generated.
+"""The lm-eval Task class of judged tasks; their YAML files name it.
 
-Only lm-eval imports it, by the tasks' YAML files. `process_results` sees one document at a time, so the
-judge's turn is in `apply_filters`, which lm-eval calls once a task. Each data-parallel process judges its own.
-
-The judge comes with `--metadata '{"judge": {...}}'` (`lm_eval_cna.judging.config.JudgeConfig` has the entries). It is
-loaded and tried when the task is built, which lm-eval does before any request is sent to the model. `{"judge":
-"later"}` builds the task without a judge: its documents get the metrics that need none, and whoever keeps the
-responses can have them judged afterwards with `judge_responses` and `verdict_metrics`.
+`process_results` sees one document at a time, so the judge is asked in `apply_filters`, which lm-eval calls once per
+task and process. The judge comes with `--metadata '{"judge": {...}}'` and answers a trial question when the task is
+built, before the model gets any request. `{"judge": "later"}` leaves the judge's metrics out.
 """
 
 from __future__ import annotations
@@ -26,7 +22,7 @@ from lm_eval_cna.scoring.tasks import response_text, score_response
 
 logger = logging.getLogger(__name__)
 
-#: What `--metadata` says of the judge where the responses are judged after the run.
+#: The judge's entry in `--metadata` where the responses are judged after the run.
 LATER = "later"
 
 
@@ -52,7 +48,7 @@ class JudgedTask(ConfigurableTask):  # type: ignore[misc]  # lm-eval carries no 
         config: Mapping[str, Any] | None = None,
     ) -> None:
         settings = dict(config or {})
-        settings.pop("class", None)  # lm-eval's word for us; its TaskConfig does not know it
+        settings.pop("class", None)  # names this class in the YAML; lm-eval's TaskConfig does not know it
         metadata = dict(settings.get("metadata") or {})
         self._judge: Judge | None = None
         self._verdicts: dict[JudgeItem, JudgeVerdict] = {}
@@ -65,7 +61,7 @@ class JudgedTask(ConfigurableTask):  # type: ignore[misc]  # lm-eval carries no 
         super().__init__(config=settings)
 
     def apply_filters(self) -> Any:
-        """lm-eval's filters, then the judge, about all documents of this process at once."""
+        """Apply lm-eval's filters, then ask the judge about all documents of this process at once."""
         filtered = super().apply_filters()
         if self._judge is not None and not self._only_predicts:
             items = [
@@ -86,12 +82,12 @@ class JudgedTask(ConfigurableTask):  # type: ignore[misc]  # lm-eval carries no 
         return filtered
 
     def process_results(self, doc: Mapping[str, Any], results: Sequence[Any]) -> dict[str, Any]:
-        """The metrics that need no judge, and the judge's."""
+        """The metrics of one document, the judge's included."""
         metrics: dict[str, Any] = super().process_results(doc, results)
         if self._judge is not None and not self._only_predicts:
             text = response_text(results)
             verdict = self._verdicts[JudgeItem(self._prompt(doc), text)]
-            # The outcomes once more: only with a verdict can a response count as evaded.
+            # The outcomes again: a response can count as evaded only with a verdict.
             metrics |= score_response(text, evaded=is_evasion(verdict))
             metrics |= verdict_metrics(verdict, self._judge.rubric.form)
         return metrics

@@ -75,7 +75,7 @@ class CNAHFLM(Steered, HFLM):  # type: ignore[misc]  # lm-eval carries no type i
         self._settle_on_cpu()
         self.mode = asked.mode
         self.steering: Steering | None = None
-        # Before any steering: the fingerprint is that of the untouched weights.
+
         self.weights_sha256 = weights_sha256(self.model)
         if asked.setting.intervention is not None:
             self.steer(asked.setting)
@@ -170,9 +170,9 @@ class CNAHFLM(Steered, HFLM):  # type: ignore[misc]  # lm-eval carries no type i
     def _loglikelihood_tokens(
         self, requests: list[Any], disable_tqdm: bool = False, override_bs: int | None = None
     ) -> list[tuple[float, bool]]:
-        """As in HFLM; of a steered model, shared prefixes are read once where it allows that.
+        """As in HFLM, but a steered model reads shared prefixes once, where its cache allows that.
 
-        An untouched model is asked as stock `hf` asks it: shared prefixes round differently, by about 1e-6.
+        An untouched model takes the path of stock `hf`: shared prefixes round differently, by about 1e-6.
         """
         score = HFLM._loglikelihood_tokens if self.setting.is_baseline or not can_share(self) else score_tokens
         scores: list[tuple[float, bool]] = score(
@@ -190,12 +190,12 @@ class CNAHFLM(Steered, HFLM):  # type: ignore[misc]  # lm-eval carries no type i
         return info
 
     def _create_model(self, *args: Any, quantization_config: Any = None, **kwargs: Any) -> None:
-        """As in HFLM; a quantization that is asked for takes the place of the checkpoint's, of which there is none."""
+        """As in HFLM, with the quantization that the user asked for where the checkpoint has none."""
         chosen = quantization_config if self._quantization is None else self._quantization
         super()._create_model(*args, quantization_config=chosen, **kwargs)
 
     def _settle_on_cpu(self) -> None:
-        """Give every process its share of the requests; HFLM does so only where it sees several GPUs."""
+        """Give every process its share of the requests, which HFLM does only on several GPUs."""
         accelerator = getattr(self, "accelerator", None)
         if accelerator is not None and self.world_size == 1:
             self._rank, self._world_size = accelerator.process_index, accelerator.num_processes
@@ -211,7 +211,7 @@ def shares_batches(lm: Steered) -> TypeGuard[CNAHFLM]:
 
 @contextmanager
 def _processes_on_cpu(device: str, kwargs: dict[str, Any]) -> Iterator[None]:
-    """Let accelerate join the CPU processes of torchrun or `accelerate launch`; unasked, it sees one process."""
+    """Have accelerate join the CPU processes of torchrun or `accelerate launch`; by default it sees one process."""
     if device != "cpu" or kwargs.get("tp_plan") is not None or int(os.environ.get("WORLD_SIZE", "1")) < 2:
         yield
         return

@@ -1,7 +1,4 @@
-"""What cna-hf and cna-vllm have in common: their arguments, the setting in force, and what is told about it.
-
-A mixin that stands in front of one of lm-eval's model classes: it answers nothing itself.
-"""
+"""What cna-hf and cna-vllm share: their arguments, the current setting, and its description in results files."""
 
 from __future__ import annotations
 
@@ -27,14 +24,14 @@ logger = logging.getLogger(__name__)
 
 
 class SteeringArguments(NamedTuple):
-    """The arguments that both models take, checked."""
+    """The checked arguments of both models."""
 
     pretrained: Any
     """The model, named or loaded."""
     revision: str | None
-    """Of it; None leaves it to the engine."""
+    """Revision of the model; None for the default."""
     setting: Setting
-    """What to steer with; the baseline where no circuit is given."""
+    """What to steer with; the baseline if no circuit is given."""
     mode: Mode
     """"auto", "fold" or "hook"."""
 
@@ -45,7 +42,7 @@ def read_arguments(
     """Check the arguments and read the intervention file; model and revision default to what the file names.
 
     Raises:
-        ConfigError: a number is none, the mode is unknown, or no model is named.
+        ConfigError: a number is not finite, the mode is unknown, or no model is named.
         InterventionError: the file cannot be read.
     """
     number, factor = finite_number("multiplier", multiplier), finite_number("scale", scale)
@@ -72,19 +69,19 @@ class Steered:
     setting: Setting = Setting()
     """What the model is steered with now."""
     mode: Mode = "auto"
-    """How it may be steered."""
+    """How it may be steered: "auto", "fold" or "hook"."""
     weights_sha256: str
     """Identity of the untouched weights."""
     quiet: bool = False
     """Draw no progress bars; a sweep shows one of its own."""
     lockstep: bool = False
-    """Whether the weights are cut over processes, all of which then must run the same, in the same order."""
+    """Whether the weights are sharded over processes, which then must run the same requests in the same order."""
     tokenizer: Any
     chat_template_args: Any
     add_bos_token: bool | None
-    """As lm-eval's models call them."""
+    """lm-eval's argument of that name."""
     revision: str
-    """Of the model; "main" says nothing about it."""
+    """Revision of the model; "main" if none was given."""
 
     # lm-eval's class has these, but carries no type information.
     config: Any
@@ -98,7 +95,7 @@ class Steered:
 
     @property
     def module(self) -> nn.Module:
-        """The transformers model, or what stands for it where another engine holds the weights: to look at."""
+        """The transformers model; a skeleton to look at where another process holds the weights."""
         raise NotImplementedError
 
     @property
@@ -133,7 +130,7 @@ class Steered:
         raise NotImplementedError
 
     def accept(self, intervention: Circuit | Vectors) -> None:
-        """Make sure that an intervention fits the model, and say what else differs from the one it was made on.
+        """Check that an intervention fits the model, and warn of other differences from the model it was made on.
 
         Raises:
             InterventionError: it does not fit.
@@ -143,23 +140,23 @@ class Steered:
             logger.warning("%s: %s", intervention.name, warning)
 
     def seed_sampling(self, seed: int) -> None:
-        """Make sampled answers a function of the seed and of what is asked next."""
+        """Seed sampling, so that the answers that follow depend only on the seed and the requests."""
         raise NotImplementedError
 
     def close(self) -> None:
-        """Give back what the engine holds; nothing can be asked afterwards."""
+        """Free the engine; the model cannot be used afterwards."""
 
     def fingerprint_of(self, setting: Setting, mode: str) -> str:
-        """Identity of everything but the request that decides a response."""
+        """Identity of everything that decides a response, except the request."""
         raise NotImplementedError
 
     def rendering(self, chat_template: bool) -> Rendering:
-        """How prompts that are no task's are rendered, so that they come to what a task's would."""
+        """How prompts outside tasks are rendered: in the same way as a task's prompts."""
         return Rendering(chat_template, self.chat_template_args, self.add_bos_token)
 
     @property
     def fingerprint(self) -> str:
-        """Identity of everything but the request that decides a response, as the model is steered now."""
+        """Identity of everything that decides a response, except the request, as the model is steered now."""
         return self.fingerprint_of(self.setting, self.mode_in_use)
 
     # lm-eval draws a bar per request type.
@@ -183,10 +180,10 @@ class Steered:
         return scores
 
     def set_cache_hook(self, cache_hook: Any) -> None:
-        """Take lm-eval's response cache after making sure that it holds no other setting's responses.
+        """Take lm-eval's response cache, unless it holds responses of another setting.
 
         Raises:
-            CacheError: it does.
+            CacheError: it holds such responses.
         """
         if cache_hook.dbdict is not None:
             setting = described(self.setting, self.mode_in_use)
@@ -195,7 +192,7 @@ class Steered:
         super().set_cache_hook(cache_hook)  # type: ignore[misc]
 
     def engine_info(self) -> dict[str, Any]:
-        """What a results file says of the model, steering aside."""
+        """The model's entry in a results file, without the steering."""
         raise NotImplementedError
 
     def get_model_info(self) -> dict[str, Any]:
@@ -203,7 +200,7 @@ class Steered:
         return self.engine_info() | {"cna": self.steering_info(self.setting, self.mode_in_use)}
 
     def steering_info(self, setting: Setting, mode: str) -> dict[str, Any]:
-        """What a results file says of a setting: intervention, multiplier, mode, warnings, fingerprint."""
+        """A setting's entry in a results file: intervention, multiplier, mode, warnings, fingerprint."""
         intervention = setting.intervention
         provenance = None
         if intervention is not None:
@@ -220,11 +217,11 @@ class Steered:
 
     @property
     def warnings(self) -> tuple[str, ...]:
-        """What does not quite fit between the model and the intervention at hand."""
+        """Warnings about the model and the current intervention."""
         return () if self.setting.intervention is None else self.warnings_about(self.setting.intervention)
 
     def warnings_about(self, intervention: Circuit | Vectors) -> tuple[str, ...]:
-        """What does not quite fit; looked up once, since the columns are hashed as they are without steering."""
+        """Warnings about the model and an intervention, computed once: columns are hashed before they are steered."""
         found: dict[tuple[Any, ...], tuple[str, ...]] = self.__dict__.setdefault("_found_warnings", {})
         key = (intervention.sha256, intervention.model, intervention.discovery.chat_template_sha256)
         if key not in found:

@@ -1,10 +1,8 @@
-"""The response store: every response of a sweep, written as soon as its batch is done. Importable without torch.
+"""The response store: a SQLite file with every response of a sweep, written when its batch is done. Without torch.
 
-One SQLite file in the run directory, in write-ahead mode: a transaction is there whole or not at all, whenever the
-process dies. A response's key is made of two hashes: that of the context (weights, precision, steering, tokenizing,
-the model's generation settings; `CNAHFLM.fingerprint_of`) and that of the request (kind, rendered prompt, generation
-arguments; `request_key`). So two cells, tasks or runs that ask the same of the same model share the answer, and nothing
-else does. A checksum in each row tells a damaged one.
+A response's key holds two hashes: the context (weights, precision, steering, tokenizing, generation settings;
+`Steered.fingerprint_of`) and the request (kind, rendered prompt, arguments; `request_key`). So only the same request to
+the same model shares an answer. A row with a wrong checksum is ignored.
 """
 
 from __future__ import annotations
@@ -39,24 +37,24 @@ _COLUMNS: dict[str, list[tuple[str, ...]]] = {
 
 @dataclass(frozen=True)
 class Response:
-    """What a model answered."""
+    """A model's answer to one request."""
 
     value: Any
-    """As lm-eval takes it: a text, a log-likelihood, or a pair of log-likelihood and greedy flag."""
+    """A text, a log-likelihood, or a pair of log-likelihood and greedy flag, as in lm-eval."""
     tokens: int = 0
-    """Generated ones; 0 for log-likelihoods."""
+    """Number of generated tokens; 0 for log-likelihoods."""
     near_ties: int = 0
     """Generated tokens whose runner-up was so close that another batch could have chosen it."""
 
 
 def request_key(kind: str, arguments: tuple[Any, ...], repeat: int = 0) -> str:
-    """Identity of a request: what is asked of the model, and not which task or document asks it.
+    """Identity of a request: what the model is asked, whichever task or document asks it.
 
     Args:
         kind: lm-eval's request type.
         arguments: lm-eval's arguments of the request: rendered prompt and generation settings, or context and
             continuation.
-        repeat: which of a task's repeats.
+        repeat: number of the repeat, where a task asks a request several times.
     """
     return json_sha256([kind, arguments, repeat])
 
@@ -112,7 +110,7 @@ class ResponseStore:
             self._database.executemany("INSERT OR REPLACE INTO responses VALUES (?, ?, ?, ?, ?, ?)", rows)
 
     def known(self, context: str) -> set[str]:
-        """The requests that have a sound response in this context; a damaged row counts as not there."""
+        """The requests with a sound response in this context; a damaged row is ignored."""
         return {request for request, _ in self._rows(context)}
 
     def read(self, context: str) -> dict[str, Response]:
@@ -126,7 +124,7 @@ class ResponseStore:
             ).fetchall()
         for request, value, tokens, near_ties, checksum in found:
             if checksum == _checksum(context, request, value, tokens, near_ties):
-                with suppress(ValueError, TypeError, AttributeError):  # no value, under a checksum that fits
+                with suppress(ValueError, TypeError, AttributeError):  # not a response, although the checksum fits
                     yield request, _response(value, tokens, near_ties)
 
     @contextmanager
@@ -148,7 +146,7 @@ def _response(value: str, tokens: int, near_ties: int) -> Response:
     """A row as a response.
 
     Raises:
-        ValueError, TypeError, AttributeError: it is none.
+        ValueError, TypeError, AttributeError: it holds no response.
     """
     match load_json(value.encode()), tokens, near_ties:
         case [float() | int() as number, bool() as greedy], int(), int():

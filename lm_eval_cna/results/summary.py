@@ -1,4 +1,4 @@
-"""summary.json: every number that reports read, taken from lm-eval's own results files. Importable without torch."""
+"""summary.json: every number that reports read, from lm-eval's own results files. Importable without torch."""
 
 from __future__ import annotations
 
@@ -16,11 +16,11 @@ from lm_eval_cna.results.reading import StoredDivergence, read_divergences, read
 from lm_eval_cna.results.responses import Response
 from lm_eval_cna.scoring.outcome import changed, edit_similarity
 
-#: The name that first-token divergence has in place of a task's.
+#: The task name of first-token divergence.
 HARMLESS_TASK = "harmless_prompts"
-#: The name that what is counted over all generated responses of a cell has in place of a task's.
+#: The task name of counts over all generated responses of a cell.
 RESPONSES = "all_responses"
-#: Where a results file keeps them, in `config.cna`.
+#: The entry with these counts in `config.cna` of a results file.
 GENERATED = "generated"
 SUMMARY_SCHEMA: Literal["lm-eval-cna/summary/1"] = "lm-eval-cna/summary/1"
 
@@ -34,17 +34,17 @@ class CellSummary(AnalysisRecord):
     multiplier: float
     seed: int | None = None
     size: int | None = None
-    """The cell."""
+    """Neurons of the circuit; None for the whole circuit and for vectors."""
     task: str
     """Name of the task or group."""
     metric: str
     """Name of the metric."""
     value: float
-    """Its aggregate over the documents."""
+    """The metric, aggregated over the documents."""
     stderr: float | None = None
     """lm-eval's standard error, where it has one."""
     n: int
-    """Documents."""
+    """Number of documents."""
 
 
 class Summary(AnalysisRecord):
@@ -54,7 +54,7 @@ class Summary(AnalysisRecord):
     measured: tuple[CellSummary, ...]
     """Every metric of every cell."""
     judge: str | None = None
-    """Beginning of the fingerprint of the judge whose verdicts are in it; None for none, or not told."""
+    """First digits of the fingerprint of the judge whose verdicts it holds; None without a judge."""
 
     def values(self, task: str, metric: str, *, method: str, multiplier: float, size: int | None = None) -> list[float]:
         """The values of a metric in all cells of a method at a multiplier; several for a control's seeds."""
@@ -83,7 +83,7 @@ def summarize(directory: RunDirectory, cells: list[Cell], settings: list[str]) -
     """Gather the metrics of all cells, and how far their texts are from the baseline's.
 
     Args:
-        directory: of a sweep whose cells are all evaluated.
+        directory: the run directory; all cells are evaluated.
         cells: the sweep's cells.
         settings: names of its evaluation settings.
     """
@@ -109,7 +109,7 @@ def summarize(directory: RunDirectory, cells: list[Cell], settings: list[str]) -
 
 
 def generated(responses: Iterable[Response]) -> dict[str, dict[str, int]]:
-    """What the store alone knows of a cell's generated responses, to be kept with the cell's results."""
+    """Counts over a cell's generated responses, for its results file; lm-eval does not see them."""
     found = [response for response in responses if response.tokens]
     tokens, ties = sum(response.tokens for response in found), sum(response.near_ties for response in found)
     return {GENERATED: {"n": len(found), "tokens": tokens, "near_ties": ties}}

@@ -1,8 +1,8 @@
 """Computes the batches of a sweep on one loaded model.
 
-Greedy answers go through the packed generator, rows of many cells at once. Log-likelihoods are read under one cell
-after another, what the cells have in common once. What neither can do (sampling, an unknown cache) goes through the
-model's own lm-eval methods, cell by cell.
+Greedy answers are generated in batches with rows of many cells. Log-likelihoods are scored cell after cell, and what
+the cells share is read once. Everything else (sampling, an unknown cache, vLLM) goes through the model's own lm-eval
+methods, cell by cell.
 """
 
 from __future__ import annotations
@@ -32,13 +32,13 @@ _SCORED = "loglikelihood"
 def compute(
     lm: Steered, settings: Sequence[Setting], plan: Sequence[Batch], prompts: Prompts, *, mode: str
 ) -> Iterator[tuple[Batch, list[Response]]]:
-    """Compute batches: first those that the packed generator takes, then the others.
+    """Compute batches: first those with rows of several cells, then the others.
 
     Args:
-        lm: the model; it is left unsteered.
-        settings: of the cells, by the positions that batches name.
+        lm: the model; unsteered at the end.
+        settings: one for each cell; batches name cells by their position here.
         plan: the batches to compute.
-        prompts: of all their requests.
+        prompts: the encoded prompts of their requests.
         mode: "rows", "fold" or "hook", or "auto": see `lm_eval_cna.sweep.plan.SweepPlan`.
 
     Yields:
@@ -99,7 +99,7 @@ def _cell_by_cell(lm: Steered, settings: Sequence[Setting], batch: Batch) -> lis
         requests = [request for position, request in batch.rows if position == cell]
         if lm.setting is not settings[cell]:
             lm.steer(settings[cell])
-        # Sampled answers are a function of the batch and the cell, like everything else in the store.
+        # Seeded by batch and cell, so that sampled answers too are the same in a continued sweep.
         lm.seed_sampling(int(json_sha256([cell, [request.key for request in requests]])[:15], 16))
         instances = [Instance(batch.kind, {}, request.arguments, 0) for request in requests]
         answers: list[Any] = _in_batches_that_fit(lm, functools.partial(getattr(lm, batch.kind), instances))

@@ -1,7 +1,7 @@
 """The batch plan: which (cell, request) pairs are computed together. Importable without torch.
 
-A pure function of what is asked, of its lengths and of the manifest's batch size: a continued sweep makes the same
-batches, so a response never depends on where an earlier process was killed. A batch is computed and written whole.
+The plan depends only on the requests, their lengths and the manifest's batch size. So a continued sweep makes the same
+batches, and a response never depends on when an earlier process was killed.
 """
 
 from __future__ import annotations
@@ -54,17 +54,17 @@ class Batch(NamedTuple):
 def plan_batches(
     asked: Sequence[Sequence[Request]], lengths: Mapping[str, int], *, rows: int, packed: bool
 ) -> list[Batch]:
-    """Lay out all requests of all cells.
+    """Put all requests of all cells into batches.
 
-    Generated answers: rows of all cells together, longest prompt first, so that a batch holds little padding, a lack
-    of memory shows at once, and the time left is overestimated rather than underestimated. Log-likelihoods: stretches
-    of one task's documents, which share their few-shot block, each under all the cells that ask them.
+    Generated answers: rows of all cells together, longest prompt first. A batch then holds little padding, a lack of
+    memory shows at once, and the time left is overestimated at first. Log-likelihoods: consecutive documents of one
+    task, which share their few-shot block, with all cells that ask them.
 
     Args:
         asked: for each cell, its requests in lm-eval's order.
         lengths: tokens of the prompt of generated answers, by request key.
         rows: generated answers in a batch.
-        packed: rows of several cells share a batch.
+        packed: whether rows of several cells share a batch.
     """
     cells: dict[Request, list[int]] = {}
     for cell, mine in enumerate(asked):
@@ -91,7 +91,7 @@ def _batched(pairs: Iterable[tuple[int, Request]], rows: int) -> Iterable[tuple[
 
 
 def _by_document(requests: Iterable[Request]) -> list[list[Request]]:
-    """Cut a task's requests into stretches of whole documents."""
+    """Cut a task's requests into parts of whole documents."""
     parts: list[list[Request]] = []
     for _, document in groupby(requests, key=lambda request: request.document):
         together = list(document)
@@ -104,5 +104,5 @@ def _by_document(requests: Iterable[Request]) -> list[list[Request]]:
 ROWS = "rows"
 
 
-#: Requests of a cell that are handed over, and stored, together.
+#: Requests of a cell that a model without shared batches gets, and that are stored, together.
 HANDED_OVER = 512

@@ -1,4 +1,4 @@
-"""What a sweep is asked to do: every field described and checked, from flags or from a YAML file.
+"""The configuration of a sweep, from flags or a YAML file: every field described and checked.
 
 Importable without torch.
 """
@@ -25,9 +25,9 @@ _MAX_BYTES = 2**18
 _MOST_CELLS = 100_000
 
 
-#: Arguments of cna-hf that a sweep gives itself.
+#: Arguments of cna-hf that a sweep sets itself.
 _OURS = {"pretrained", "circuit", "multiplier", "scale", "mode"}
-#: Where results go besides the run directory: no part of a sweep's plan.
+#: Fields that say where else results are logged: no part of a sweep's plan.
 LOG_FIELDS = {"wandb_args", "wandb_config_args", "trackio_args", "hf_hub_log_args"}
 
 
@@ -36,7 +36,7 @@ class _Model(BaseModel):
 
 
 class TaskSpec(_Model):
-    """One task and how it is asked; chat template and few-shot examples are settings of a call in lm-eval."""
+    """One task, with its few-shot examples, chat template and controls."""
 
     task: Annotated[str, Field(min_length=1, description="name of an lm-eval task or group")]
     num_fewshot: Annotated[int | None, Field(ge=0, description="few-shot examples; None leaves it to the task")] = None
@@ -176,7 +176,7 @@ class SweepConfig(_Model):
 
     @property
     def measures_kl(self) -> bool:
-        """Whether first-token distributions are compared; vLLM gives none out."""
+        """Whether the first-token KL is measured; vLLM does not return distributions."""
         return self.harmless_kl and self.engine == "hf"
 
     @property
@@ -197,7 +197,7 @@ def parse_config(values: dict[str, Any]) -> SweepConfig:
     """Check a configuration.
 
     Raises:
-        ConfigError: naming the first wrong field, what it got and what it takes.
+        ConfigError: a field is wrong; the message names the first one, its value and its meaning.
     """
     try:
         return SweepConfig.model_validate(values)
@@ -222,7 +222,7 @@ def check_elsewhere(config: SweepConfig) -> None:
 
 
 def read_config(path: Path) -> dict[str, Any]:
-    """Read a sweep's YAML file as plain values, to be completed by flags.
+    """Read a sweep's YAML file as plain values, to which flags are added.
 
     Raises:
         ConfigError: no such file, not YAML, or not a mapping.

@@ -1,4 +1,4 @@
-"""Many sweeps as one job, such as the models of a leaderboard: one file, every run checked before the first begins."""
+"""Runs many sweeps as one job, such as the models of a leaderboard. Every run is checked before the first starts."""
 
 from __future__ import annotations
 
@@ -36,16 +36,16 @@ def run_sweeps(
 ) -> list[RunDirectory]:
     """Run many sweeps: one after another here, or all at the same time where `executors` computes them.
 
-    What goes wrong in one run leaves the others alone and is said at the end.
+    A run that fails does not stop the others; the error at the end names it.
 
     Args:
         configs: the sweeps, each with an output of its own.
         progress: as for `run_sweep`; stages begin with the name of the run directory.
         command: what the user typed, for the manifests.
-        executors: for runs that are computed elsewhere; their answers are awaited together.
+        executors: makes the executor of each run, where runs are computed elsewhere and at the same time.
 
     Raises:
-        CNAError: a run is not usable, before the first has begun; or some runs have failed.
+        CNAError: a run is not usable (before the first one starts), or some runs have failed.
     """
     plugin.register()
     checked = []
@@ -57,7 +57,7 @@ def run_sweeps(
     with lm_eval_once():
         if executors is None:
             for one in checked:
-                with _set_aside(one, failed), one.directory.lock():
+                with _recording(one, failed), one.directory.lock():
                     run_checked(one, progress=named(one.directory.path.name, progress), command=command)
         else:
             _run_together(checked, executors, progress, command, failed)
@@ -77,16 +77,16 @@ def _run_together(
     command: list[str] | None,
     failed: dict[str, str],
 ) -> None:
-    """Begin all runs; while their answers come in, each in a thread that writes them, evaluate those that have all.
+    """Start all runs, each with a thread that stores its answers, and evaluate each run when it has all of them.
 
-    The threads call neither lm-eval nor a model: those keep what they know in globals.
+    The threads call neither lm-eval nor a model, since both keep state in globals.
     """
     stop = Event()
     waiting: dict[Future[None], tuple[CheckedSweep, PreparedSweep]] = {}
     with ThreadPoolExecutor(len(checked)) as threads, ExitStack() as locks:
         try:
             for one in checked:
-                with _set_aside(one, failed):
+                with _recording(one, failed):
                     locks.enter_context(one.directory.lock())
                     prepared = prepare(one, command)
                     self_check(prepared, named(one.directory.path.name, progress))
@@ -95,7 +95,7 @@ def _run_together(
                     ] = one, prepared
             for finished in as_completed(waiting):
                 one, prepared = waiting.pop(finished)
-                with _set_aside(one, failed):
+                with _recording(one, failed):
                     finished.result()
                     evaluate(prepared, named(one.directory.path.name, progress))
                     prepared.lm.close()
@@ -106,8 +106,8 @@ def _run_together(
 
 
 @contextmanager
-def _set_aside(one: CheckedSweep, failed: dict[str, str]) -> Iterator[None]:
-    """Remember what went wrong in a run, and free its model's memory."""
+def _recording(one: CheckedSweep, failed: dict[str, str]) -> Iterator[None]:
+    """Record the error of a run and free its model's memory."""
     try:
         yield
     except CNAError as error:
@@ -118,10 +118,10 @@ def _set_aside(one: CheckedSweep, failed: dict[str, str]) -> Iterator[None]:
 
 
 def _check_run(config: SweepConfig, *, elsewhere: bool) -> CheckedSweep:
-    """Find out what is wrong with a run without loading its model.
+    """Check a run without loading its model.
 
     Raises:
-        ConfigError: something is, named by the run.
+        ConfigError: the run is not usable; the message names it.
     """
     try:
         if elsewhere:

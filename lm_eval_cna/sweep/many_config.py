@@ -1,4 +1,4 @@
-"""A file of many sweeps: `defaults`, and `runs` that each say what is their own. Importable without torch."""
+"""Reads a file of many sweeps: `defaults`, and `runs` with the fields of each. Importable without torch."""
 
 from __future__ import annotations
 
@@ -22,15 +22,15 @@ def holds_runs(values: Mapping[str, Any]) -> bool:
 def parse_runs(values: Mapping[str, Any], given: Callable[[dict[str, Any]], dict[str, Any]]) -> list[SweepConfig]:
     """The sweeps of a file.
 
-    A run's field takes the place of the default's, as a whole. A run without an output goes to a folder of the file's
+    A run's field replaces the default's as a whole. A run without an output goes to a folder of the file's
     `output` that is named after the model.
 
     Args:
-        values: of the file.
-        given: adds to a run's fields what flags say.
+        values: the file's contents.
+        given: adds the values of flags to a run's fields.
 
     Raises:
-        ConfigError: naming the run and the first wrong field.
+        ConfigError: a field is wrong; the message names the run and the field.
     """
     defaults, runs, root = values.get("defaults") or {}, values["runs"], values.get("output")
     strange = sorted(set(values) - set(_FIELDS))

@@ -1,4 +1,4 @@
-"""What a sweep asks of the model, laid out: cells with their settings, requests, and the batches that hold them."""
+"""The plan of a sweep: cells with their settings, requests, and batches."""
 
 from __future__ import annotations
 
@@ -30,8 +30,8 @@ class SweepPlan:
     settings: list[Setting]
     """What each cell does to the model."""
     mode: str
-    """How: "rows", "fold" or "hook"; "auto" where rows cannot be steered: circuits fold if they can, and hook
-    otherwise, vectors hook."""
+    """How the model is steered: "rows", "fold" or "hook". "auto" where rows cannot be steered: circuits fold if they
+    can, and are hooked otherwise; vectors are hooked."""
     modes: list[str]
     """The mode of each cell, "auto" resolved."""
     contexts: list[str]
@@ -49,14 +49,14 @@ class SweepPlan:
 def plan_sweep(
     config: SweepConfig, lm: Steered, interventions: Interventions, manager: TaskManager, directory: RunDirectory
 ) -> SweepPlan:
-    """Collect what is asked and put it into batches.
+    """Collect all requests and put them into batches.
 
     Args:
         config: the sweep.
         lm: the model: tokenizes, and runs nothing.
         interventions: what cells steer with.
         manager: loads the tasks.
-        directory: a sweep that has begun there keeps its batch size.
+        directory: the run directory; a sweep that is continued there keeps its batch size.
 
     Raises:
         ConfigError: the model has no room for a task's prompts and answers.
@@ -77,7 +77,7 @@ def plan_sweep(
     prompts = Prompts(lm, list(dict.fromkeys(request for mine in asked for request in mine)))
     given = config.model_args.get("batch_size", "auto")
     rows = prompts.rows(lm) if given == "auto" else int(given)
-    if directory.begun:  # the plan that was begun, on a machine with another memory too
+    if directory.begun:  # the same batches, even on a machine with other memory
         rows = read_plan(directory).rows or rows
     return SweepPlan(
         cells=cells,
@@ -93,7 +93,7 @@ def plan_sweep(
 
 
 def mode_of(config: SweepConfig, lm: Steered, settings: Sequence[Setting]) -> str:
-    """How a sweep steers: as it was asked to, or by default in rows if all its circuits allow it.
+    """How a sweep steers: in the mode that is asked for, or by default in rows if all settings allow it.
 
     Raises:
         SteeringError: rows are asked for where they cannot be steered.

@@ -1,8 +1,7 @@
-"""A finished sweep once more from its manifest, and how far the two runs agree. Importable without torch.
+"""Repeats a finished sweep from its manifest, and compares the two runs. Importable without torch.
 
-In float32 on a CPU the second summary is the first one to the letter, with the same versions of the libraries. On
-accelerators and in shorter number formats sums are rounded in another order wherever batches or kernels differ, so
-single answers may change; what differs between the two machines is named beside the figures.
+In float32 on a CPU, with the same library versions, both summaries are equal to the last digit. Elsewhere rounding
+differs with batches and kernels, so single answers may change; the comparison names what differs between the machines.
 """
 
 from __future__ import annotations
@@ -26,7 +25,7 @@ _GIVEN = {"circuit": "circuit.json", "vectors": "vectors.safetensors"}
 
 @dataclass(frozen=True)
 class Difference:
-    """A number that is not the same in both runs; None where a run does not have it."""
+    """A number that differs between the runs; None where a run does not have it."""
 
     cell: str
     task: str
@@ -40,7 +39,7 @@ class RepeatComparison:
     """Two runs of one plan."""
 
     compared: int
-    """How many numbers both should have."""
+    """How many numbers were compared."""
     differences: tuple[Difference, ...]
     """Those that differ, the largest change first."""
     interventions: tuple[str, ...]
@@ -48,7 +47,7 @@ class RepeatComparison:
     circumstances: tuple[tuple[str, str, str], ...]
     """What else differs between the runs: (what, first, again)."""
     left_out: int
-    """How many numbers are a judge's, which is not asked again."""
+    """How many numbers were not compared, since the judge is not asked again."""
 
     @property
     def same(self) -> bool:
@@ -57,7 +56,7 @@ class RepeatComparison:
 
 
 def config_of(first: RunDirectory, output: Path) -> SweepConfig:
-    """The configuration that repeats a run; without its judge, which asks and may cost.
+    """The configuration that repeats a run, without its judge, whose questions may cost money.
 
     A circuit or vectors that were given are taken from the copies that the run kept.
 
@@ -78,7 +77,7 @@ def config_of(first: RunDirectory, output: Path) -> SweepConfig:
 
 
 def compare_runs(first: RunDirectory, again: RunDirectory) -> RepeatComparison:
-    """Compare the summaries of two runs number by number, and what they were made with.
+    """Compare two runs: their summaries number by number, their interventions and their machines.
 
     Raises:
         RunError: one of them is not finished, or damaged.
@@ -122,7 +121,7 @@ def _unequal(first: dict[str, str], again: dict[str, str]) -> tuple[str, ...]:
 
 
 def _circumstances(manifest: dict[str, Any]) -> dict[str, Any]:
-    """What may change a number without the plan having changed."""
+    """What can change a number although the plan is the same."""
     plan, machine = manifest["plan"], manifest.get("machine", {})
     return {
         **machine,

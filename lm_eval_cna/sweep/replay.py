@@ -14,12 +14,12 @@ from lm_eval_cna.sweep.requests import in_order
 
 
 class Replay(LM):  # type: ignore[misc]  # lm-eval carries no type information
-    """One cell of a sweep, already computed.
+    """Answers the requests of one cell from its stored responses.
 
     Args:
-        lm: the model that computed it: renders prompts, and runs nothing.
+        lm: the model that computed them; only renders prompts here.
         answers: the cell's responses, by request key.
-        info: what the results file says of model and setting.
+        info: the entry of model and setting in the results file.
     """
 
     def __init__(self, lm: Steered, answers: Mapping[str, Response], info: dict[str, Any]) -> None:
@@ -44,19 +44,19 @@ class Replay(LM):  # type: ignore[misc]  # lm-eval carries no type information
 
     @property
     def tokenizer_name(self) -> str:
-        """As of the model."""
+        """The model's own."""
         return self._lm.tokenizer_name
 
     def apply_chat_template(self, chat_history: list[dict[str, str]], add_generation_prompt: bool = True) -> str:
-        """As of the model."""
+        """The model's own."""
         return self._lm.apply_chat_template(chat_history, add_generation_prompt)
 
     def chat_template(self, chat_template: bool | str = False) -> str | None:
-        """As of the model."""
+        """The model's own."""
         return self._lm.chat_template(chat_template)
 
     def get_model_info(self) -> dict[str, Any]:
-        """As of the model under the cell's setting."""
+        """The model's information under the cell's setting."""
         return self._info
 
     def _replay(self, requests: list[Any]) -> list[Any]:

@@ -1,7 +1,7 @@
-"""What a sweep asks of the model, collected from lm-eval's own tasks before anything is computed.
+"""Collects the requests of a sweep from lm-eval's own tasks, before anything is computed.
 
-All cells ask the same requests, so they are built once; no metric and no judge is run for it. lm-eval builds them again
-when it evaluates a cell, and finds each of them answered.
+All cells ask the same requests, so they are built once, without any metric or judge. When lm-eval evaluates a cell it
+builds them again and finds each one answered.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ _PYTHON_SEED, _OTHER_SEED = 0, 1234
 
 @dataclass(eq=False)
 class Evaluation:
-    """Tasks that one call of lm-eval evaluates: those with the same chat template and few-shot settings."""
+    """Tasks with the same chat template and few-shot settings, which one call of lm-eval evaluates."""
 
     name: str
     """Names the setting in the run directory ("chat", "plain-5shot")."""
@@ -47,7 +47,7 @@ class Evaluation:
     controlled: bool
     """Whether random controls are asked too."""
     judged: list[str]
-    """Names of those tasks whose responses a judge grades."""
+    """Names of the tasks whose responses a judge grades."""
 
 
 def load_evaluations(config: SweepConfig, lm: Steered, manager: TaskManager) -> list[Evaluation]:
@@ -99,7 +99,7 @@ def collect(evaluation: Evaluation, lm: Steered, manager: TaskManager, limit: in
 
 
 def in_order(instances: list[Any]) -> Iterator[str]:
-    """The keys of lm-eval's instances, in which a repeated one stands once for each repeat."""
+    """The keys of lm-eval's instances; a repeated instance is in the list once for each repeat."""
     seen: dict[int, int] = {}
     for instance in instances:
         repeat = seen.get(id(instance), 0)
@@ -115,7 +115,7 @@ def _outermost(loaded: Any) -> list[Any]:
 
 
 def _controlled(spec: TaskSpec, tasks: Any) -> bool:
-    """Behaviour tasks are controlled: those whose answers are generated, unless the user says otherwise."""
+    """Whether controls are asked too: by default where all answers are generated, as in behaviour tasks."""
     if spec.controls is not None:
         return spec.controls
     return all(task.get_config("output_type") == GENERATED for task in tasks)
@@ -126,7 +126,7 @@ class Prompts:
 
     Args:
         lm: the model.
-        requests: those of kind `generate_until`; others are left out.
+        requests: only those of kind `generate_until` are taken.
 
     Raises:
         ConfigError: the model has no room for a prompt beside the answer's tokens.
@@ -153,13 +153,13 @@ class Prompts:
         return {key: len(ids) for key, (ids, _, _) in self._jobs.items()}
 
     def rows(self, lm: Steered) -> int:
-        """How many of these prompts with their answers fit into one batch; without any, how many scored rows."""
+        """How many of these prompts fit into one batch with their answers."""
         if not shares_batches(lm):
             return HANDED_OVER
         longest = max((len(ids) for ids, _, _ in self._jobs.values()), default=1)
         return rows_that_fit(lm, longest, max((new for _, new, _ in self._jobs.values()), default=1))
 
     def job(self, request: Request, setting: int) -> GenerationJob:
-        """The request as the packed generator takes it."""
+        """The request as `SharedGenerator` takes it."""
         ids, new, stop = self._jobs[request.key]
         return GenerationJob(ids, setting, new, stop)

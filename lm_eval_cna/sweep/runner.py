@@ -1,7 +1,7 @@
-"""Runs a sweep from one model load: collect what lm-eval asks, compute it in packed batches, let lm-eval evaluate.
+"""Runs a sweep with one load of the model: collect lm-eval's requests, compute them, have lm-eval evaluate each cell.
 
-Every response is in the store as soon as its batch is done, so a killed sweep loses one batch. Every cell's results are
-a file that lm-eval itself could have written, samples included.
+Each batch is stored as soon as it is done, so a killed sweep loses one batch. A cell's results file is what lm-eval
+itself would have written, samples included.
 """
 
 from __future__ import annotations
@@ -55,7 +55,7 @@ def run_sweep(
 
     Args:
         config: what to do.
-        progress: told of responses first, then of cells to evaluate, then of verdicts.
+        progress: told of responses first, then of cells, then of verdicts.
         task_manager: one that knows our tasks; building one takes seconds, so callers of several sweeps share it.
         command: what the user typed, for the manifest.
         executor: where the answers are computed; by default in this process.
@@ -83,7 +83,7 @@ def run_sweep(
 def run_checked(
     checked: CheckedSweep, *, progress: Progress, command: list[str] | None = None, executor: Executor | None = None
 ) -> None:
-    """Run a sweep that is known to be sound, in a locked directory and within `lm_eval_once`.
+    """Run a sweep that `check_sweep` has checked, in a locked directory and within `lm_eval_once`.
 
     Raises:
         CNAError: a file, the model or the run directory is not usable.
@@ -119,7 +119,7 @@ def self_check(prepared: PreparedSweep, progress: Progress, executor: Executor |
 
 
 def compute(prepared: PreparedSweep, executor: Executor, progress: Progress) -> None:
-    """Compute every batch of which a response is missing, whole, and write it in one transaction; then the KL.
+    """Compute every batch with a missing response and store each in one transaction; then the first-token KL.
 
     Raises:
         CNAError: the model or the executor cannot go on; what was finished is kept.
@@ -148,7 +148,7 @@ def compute(prepared: PreparedSweep, executor: Executor, progress: Progress) -> 
 
 
 def _missing(prepared: PreparedSweep, store: ResponseStore) -> list[Batch]:
-    """The batches of which a response is missing; cells with a results file need none, should the store be gone."""
+    """The batches with a missing response; a cell with a results file needs none, even if the store is gone."""
     plan, directory = prepared.plan, prepared.directory
     known = [store.known(context) for context in plan.contexts]
     needed = [
@@ -182,7 +182,7 @@ def evaluate(prepared: PreparedSweep, progress: Progress) -> None:
 
 
 def conclude(checked: CheckedSweep, chat_template: str | None, progress: Progress) -> None:
-    """Have the judge grade what was said, and log the cells.
+    """Have the judge grade the responses, and log the cells.
 
     Raises:
         CNAError: the judge or a logger fails; what was finished is kept.
@@ -228,11 +228,10 @@ def _evaluate_cells(prepared: PreparedSweep, store: ResponseStore, progress: Pro
 
 @contextmanager
 def lm_eval_once() -> Iterator[None]:
-    """Let lm-eval do and say once what it does and says anew for every cell, with the same outcome.
+    """Cache what lm-eval would compute again for every cell with the same result.
 
-    Its results file describes the environment (half a second of `pip list` and the like), it compiles a task's
-    templates for every document (half of the time of an evaluation whose responses are there already), and it repeats
-    its remarks below errors.
+    That is the description of the environment (half a second of `pip list` and the like) and the templates of a task
+    (compiled for every document, half of the time of an evaluation). Its messages below errors are silenced.
     """
     described = functools.cache(collect_env.get_pretty_env_info)
     compiled = functools.lru_cache(maxsize=4096)(lm_eval.utils.env.from_string)
