@@ -20,9 +20,9 @@ from lm_eval_cna.sweep.config import SweepConfig
 from lm_eval_cna.sweep.grid import plan_cells
 
 GPUS = {"80 GB": 80e9, "141 GB": 141e9}
-#: Of a GPU's memory, what a model may take: the rest is the CUDA context, fragments and what others hold.
+#: Share of a GPU's memory that a model may take; the rest is for the CUDA context and fragmentation.
 SHARE = 0.9
-#: Of all models here; lm-eval cuts a model over as many processes as divide this.
+#: Of all models here; lm-eval splits a model over a number of processes that divides this.
 KEY_VALUE_HEADS = 8
 GENERATED = (
     PresetTask("jbb_harmful_refusal", None, "refusal_rate", 100, 60, 150),
@@ -46,23 +46,20 @@ MODELS = (
 
 @dataclass(frozen=True)
 class Suite:
-    """Tokens that the full suite reads and generates.
-
-    Attributes:
-        cells: of the default sweep, controls included.
-        capability_cells: those that capability tasks are asked of.
-        read: by the tasks whose answers are generated, and by discovery.
-        generated: if every answer is 150 tokens long; a refusal is shorter, and leaves its batch.
-        mmlu: tokens that the whole of MMLU reads, shared prefixes once in each cell.
-        mmlu_slice: likewise of a slice of four subjects.
-    """
+    """Cells of the full suite, and tokens that it reads and generates."""
 
     cells: int
+    """Cells of the default sweep, controls included."""
     capability_cells: int
+    """Cells that run capability tasks."""
     read: int
+    """Tokens read by discovery and by tasks with generated answers."""
     generated: int
+    """Tokens generated if every answer has 150; a refusal is shorter."""
     mmlu: int
+    """Tokens read by all of MMLU, with shared prefixes once in each cell."""
     mmlu_slice: int
+    """Tokens read by a slice of four subjects of MMLU."""
 
 
 def suite() -> Suite:
