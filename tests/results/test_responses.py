@@ -12,7 +12,7 @@ from lm_eval_cna.errors import RunError
 from lm_eval_cna.results.responses import STORE_NAME, Response, ResponseStore, request_key
 
 TEXT = Response("I refuse.\n\n\x00 ümlaut", tokens=4, near_ties=1)
-PAIR, NUMBER = Response((-1.25, True)), Response(-12.5)
+PAIR, NUMBER = Response((float("-inf"), True)), Response(1e-320)
 
 
 def test_what_is_written_is_read_back_as_lm_eval_takes_it(tmp_path: Path) -> None:
@@ -21,12 +21,6 @@ def test_what_is_written_is_read_back_as_lm_eval_takes_it(tmp_path: Path) -> Non
     with ResponseStore(tmp_path) as store:
         assert store.read("a") == {"1": TEXT, "2": PAIR} and store.read("b") == {"1": NUMBER}
         assert store.known("a") == {"1", "2"} and store.known("c") == set()
-
-
-def test_extreme_likelihoods_survive(tmp_path: Path) -> None:
-    with ResponseStore(tmp_path) as store:
-        store.put({("a", "1"): Response((float("-inf"), False)), ("a", "2"): Response(1e-320)})
-        assert store.read("a") == {"1": Response((float("-inf"), False)), "2": Response(1e-320)}
 
 
 def test_a_later_answer_replaces_an_earlier_one(tmp_path: Path) -> None:
@@ -55,7 +49,13 @@ def test_a_full_disk_is_one_line_and_the_store_stays_readable(tmp_path: Path) ->
         assert store.read("a") == {"1": TEXT}
 
 
-@pytest.mark.parametrize("column", ["value = '\"other\"'", "tokens = 9", "near_ties = 9", "request = 'x'"])
+@pytest.mark.parametrize(
+    "column",
+    [
+        *("value = '\"other\"'", "tokens = 9", "near_ties = 9", "request = 'x'"),
+        *("value = x'ff'", "value = CAST(x'22ff22' AS TEXT)", "tokens = 'ab'"),
+    ],
+)
 def test_a_changed_row_counts_as_not_there(tmp_path: Path, column: str) -> None:
     with ResponseStore(tmp_path) as store:
         store.put({("a", "1"): TEXT, ("a", "2"): PAIR})
@@ -102,13 +102,3 @@ def test_keys_tell_requests_apart() -> None:
     }
     assert len(keys) == 7
     assert request_key("g", ("a", {"x": 1, "y": 2})) == request_key("g", ("a", {"y": 2, "x": 1}))
-
-
-@pytest.mark.parametrize("damage", ["value = x'ff'", "value = CAST(x'22ff22' AS TEXT)", "tokens = 'ab'"])
-def test_a_value_of_another_kind_counts_as_not_there(tmp_path: Path, damage: str) -> None:
-    with ResponseStore(tmp_path) as store:
-        store.put({("a", "1"): TEXT, ("a", "2"): PAIR})
-    with closing(sqlite3.connect(tmp_path / STORE_NAME)) as database, database:
-        database.execute(f"UPDATE responses SET {damage} WHERE request = '1'")
-    with ResponseStore(tmp_path) as store:
-        assert store.read("a") == {"2": PAIR}

@@ -446,26 +446,14 @@ def test_settings_of_a_task(model: Path, manager: TaskManager, circuit: Path, tm
 # Refusals
 
 
-@pytest.mark.parametrize(
-    ("change", "says"),
-    [
-        ({"random": 3}, "another random"),
-        ({"multipliers": [0, 2, 3]}, "another multipliers"),
-        ({"limit": 5}, "another limit"),
-        ({"fraction": 0.1}, "another fraction"),
-        ({"contrast": "refusal-8"}, "another contrast"),
-    ],
-)
-def test_another_plan_in_the_same_directory_is_refused(
-    whole: RunDirectory, model: Path, manager: TaskManager, change: dict[str, Any], says: str
+@pytest.mark.parametrize("change", [{"random": 3}, {"contrast": "refusal-8"}])
+def test_another_plan_in_the_same_directory_is_refused_and_leaves_nothing_behind(
+    whole: RunDirectory, model: Path, manager: TaskManager, change: dict[str, Any]
 ) -> None:
-    before = {path: path.stat().st_mtime_ns for path in (whole.path / "cells").rglob("*")}
-    with pytest.raises(RunError, match=says) as caught:
+    before = {path: path.stat().st_mtime_ns for path in whole.path.rglob("*") if path.name != ".lock"}
+    with pytest.raises(RunError, match=f"another {next(iter(change))}"):
         runner.run_sweep(config(model, whole.path, **change), task_manager=manager)
-    assert len(str(caught.value)) < 1000
-    assert {path: path.stat().st_mtime_ns for path in (whole.path / "cells").rglob("*")} == before
-    for stray in (whole.path / "controls").glob("random-2.json"):  # until the plan is compared before anything is drawn
-        stray.unlink()
+    assert {path: path.stat().st_mtime_ns for path in whole.path.rglob("*") if path.name != ".lock"} == before
 
 
 def test_another_model_of_the_same_shape_is_refused(
@@ -526,16 +514,6 @@ def test_a_size_above_the_circuits_is_refused_before_anything_is_evaluated(
     with pytest.raises(InterventionError, match="circuit size"):
         runner.run_sweep(quick(model, directory.path, circuit, top_k=[2, 7]), task_manager=manager)
     assert cells(directory) == {}
-
-
-def test_a_refused_plan_leaves_nothing_behind(whole: RunDirectory, model: Path, manager: TaskManager) -> None:
-    before = sorted(whole.path.rglob("*"))
-    with pytest.raises(RunError):
-        runner.run_sweep(config(model, whole.path, random=3), task_manager=manager)
-    left = [path for path in whole.path.rglob("*") if path not in before]
-    for path in left:
-        path.unlink()
-    assert left == []
 
 
 def test_a_circuit_left_by_a_sweep_that_never_began_is_not_taken_for_the_given_one(
