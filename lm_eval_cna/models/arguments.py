@@ -1,4 +1,4 @@
-"""What can be wrong in the arguments of cna-hf and cna-vllm, found before a model is loaded."""
+"""Checks the arguments of cna-hf and cna-vllm before a model is loaded."""
 
 from __future__ import annotations
 
@@ -16,10 +16,10 @@ _BATCH_SIZE = re.compile(r"[1-9]\d*|auto(:[1-9]\d*)?", re.ASCII)
 
 
 def finite_number(name: str, value: float | str) -> float:
-    """A number, which lm-eval may hand over as text.
+    """Read a number, which lm-eval may pass as text.
 
     Raises:
-        ConfigError: it is none, or not finite.
+        ConfigError: it is not a number, or not finite.
     """
     try:
         number = float(value)
@@ -31,10 +31,10 @@ def finite_number(name: str, value: float | str) -> float:
 
 
 def check_device(device: Any) -> str:
-    """A device as HFLM takes it; for one that it does not know it takes another, and says so to nobody.
+    """Check a device and spell it as HFLM does, which silently replaces one that it does not know.
 
     Args:
-        device: any spelling that torch knows of a device that is here; None or "auto" for the best there is.
+        device: a device of this machine in any spelling of torch; None or "auto" for the best one.
 
     Raises:
         ConfigError: torch does not know the device, or this machine does not have it.
@@ -68,14 +68,14 @@ def check_batch_size(batch_size: Any) -> None:
     """Refuse a batch size that HFLM cannot read.
 
     Raises:
-        ConfigError: it is no whole number from 1, "auto" or "auto:N".
+        ConfigError: it is not a whole number from 1, "auto" or "auto:N".
     """
     if not _BATCH_SIZE.fullmatch(str(batch_size)):
         raise ConfigError("batch_size", got=batch_size, allowed="a whole number from 1, auto, or auto:N")
 
 
 def check_engine_arguments(given: Mapping[str, Any]) -> None:
-    """Refuse arguments of vLLM under which something would answer that is not steered.
+    """Refuse arguments of vLLM with which an unsteered engine or cache could answer.
 
     Raises:
         ConfigError: for data parallelism, another worker extension, or a key-value cache outside the engine.
@@ -96,10 +96,10 @@ def check_engine_arguments(given: Mapping[str, Any]) -> None:
 
 @contextmanager
 def naming_the_model(pretrained: Any) -> Iterator[None]:
-    """Say which model it is that transformers cannot load.
+    """Name the model in the error when transformers cannot load it.
 
     Raises:
-        ConfigError: it cannot; instead of the OSError, ValueError, TypeError or ImportError that transformers raises.
+        ConfigError: instead of the OSError, ValueError, TypeError or ImportError that transformers raises.
     """
     try:
         yield
@@ -123,7 +123,7 @@ def _no_such(device: Any) -> ConfigError:
 
 
 def _accelerators() -> list[str]:
-    """What torch calls the accelerator that is here: without a number, and with each of its numbers."""
+    """This machine's accelerator in torch's names: without a number, and with each number."""
     kind = torch.accelerator.current_accelerator(check_available=True)
     if kind is None:
         return []

@@ -1,4 +1,4 @@
-"""Keeps lm-eval's response cache from answering with another model's or another multiplier's text.
+"""Refuses a response cache of lm-eval that belongs to another model or multiplier.
 
 The keys of `--use_cache` hold the request and nothing of the model (upstream #4063, #2715), so one cache
 shared by two multipliers would hand one's responses to the other. The guard writes a stamp into a table of its own

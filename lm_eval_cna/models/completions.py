@@ -1,4 +1,4 @@
-"""Completions of one prompt under several settings, from one batch where its rows can be steered."""
+"""Completes one prompt under several settings, in one batch where rows can be steered."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ def complete(
 
     Raises:
         InterventionError: a setting's intervention does not fit the model.
-        SteeringError: the model can be steered in no way with it.
+        SteeringError: the model cannot be steered with it in any mode.
     """
     pad = pad_token_id(lm.tokenizer)
     ids, mask = pad_left(lm.rendering(chat_template).encode([prompt], lm.tokenizer), pad)

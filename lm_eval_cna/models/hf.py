@@ -1,7 +1,7 @@
-"""cna-hf: lm-eval's HFLM under an intervention.
+"""cna-hf: lm-eval's HFLM with an intervention.
 
-Without a circuit, or at multiplier 1, it is the stock `hf` model to the last digit: nothing is touched. Under
-steering, log-likelihoods read shared prefixes once (`models/likelihood.py`).
+Without a circuit, or at multiplier 1, it equals the stock `hf` model to the last digit. A steered model reads prefixes
+that several log-likelihoods share once (`models/decoding/likelihood.py`).
 """
 
 from __future__ import annotations
@@ -135,7 +135,7 @@ class CNAHFLM(Steered, HFLM):  # type: ignore[misc]  # lm-eval carries no type i
         return "none" if self.steering is None else self.steering.mode
 
     def fingerprint_of(self, setting: Setting, mode: str) -> str:
-        """Identity of everything but the request that decides a response: weights, precision, steering, tokenizing.
+        """Identity of everything that decides a response, except the request: weights, precision, steering, tokenizing.
 
         Args:
             setting: what the model is steered with.

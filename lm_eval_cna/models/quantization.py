@@ -1,8 +1,8 @@
-"""What asks for quantization in the arguments of cna-hf.
+"""Reads the quantization arguments of cna-hf.
 
-A checkpoint that was saved quantized says so itself. To quantize while loading, lm-eval documents `load_in_4bit=True`,
-which lm-eval 0.4.13 passes on to a model class that does not take it any more (transformers 5); here it works, and so
-does `quantization_config`, which lm-eval itself gives a second value.
+They quantize a model while it is loaded; a checkpoint that was saved quantized needs none. lm-eval 0.4.13 documents
+`load_in_4bit=True`, but passes it to model classes that no longer take it (transformers 5), and sets
+`quantization_config` a second time. Both work here.
 """
 
 from __future__ import annotations
@@ -15,10 +15,10 @@ _BITSANDBYTES = ("load_in_4bit", "load_in_8bit", "bnb_4bit_", "llm_int8_")
 
 
 def quantization_asked_for(arguments: dict[str, Any]) -> Any:
-    """Take what asks for quantization out of the arguments: a config of transformers, or None where nothing does.
+    """Remove the quantization arguments and return a config of transformers; None if there are none.
 
     Args:
-        arguments: those of cna-hf that are not its own: `quantization_config` (a mapping, or a config) or those of
+        arguments: the arguments that cna-hf passes on: `quantization_config` (a mapping, or a config) or those of
             `BitsAndBytesConfig`.
 
     Raises:
@@ -40,6 +40,6 @@ def quantization_asked_for(arguments: dict[str, Any]) -> Any:
 
 
 def describe_quantization(model: Any) -> Any:
-    """How the model is quantized, as plain data; None where it is not."""
+    """How the model is quantized, as plain data; None if it is not."""
     found: Any = getattr(getattr(model, "config", None), "quantization_config", None)
     return found if found is None or isinstance(found, dict) else found.to_dict()
