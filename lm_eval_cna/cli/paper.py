@@ -51,7 +51,7 @@ def paper(
     model_args: Annotated[str | None, typer.Option(help="Arguments of cna-hf, such as dtype=bfloat16.")] = None,
     judge_model: JudgeModelOption = None,
     judge_model_args: JudgeArgsOption = None,
-    dry_run: Annotated[bool, typer.Option(help="Only print the plan: sizes, memory, answers, tokens.")] = False,
+    dry_run: Annotated[bool, typer.Option(help="Only print the plan: sizes, memory, tasks, tokens.")] = False,
 ) -> None:
     """Reproduce a published table: published against measured, inside or outside our interval."""
     from lm_eval_cna.judging.config import parse_judge
