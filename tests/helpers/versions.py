@@ -124,6 +124,11 @@ def page(found: dict[str, dict[str, Any]]) -> str:
         ("on", *(one["date"] for one in found.values())),
     ]
     table = "\n".join(f"| {' | '.join(row)} |" for row in rows)
+    added = "".join(
+        f"\n{name} was added after `{which}` was recorded: {said}.\n"
+        for which, one in found.items()
+        for name, said in one.get("added_since", {}).items()
+    )
     platforms = " and ".join(dict.fromkeys(one["platform"] for one in found.values()))
     return f"""# Versions that were run
 
@@ -134,7 +139,7 @@ and older ones bring gigabytes of CUDA along, so they were not run, nor were Pyt
 this page name the test files.
 
 {table}
-"""
+{added}"""
 
 
 def _version(name: str) -> str | None:
