@@ -1,6 +1,6 @@
 """The long version: `python -m tests.fuzz --seconds 60`; exit status 1 where there is a finding.
 
-Needs atheris (`make fuzz` installs it); `tests/unit/test_fuzz_readers.py` tries the same readers without.
+Needs atheris (`make fuzz` installs it); `tests/integration/test_hostile_files.py` tries the same readers without.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ def main() -> int:
         print(
             f"error: atheris is not installed for Python {platform.python_version()} on {platform.system()} "
             f"{platform.machine()}; `make fuzz` installs it where it has a build: Linux on x86-64, "
-            "Python 3.11 to 3.14. tests/unit/test_fuzz_readers.py needs none",
+            "Python 3.11 to 3.14. tests/integration/test_hostile_files.py needs none",
             file=sys.stderr,
         )
         return 2

@@ -194,7 +194,7 @@ def _change(root: list[Any], draw: random.Random) -> None:
     value = holder[key]
     match draw.randrange(8):
         case 0 | 1 | 2:
-            holder[key] = draw.choice(HOSTILE)
+            holder[key] = copy.deepcopy(draw.choice(HOSTILE))  # another change may reach into it
         case 3 if holder is not root:
             del holder[key]
         case 4:
@@ -210,7 +210,7 @@ def _change(root: list[Any], draw: random.Random) -> None:
         case _ if isinstance(value, (int, float)):
             holder[key] = draw.choice((value + 1, -value, value * 1000, str(value), float(value)))
         case _:
-            holder[key] = draw.choice(HOSTILE)
+            holder[key] = copy.deepcopy(draw.choice(HOSTILE))
 
 
 def _place(root: list[Any], draw: random.Random) -> tuple[Any, Any]:
