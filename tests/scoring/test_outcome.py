@@ -29,12 +29,7 @@ def test_exactly_one_outcome(text: str, evaded: bool | None) -> None:
     assert sum(value for name, value in scores.items() if name.startswith("outcome_")) == 1.0
     assert all(isinstance(value, float) and 0.0 <= value <= 1.0 for value in scores.values())
     assert ("outcome_evaded" in scores) == (evaded is not None)
-
-
-def test_the_keyword_match_ignores_the_texts_state() -> None:
-    scores = score_response(REFUSAL * 10)
-    assert scores["refusal_rate"] == 1.0 and scores["outcome_refused"] == 0.0
-    assert scores["outcome_degenerate"] == scores["degenerate_rate"] == 1.0
+    assert score_response(REFUSAL * 10)["refusal_rate"] == 1.0, "the keyword match ignores that the text is broken"
 
 
 def test_process_results_scores_the_one_response() -> None:
@@ -46,11 +41,6 @@ def test_process_results_scores_the_one_response() -> None:
 def test_process_results_refuses_anything_else(results: list[Any]) -> None:
     with pytest.raises(TypeError, match="one generated string"):
         process_results({}, results)
-
-
-def test_changed_is_exact() -> None:
-    assert not changed(ANSWER, ANSWER)
-    assert changed(ANSWER, ANSWER + " ")
 
 
 def _table_distance(a: str, b: str) -> int:
@@ -69,14 +59,8 @@ def test_similarity_is_levenshteins(a: str, b: str) -> None:
     assert edit_similarity(a, b) == edit_similarity(b, a) == pytest.approx(expected)
 
 
-@given(st.text(), st.text())
-def test_similarity_is_one_only_for_equal_texts(a: str, b: str) -> None:
-    assert 0.0 <= edit_similarity(a, b) <= 1.0
-    assert edit_similarity(a, a) == 1.0
-    assert (edit_similarity(a, b) == 1.0) == (a == b)
-
-
 def test_similarity_by_hand() -> None:
+    assert not changed(ANSWER, ANSWER) and changed(ANSWER, ANSWER + " ")
     assert edit_similarity("kitten", "sitting") == pytest.approx(1 - 3 / 7)
     assert edit_similarity("", "abc") == 0.0
     assert edit_similarity("abc", "xyz") == 0.0
