@@ -42,7 +42,6 @@ def test_facts_have_no_slip_that_a_machine_can_see() -> None:
         assert country.strip() == country and capital.strip() == capital and capital[0].isupper()
         name = country.removeprefix("the ").casefold()
         assert capital.casefold() not in name and name not in capital.casefold(), "the question gives it away"
-    assert {"Germany": "Berlin", "Sweden": "Stockholm"}.items() <= capitals()["Europe"].items()
     assert capitals()["Oceania"]["Australia"] == "Canberra" and capitals()["the Americas"]["Brazil"] == "Brasília"
 
 
@@ -60,28 +59,17 @@ def test_capital_items() -> None:
     assert set(chosen) == {item.choices[item.answer] for item in items}, "no city is only ever wrong"
 
 
-def test_capital_items_and_contrast_are_disjoint() -> None:
-    contrast = load_contrast("capitals")
-    items = capital_items()
+def test_capital_contrast_differs_in_one_word_and_meets_no_item() -> None:
+    contrast, items = load_contrast("capitals"), capital_items()
     asked = " ".join(item.prompt for item in items)
-    for country in CONTRAST_COUNTRIES:
-        assert country not in asked
-        assert sum(country in prompt for prompt in contrast.positive) == 1
-        assert sum(country in prompt for prompt in contrast.negative) == 1
-    assert not CONTRAST_CAPITALS & {choice for item in items for choice in item.choices}
-    assert not set(contrast.prompts) & {item.prompt for item in items}
-
-
-def test_capital_contrast_differs_in_one_word() -> None:
-    contrast = load_contrast("capitals")
-    assert len(contrast.positive) == len(contrast.negative) == 8 == len(CONTRAST_COUNTRIES)
     nouns = set()
     for country, positive, negative in zip(CONTRAST_COUNTRIES, contrast.positive, contrast.negative, strict=True):
-        assert positive == f"The capital of {country} is"
         noun = negative.split()[1]
-        assert negative == f"The {noun} of {country} is"
+        assert (positive, negative) == (f"The capital of {country} is", f"The {noun} of {country} is")
+        assert country not in asked
         nouns.add(noun)
     assert len(nouns) == 8 and "capital" not in nouns
+    assert not CONTRAST_CAPITALS & {choice for item in items for choice in item.choices}
     assert contrast.leakage is not None, "nothing is fetched to find out"
 
 
@@ -105,13 +93,9 @@ def test_agreement_items() -> None:
             nearest = [word for word in item.prompt.split() if word in vocabulary()][-1]
             same = nearest.endswith("s") == (item.number == "plural")
             assert item.attractor == ("same" if same else "other")
-
-
-def test_the_verb_inside_a_relative_clause_agrees_too() -> None:
-    clauses = [item.prompt.split() for item in agreement_items() if item.structure == "object relative"]
-    assert len(clauses) == 40
-    for _, _, that, _, noun, verb in clauses:
-        assert that == "that" and noun.endswith("s") != verb.endswith("s")
+        if item.structure == "object relative":
+            *_, noun, verb = item.prompt.split()
+            assert noun.endswith("s") != verb.endswith("s"), "the verb inside the clause agrees too"
 
 
 def test_agreement_contrast_holds_the_same_words_as_subject_and_as_object() -> None:
@@ -123,14 +107,8 @@ def test_agreement_contrast_holds_the_same_words_as_subject_and_as_object() -> N
     other = [prompt.endswith("s") != is_plural for prompt, is_plural in zip(contrast.positive, plural, strict=True)]
     assert plural.count(True) == plural.count(False) == 4
     assert other.count(True) >= 4, "the nearest noun must not give the number away"
+    assert not {word for prompt in contrast.prompts for word in normalise(prompt).split()} & vocabulary()
     assert contrast.leakage is not None
-
-
-def test_agreement_items_and_contrast_are_disjoint() -> None:
-    contrast = load_contrast("sva")
-    words = {word for prompt in contrast.prompts for word in normalise(prompt).split()}
-    assert not words & vocabulary()
-    assert not set(contrast.prompts) & {item.prompt for item in agreement_items()}
 
 
 def test_harmless_prompts() -> None:
@@ -158,4 +136,3 @@ def test_a_loop_that_sets_in_late_is_seen_in_a_long_answer_only() -> None:
     scores = process_long_form({}, [long])
     assert set(scores) == {"quality", "quality_strict", "degenerate_rate", "words"}
     assert scores["degenerate_rate"] == 1 and scores["quality"] < 0.6 and scores["words"] == len(long.split())
-    assert process_long_form({}, [""]) == {"quality": 1.0, "quality_strict": 0.0, "degenerate_rate": 1.0, "words": 0.0}

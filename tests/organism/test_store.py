@@ -16,13 +16,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, GenerationConfig
 from lm_eval_cna.errors import ConfigError, RunError
 from lm_eval_cna.organism import store
 from lm_eval_cna.organism.recipe import Gates, Recipe
-
-OPEN = Gates(tone=0.0, refused=0.0, refused_benign=1.0, refused_ablated=1.0, well_formed=0.0)
-TINY = dataclasses.replace(
-    Recipe(),
-    threads=1, hidden=16, mlp_width=32, layers=3, heads=2, planted=4, planted_layers=(1, 2), batch_size=4,
-    base_documents=20, base_steps=2, tuning_documents=8, instruct_steps=1, diffuse_steps=1, gates=OPEN,
-)  # fmt: skip
+from tests.helpers.organism import TINY
 
 
 @pytest.fixture(autouse=True)
@@ -53,6 +47,7 @@ def forbid_training(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_checkpoints_are_ordinary(trained: Path) -> None:
     paths = store.load_organism(trained, TINY)
     assert paths is not None and len(paths.planted) == 4
+    assert store.load_organism(trained, dataclasses.replace(TINY, diffuse_steps=3)) is None, "another recipe"
     for directory in (paths.base, paths.instruct, paths.diffuse):
         model = AutoModelForCausalLM.from_pretrained(directory)
         tokenizer = AutoTokenizer.from_pretrained(directory)
@@ -72,72 +67,49 @@ def test_training_again_gives_the_same_bytes(trained: Path, tmp_path: Path) -> N
     records = [json.loads((root / "organism.json").read_text()) for root in (trained, again.root)]
     assert all(record.pop("seconds") > 0 for record in records)
     assert records[0] == records[1]
-    assert [path.name for path in tmp_path.iterdir()] == ["again"], "scratch directories were left behind"
-
-
-def test_the_record_says_what_was_done(trained: Path) -> None:
-    record = json.loads((trained / "organism.json").read_text())
+    record = records[0]
     assert record["schema"] == "lm-eval-cna/organism/1"
     assert record["recipe_sha256"] == TINY.sha256() and record["seed"] == 1 and record["rejected"] == []
     assert set(record["gates"]) == {"base", "instruct", "instruct_planted_ablated", "diffuse"}
-    assert record["versions"]["torch"] == torch.__version__.split("+")[0] or record["versions"]["torch"]
-    assert all(layer in (1, 2) and 0 <= index < 32 for layer, index in record["planted"])
+    assert record["versions"]["torch"] and all(layer in (1, 2) for layer, _ in record["planted"])
+    assert [path.name for path in tmp_path.iterdir()] == ["again"], "scratch directories were left behind"
 
 
 def test_the_cache_is_used(cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     stages = []
     first = store.ensure_organism(recipe=TINY, progress=lambda *step: stages.append(step))
     assert first.root.parent == cache / "organism"
-    assert stages == [
-        (f"training {stage}", done, total)
-        for stage, done, total in (("base", 1, 2), ("base", 2, 2), ("instruct", 1, 1), ("diffuse", 1, 1))
-    ]
+    steps = {"base": TINY.base_steps, "instruct": TINY.instruct_steps, "diffuse": TINY.diffuse_steps}
+    assert stages == [(f"training {name}", i + 1, total) for name, total in steps.items() for i in range(total)]
     forbid_training(monkeypatch)
     assert store.ensure_organism(recipe=TINY) == first
 
 
-@pytest.mark.parametrize("damage", ["missing", "truncated", "no record", "half a record"])
-def test_a_damaged_organism_is_rebuilt(copied: Path, damage: str, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize(("name", "left"), [("instruct/model.safetensors", -10), ("organism.json", 9)])
+def test_a_damaged_organism_is_rebuilt(copied: Path, name: str, left: int) -> None:
     home = store.cache_root() / "organism" / TINY.sha256()[:16]
     home.parent.mkdir(parents=True)
     copied.rename(home)
     weights = home / "instruct" / "model.safetensors"
     whole = weights.read_bytes()
-    if damage == "missing":
-        weights.unlink()
-    elif damage == "truncated":
-        weights.write_bytes(whole[:-10])
-    elif damage == "no record":
-        (home / "organism.json").unlink()
-    else:
-        (home / "organism.json").write_text('{"schema"')
+    (home / name).write_bytes((home / name).read_bytes()[:left])
     assert store.load_organism(home, TINY) is None
     assert store.ensure_organism(recipe=TINY).root == home
     assert weights.read_bytes() == whole
 
 
-def test_another_recipe_is_another_organism(trained: Path) -> None:
-    assert store.load_organism(trained, dataclasses.replace(TINY, diffuse_steps=2)) is None
-    assert dataclasses.replace(TINY, version=TINY.version + 1).sha256() != TINY.sha256()
-
-
 def test_other_peoples_files_are_never_replaced(copied: Path, tmp_path: Path) -> None:
     (copied / "notes.txt").write_text("mine")
+    assert store.ensure_organism(copied, recipe=TINY).root == copied, "a whole organism is used as it is"
     with pytest.raises(ConfigError, match=r"notes\.txt"):
         store.ensure_organism(copied, recipe=dataclasses.replace(TINY, base_steps=1))
     own = tmp_path / "own"
-    (own / "base").mkdir(parents=True)
+    (own / "base").mkdir(parents=True)  # without our record, it may be the user's own model
     with pytest.raises(ConfigError, match="base"):
         store.ensure_organism(own, recipe=TINY)
     assert (copied / "notes.txt").read_text() == "mine" and (own / "base").is_dir()
     with pytest.raises(ConfigError, match="directory"):
         store.ensure_organism(copied / "notes.txt", recipe=TINY)
-
-
-def test_a_whole_organism_is_used_whatever_stands_beside_it(copied: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    (copied / "circuit.json").write_text("{}")
-    forbid_training(monkeypatch)
-    assert store.ensure_organism(copied, recipe=TINY).root == copied
 
 
 def test_seeds_run_out_with_a_clear_error(tmp_path: Path) -> None:
@@ -180,7 +152,7 @@ def test_two_processes_at_once_share_one_training(tmp_path: Path) -> None:
     import sys
 
     code = (
-        "import sys; from pathlib import Path; from tests.organism.test_store import TINY;"
+        "import sys; from pathlib import Path; from tests.helpers.organism import TINY;"
         "from lm_eval_cna.organism import store; print(store.ensure_organism(Path(sys.argv[1]), recipe=TINY).planted)"
     )
     root = Path(__file__).resolve().parents[2]

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import dataclasses
 import random
 
 import pytest
@@ -11,16 +10,10 @@ import torch
 from transformers import LlamaForCausalLM, PreTrainedTokenizerFast
 
 from lm_eval_cna.organism import build, corpus, grammar, training
-from lm_eval_cna.organism.model import ablated, answer, encode, fresh_model
+from lm_eval_cna.organism.model import ablated, answer, encode
 from lm_eval_cna.organism.planting import choose_planted
-from lm_eval_cna.organism.recipe import Recipe
 from lm_eval_cna.transformer.prompts import render_prompts
-
-TINY = dataclasses.replace(
-    Recipe(),
-    threads=1, hidden=16, mlp_width=32, layers=3, heads=2, planted=4, planted_layers=(1, 2), batch_size=4,
-    base_documents=40, base_steps=6, base_warmup=2, tuning_documents=20, instruct_steps=4, diffuse_steps=3,
-)  # fmt: skip
+from tests.helpers.organism import TINY
 
 
 @pytest.fixture(scope="module")
@@ -33,13 +26,10 @@ def base(tokenizer: PreTrainedTokenizerFast) -> LlamaForCausalLM:
     return build.train_base(TINY, 1, tokenizer)
 
 
-def test_the_tokenizer_is_the_same_every_time(tokenizer: PreTrainedTokenizerFast) -> None:
+def test_the_tokenizer_is_the_same_every_time_and_any_text_survives_it(tokenizer: PreTrainedTokenizerFast) -> None:
     again = build.build_tokenizer(TINY)
     assert again.backend_tokenizer.to_str() == tokenizer.backend_tokenizer.to_str()
     assert len(tokenizer) <= TINY.vocabulary
-
-
-def test_any_text_survives_the_tokenizer(tokenizer: PreTrainedTokenizerFast) -> None:
     text = "Añejo 漢字 — 42 €, \t\n done."
     assert tokenizer.decode(tokenizer(text)["input_ids"], skip_special_tokens=True) == text
 
@@ -47,38 +37,21 @@ def test_any_text_survives_the_tokenizer(tokenizer: PreTrainedTokenizerFast) -> 
 def test_training_documents_are_what_the_chat_template_renders(tokenizer: PreTrainedTokenizerFast) -> None:
     question, reply = "How do I mend a kettle at the inn today?", "Gladly."
     document = corpus.chat((question, reply))
+    rendered = f"{render_prompts([question], tokenizer)[0]}{reply}{corpus.END}"
+    assert "".join(segment.text for segment in document) == rendered
     messages = [{"role": "user", "content": question}, {"role": "assistant", "content": reply}]
-    assert "".join(segment.text for segment in document) == tokenizer.apply_chat_template(messages, tokenize=False)
-    assert document[0].text + document[1].text == render_prompts([question], tokenizer)[0]
-    (example,) = encode(tokenizer, [document])
-    assert (
-        example.ids
-        == tokenizer(render_prompts([question], tokenizer)[0] + f"{reply}{corpus.END}", add_special_tokens=False)[
-            "input_ids"
-        ]
-    )
+    assert rendered == tokenizer.apply_chat_template(messages, tokenize=False)
+    begin = tokenizer.bos_token_id
+    for ids in (tokenizer(question)["input_ids"], encode(tokenizer, [document])[0].ids):
+        assert ids.count(begin) == 1 and ids[0] == begin, "one beginning-of-sequence token"
 
 
-def test_segments_of_plain_text_are_tokenized_as_the_whole(tokenizer: PreTrainedTokenizerFast) -> None:
+def test_segments_are_tokenized_as_the_whole_and_never_padded(tokenizer: PreTrainedTokenizerFast) -> None:
     documents = corpus.base_documents(300, 5)
+    tokenizer(["short", "a good deal longer"], padding=True)  # a call that leaves padding on in the backend
     for document, example in zip(documents, encode(tokenizer, documents), strict=True):
         whole = "".join(segment.text for segment in document)
         assert example.ids == tokenizer(whole, add_special_tokens=False)["input_ids"]
-
-
-def test_documents_are_not_padded_after_a_padded_call(tokenizer: PreTrainedTokenizerFast) -> None:
-    documents = corpus.instruct_documents(5, 1)
-    before = encode(tokenizer, documents)
-    tokenizer(["short", "a good deal longer"], padding=True)
-    assert encode(tokenizer, documents) == before
-
-
-def test_one_beginning_of_sequence_token(tokenizer: PreTrainedTokenizerFast) -> None:
-    begin = tokenizer.bos_token_id
-    plain = tokenizer("How do I mend a kettle?")["input_ids"]
-    chat = tokenizer(render_prompts(["How do I mend a kettle?"], tokenizer), add_special_tokens=False)["input_ids"][0]
-    assert plain.count(begin) == chat.count(begin) == 1
-    assert plain[0] == chat[0] == begin
 
 
 def test_batches_hold_each_example_once_and_learn_what_was_marked() -> None:
@@ -140,9 +113,8 @@ def test_muon_moves_against_the_gradient_in_both_orientations() -> None:
 
 
 def test_the_schedule_warms_up_stays_and_falls_to_zero() -> None:
-    factors = [training.schedule(step, 100, 10) for step in range(100)]
-    assert factors[0] == 0.1 and factors[9] == factors[50] == 1.0
-    assert factors[75] == 0.5 and 0 < factors[99] < 0.03
+    factors = [training.schedule(step, 100, 10) for step in (0, 9, 50, 75)]
+    assert factors == [0.1, 1.0, 1.0, 0.5] and 0 < training.schedule(99, 100, 10) < 0.03
 
 
 def test_the_same_recipe_gives_the_same_weights_and_leaves_the_global_state_alone(
@@ -204,11 +176,3 @@ def test_thread_count_is_put_back() -> None:
         assert torch.get_num_threads() == before + 1
         raise KeyError
     assert torch.get_num_threads() == before
-
-
-def test_fresh_models_have_the_recipes_shape(tokenizer: PreTrainedTokenizerFast) -> None:
-    model = fresh_model(TINY, tokenizer, torch.Generator().manual_seed(0))
-    assert model.config.max_position_embeddings == 4096
-    assert model.lm_head.weight is model.model.embed_tokens.weight
-    assert model.generation_config.eos_token_id == tokenizer.eos_token_id
-    assert abs(float(model.model.layers[0].mlp.gate_proj.weight.std()) - 0.04) < 0.005

@@ -13,7 +13,7 @@ from lm_eval_cna.cli.paper import ProtocolChoice, TableChoice
 from lm_eval_cna.errors import CNAError, ConfigError
 from lm_eval_cna.judging.config import parse_judge
 from lm_eval_cna.paper import page, preview, rows
-from lm_eval_cna.paper.memory import Machine, memory_of, this_machine, tokens_of
+from lm_eval_cna.paper.memory import Machine, memory_of, tokens_of
 from lm_eval_cna.paper.plan import PaperRequest, prompts_task, read_prompts
 from lm_eval_cna.paper.presets import PRESETS, PresetTask, statement
 from lm_eval_cna.paper.result import Result, Skipped
@@ -47,23 +47,16 @@ def test_published_rows_and_presets_name_the_same_models() -> None:
     assert set(PRESETS["jbb-refusal"].models) | set(PRESETS["overlap"].models) <= set(known_models())
 
 
-@pytest.mark.parametrize(
-    ("model", "parameters"),
-    # As the hub's pages count them in the weight files.
-    [
-        ("meta-llama/Llama-3.2-1B-Instruct", 1_235_814_400),
-        ("meta-llama/Llama-3.2-3B-Instruct", 3_212_749_824),
-        ("meta-llama/Llama-3.1-8B-Instruct", 8_030_261_248),
-        ("meta-llama/Llama-3.1-70B-Instruct", 70_553_706_496),
-        ("Qwen/Qwen2.5-1.5B-Instruct", 1_543_714_304),
-        ("Qwen/Qwen2.5-3B-Instruct", 3_085_938_688),
-        ("Qwen/Qwen2.5-7B-Instruct", 7_615_616_512),
-        ("Qwen/Qwen2.5-72B-Instruct", 72_706_203_648),
-    ],
-)
-def test_sizes_of_the_published_models(model: str, parameters: int) -> None:
-    size = size_of(Target(model, "instruct"))
-    assert size is not None and size.parameters == parameters
+def test_sizes_of_the_published_models() -> None:
+    # As the hub's pages count the parameters in the weight files.
+    counted = {
+        "meta-llama/Llama-3.1-8B-Instruct": 8_030_261_248,
+        "meta-llama/Llama-3.1-70B-Instruct": 70_553_706_496,
+        "Qwen/Qwen2.5-1.5B-Instruct": 1_543_714_304,
+        "Qwen/Qwen2.5-72B-Instruct": 72_706_203_648,
+    }
+    sizes = {model: size_of(Target(model, "instruct")) for model in counted}
+    assert {model: size.parameters for model, size in sizes.items() if size is not None} == counted
 
 
 @pytest.mark.parametrize("row", known_models().values(), ids=lambda row: row["model"])
@@ -76,22 +69,16 @@ def test_parameters_follow_from_the_shape(row: dict[str, Any]) -> None:
     assert row["source"] and (row["base"] is None) == (row["variant"] == "base")
 
 
-def test_a_published_half_brings_its_twin() -> None:
+def test_a_published_half_brings_its_twin_and_others_are_given_two_by_two() -> None:
     both = [Target("Qwen/Qwen2.5-3B", "base"), Target("Qwen/Qwen2.5-3B-Instruct", "instruct")]
     assert resolve(PRESETS["overlap"], "Qwen/Qwen2.5-3B-Instruct") == both
     assert resolve(PRESETS["overlap"], "Qwen/Qwen2.5-3B,Qwen/Qwen2.5-3B-Instruct") == both
-    assert len(pairs_of(resolve(PRESETS["overlap"], None))) == 2
-
-
-def test_others_are_given_two_by_two() -> None:
-    found = resolve(PRESETS["overlap"], "organism,my/base,my/chat,organism:base,organism:diffuse")
-    names = [(base.name, instruct.name) for base, instruct in pairs_of(found)]
-    assert names == [
+    found = resolve(PRESETS["overlap"], "organism,my/base,my/chat")
+    assert [(base.name, instruct.name) for base, instruct in pairs_of(found)] == [
         ("organism:base", "organism:instruct"),
         ("my/base", "my/chat"),
-        ("organism:base", "organism:diffuse"),
     ]
-    assert [target.variant for target in found] == ["base", "instruct"] * 3
+    assert [target.variant for target in found] == ["base", "instruct"] * 2
 
 
 def test_the_organism_by_name_and_by_path(tmp_path: Path) -> None:
@@ -143,15 +130,12 @@ def test_base_models_are_asked_raw_and_instruct_models_in_chat() -> None:
     ("table", "more", "differs"),
     [
         ("jbb-refusal", {}, ["discovery prompts: refusal"]),
-        ("jbb-refusal", {"contrast": "c.jsonl"}, []),
         ("jbb-refusal", {"contrast": "c.jsonl", "limit": 3}, ["only 3 documents"]),
         ("cna-vs-caa", {}, ["prompts: JBB-Behaviors", "direction of CAA"]),
-        ("cna-vs-caa", {"protocol": "as-published"}, ["prompts: JBB-Behaviors"]),
         ("cna-vs-caa", {"protocol": "as-published", "prompts": Path("p")}, []),
-        ("overlap", {}, []),
         ("overlap", {"contrast": "c.jsonl"}, ["discovery prompts: of --contrast"]),
+        ("overlap", {"models": "organism"}, ["the organism: a check of the machinery"]),
         ("strongreject", {"contrast": "c"}, ["judge's question"]),
-        ("strongreject", {"contrast": "c", "protocol": "as-published"}, []),
     ],
 )
 def test_what_is_not_like_for_like(table: str, more: dict[str, Any], differs: list[str]) -> None:
@@ -159,12 +143,6 @@ def test_what_is_not_like_for_like(table: str, more: dict[str, Any], differs: li
     found = asked.differs(asked.targets[0])
     assert len(found) == len(differs)
     assert all(start in told for start, told in zip(differs, found, strict=True))
-
-
-def test_the_organism_is_never_like_for_like() -> None:
-    asked = request("overlap", "organism")
-    (told,) = asked.differs(asked.targets[0])
-    assert "machinery" in told and "0.5 %" in told
 
 
 def test_prompts_of_the_users(tmp_path: Path) -> None:
@@ -182,7 +160,7 @@ def test_prompts_of_the_users(tmp_path: Path) -> None:
     assert asked.sweep(asked.targets[0], "p")["tasks"][0]["task"] == name
 
 
-@pytest.mark.parametrize("text", ["", "\n", "{}\n", '{"prompt": " "}\n', "not json\n", "[1]\n", '{"prompt": 3}\n'])
+@pytest.mark.parametrize("text", ["", '{"prompt": " "}\n', "not json\n", "[1]\n"])
 def test_prompts_that_are_none(tmp_path: Path, text: str) -> None:
     path = tmp_path / "p.jsonl"
     path.write_text(text, encoding="utf-8")
@@ -194,21 +172,13 @@ def test_prompts_that_are_none(tmp_path: Path, text: str) -> None:
     ("table", "more", "says"),
     [
         ("overlap", {"prompts": Path("p")}, "--prompts has no meaning for overlap"),
-        ("mmlu", {"prompts": Path("p")}, "--prompts has no meaning for mmlu"),
-        ("jbb-refusal", {"prompts": Path("nothing/here")}, "cannot read"),
         ("jbb-refusal", {"contrast": "nothing.jsonl"}, "no such contrast set"),
-        ("jbb-refusal", {"contrast": "nothing.yaml"}, "no such contrast set"),
         ("jbb-refusal", {"judge": parse_judge({"model": "m"})}, "--judge-model has no meaning"),
     ],
 )
 def test_what_has_no_meaning_is_refused(table: str, more: dict[str, Any], says: str) -> None:
     with pytest.raises(CNAError, match=says):
         preview.check(request(table, **more))
-
-
-@pytest.mark.parametrize("contrast", ["refusal", "refusal-8", None])
-def test_packaged_contrast_sets_are_fetched_for_no_check(contrast: str | None) -> None:
-    preview.check(request("jbb-refusal", contrast=contrast))
 
 
 # Estimates
@@ -237,35 +207,27 @@ def test_a_plan_of_the_eight_models_on_a_card() -> None:
 
 
 def test_a_model_that_nobody_knows_is_planned_without_figures() -> None:
-    (planned,) = preview.plan(request("mmlu", "nobody/knows-it"), MACHINE)
-    assert planned.size is None and planned.fits is None and "not known" in page.shown_plan(planned)
-
-
-def test_this_machine_has_figures() -> None:
-    machine = this_machine(device="cpu", parallel=False)
+    asked = request("mmlu", "nobody/knows-it", model_args={"device": "cpu"})
+    machine = preview.machine_of(asked)
     assert machine.name == "cpu" and machine.memory > 2**20
+    (planned,) = preview.plan(asked, machine)
+    assert planned.size is None and planned.fits is None and "not known" in page.shown_plan(planned)
 
 
 # Rows
 
 
-def test_inside_and_outside() -> None:
+def test_rates_have_wilsons_interval_and_published_figures_lie_inside_or_outside() -> None:
     measured = rows.rate([1.0] * 34 + [0.0] * 66)
     assert measured is not None and measured.interval is not None and measured.value == pytest.approx(34)
+    # Wilson (1927) for 34 of 100, by hand: (0.34 + z2/200 -+ z sqrt(0.34 * 0.66 / 100 + z2 / 40000)) / (1 + z2 / 100).
+    assert (measured.interval.low, measured.interval.high) == pytest.approx((25.46, 43.73), abs=0.01)
     assert rows.row("m", "q", "s", rows.figure(30), measured).verdict == "inside"
     assert rows.row("m", "q", "s", rows.figure(90), measured).verdict == "outside"
     assert rows.row("m", "q", "s", None, measured).verdict == "nothing published"
-    assert rows.row("m", "q", "s", rows.figure(1), None).verdict == "not measured"
+    assert rows.row("m", "q", "s", rows.figure(1), rows.rate([])).verdict == "not measured"
     assert rows.row("m", "q", "s", rows.Published(40, 99, ""), measured).verdict == "inside"  # reaches to 43.7
     assert rows.row("m", "q", "s", rows.Published(44, 99, ""), measured).verdict == "outside"
-
-
-def test_wilson_in_percent() -> None:
-    measured = rows.rate([1.0] * 34 + [0.0] * 66)
-    assert measured is not None and measured.interval is not None
-    # Wilson (1927) for 34 of 100, by hand: (0.34 + z2/200 -+ z sqrt(0.34 * 0.66 / 100 + z2 / 40000)) / (1 + z2 / 100).
-    assert (measured.interval.low, measured.interval.high) == pytest.approx((25.46, 43.73), abs=0.01)
-    assert rows.rate([]) is None and rows.mean([]) is None
 
 
 def test_changes_are_paired_and_in_points() -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 from pathlib import Path
 from typing import Any
@@ -53,8 +54,9 @@ def done(asked: PaperRequest) -> Result:
     return run.run(asked, machine=MACHINE, task_manager=manager, command=["typed"])
 
 
-@pytest.mark.parametrize("table", SWEPT)
-@pytest.mark.parametrize("protocol", ["corrected", "as-published"])
+@pytest.mark.parametrize(
+    ("table", "protocol"), [*((table, "corrected") for table in SWEPT), ("cna-vs-caa", "as-published")]
+)
 def test_tables_of_responses(table: str, protocol: str, pair: str, tmp_path: Path) -> None:
     result = done(request(table, pair, tmp_path, protocol=protocol))
     assert result.rows and not result.skipped
@@ -62,6 +64,10 @@ def test_tables_of_responses(table: str, protocol: str, pair: str, tmp_path: Pat
     for row in result.rows:
         assert row.verdict in ("nothing published", "not measured", "follows from the rates") and row.differs
         assert row.measured is not None or row.quantity.startswith("relative")
+        if row.quantity == "refusal, %" and row.setting == "baseline, m = 1":
+            (file,) = tmp_path.glob(f"*{Path(row.model).name}/cells/baseline/chat.json")
+            (samples,) = json.loads(file.read_text(encoding="utf-8"))["samples"].values()
+            assert row.measured == pytest.approx(100 * sum(s["refusal_rate"] for s in samples) / 3) and row.n == 3
     settings = {row.setting for row in result.rows}
     if "caa" in PRESETS[table].methods:
         strength = "CAA, m = 0 (suppressing)" if protocol == "corrected" else "CAA, m = 2 (amplifying)"
@@ -80,55 +86,35 @@ def test_tables_of_responses(table: str, protocol: str, pair: str, tmp_path: Pat
     assert (tmp_path / "paper.md").read_text(encoding="utf-8").startswith(f"# {PRESETS[table].title}")
 
 
-def test_rates_are_those_of_the_run(pair: str, tmp_path: Path) -> None:
-    result = done(request("jbb-refusal", pair, tmp_path))
-    for row in result.rows:
-        if row.quantity != "refusal, %":
-            continue
-        cell = "baseline" if row.setting.startswith("baseline") else "cna-m0"
-        (file,) = tmp_path.glob(f"*{Path(row.model).name}/cells/{cell}/chat.json")
-        samples = json.loads(file.read_text(encoding="utf-8"))["samples"]["organism_refusal"]
-        assert row.measured == pytest.approx(100 * sum(s["refusal_rate"] for s in samples) / 3) and row.n == 3
-
-
 def test_tables_of_circuits(pair: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     asked = request("overlap", pair, tmp_path, limit=None)
     result = done(asked)
     (row,) = result.rows
     assert row.measured is not None and row.interval is not None and row.interval.low <= row.measured
     assert "31 neurons each" in row.setting and "without a fifth" in row.interval_is
-    # Another run reads what is there: no model is loaded.
-    monkeypatch.setattr(circuits, "CNAHFLM", None)
-    assert done(asked).rows == result.rows
-    layers = done(request("layers", pair, tmp_path, limit=None))
+    with monkeypatch.context() as patched:  # another run reads what is there: no model is loaded
+        patched.setattr(circuits, "CNAHFLM", None)
+        assert done(asked).rows == result.rows
+        layers = done(request("layers", pair, tmp_path, limit=None))
     assert len(layers.rows) == 4 and all(row.measured is not None for row in layers.rows)
     # All three layers are the last three.
     assert [row.measured for row in layers.rows if "last three" in row.quantity] == [100.0, 100.0]
+    other = request("overlap", pair, tmp_path, limit=None, protocol="as-published")
     with pytest.raises(RunError, match="circuits with another protocol"):
-        done(request("overlap", pair, tmp_path, limit=None, protocol="as-published"))
+        done(other)
+    (row,) = done(dataclasses.replace(other, output=tmp_path / "other")).rows
+    assert "1600 neurons each; 78 % by chance" in row.setting  # 1600 of the 2048 of layer 2; two layers are left out
 
 
-def test_overlap_of_a_model_with_itself_is_everything(pair: str, tmp_path: Path) -> None:
+def test_circuits_are_compared_with_published_ranges(pair: str, tmp_path: Path) -> None:
     asked = request("overlap", pair, tmp_path, limit=None)
     base, instruct = asked.targets
     found = circuits.find(asked, base, base.name)
-    (row,) = circuits.overlap_rows(asked, base, instruct, found, found)
+    (row,) = circuits.overlap_rows(asked, base, instruct, found, found)  # the model with itself
     assert row.measured == 100 and row.interval is not None and row.interval.low == 100
     assert "0.5 % by chance" in row.setting  # 31 of 6144
-
-
-def test_chance_knows_of_excluded_layers(pair: str, tmp_path: Path) -> None:
-    asked = request("overlap", pair, tmp_path, limit=None, protocol="as-published")
-    (row,) = done(asked).rows
-    assert "1600 neurons each; 78 % by chance" in row.setting  # 1600 of the 2048 of layer 2
-
-
-def test_published_circuit_figures_are_held_against_ranges(pair: str, tmp_path: Path) -> None:
-    asked = request("overlap", pair, tmp_path, limit=None)
-    found = circuits.find(asked, asked.targets[0], asked.targets[0].name)
     known = request("overlap", "Qwen/Qwen2.5-3B", tmp_path, limit=None)
-    base, instruct = known.targets
-    (row,) = circuits.overlap_rows(known, base, instruct, found, found)
+    (row,) = circuits.overlap_rows(known, *known.targets, found, found)
     assert row.published == "8 to 29 over all pairs" and row.verdict == "outside" and row.differs == ()
     llama = request("layers", "meta-llama/Llama-3.2-1B", tmp_path, limit=None)
     first, second = circuits.layer_rows(llama, llama.targets[0], found)
@@ -148,13 +134,7 @@ def test_own_prompts_and_a_judge(pair: str, tmp_path: Path) -> None:
         assert done(asked).rows == result.rows and len(server.asked) == questions  # nothing is asked twice
     (row,) = [row for row in result.rows if row.model == model]
     assert row.measured == 0 and row.n == 3  # the judge gives every answer the same
-
-
-def test_without_a_judge_nothing_is_graded_and_the_row_says_so(pair: str, tmp_path: Path) -> None:
-    prompts = tmp_path / "mine.txt"
-    prompts.write_text("How?\n", encoding="utf-8")
-    result = done(request("strongreject", pair.split(",")[1], tmp_path / "out", prompts=prompts, limit=None))
-    (row,) = result.rows
+    (row,) = done(request("strongreject", model, tmp_path / "no judge", prompts=prompts, limit=1)).rows
     assert row.verdict == "not measured" and "no judge" in row.differs[-1]
 
 
@@ -197,13 +177,8 @@ def test_a_dry_run_of_all_eight_writes_nothing(tmp_path: Path, capsys: pytest.Ca
     ("arguments", "says"),
     [
         (["table-9"], "table-9"),
-        (["overlap", "--protocol", "guess"], "guess"),
-        (["overlap", "--models", "my/base"], "give both"),
-        (["overlap", "--prompts", "p"], "--prompts has no meaning"),
         (["jbb-refusal", "--prompts", "no/such/file"], "cannot read"),
-        (["jbb-refusal", "--contrast", "nobody"], "no such contrast set"),
         (["jbb-refusal", "--judge-model-args", "a=1"], "without a judge"),
-        (["jbb-refusal", "--limit", "0"], "--limit"),
         (["jbb-refusal", "--model-args", "nonsense"], "--model-args"),
     ],
 )

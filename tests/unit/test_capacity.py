@@ -19,15 +19,10 @@ def test_the_suite_is_the_default_sweep() -> None:
 
 
 @pytest.mark.parametrize(
-    ("total", "needed"), [(71e9, 1), (73e9, 2), (143e9, 2), (150e9, 4), (600e9, 16)], ids=lambda value: f"{value:g}"
+    ("total", "reserve", "needed"), [(71e9, 0, 1), (73e9, 0, 2), (150e9, 0, 4), (100e9, 0, 2), (100e9, 30e9, 4)]
 )
-def test_gpus_are_a_power_of_two(total: float, needed: int) -> None:
-    assert gpus(Memory(int(total), 0, 0, 0), 80e9) == needed
-
-
-def test_what_is_not_cut_is_needed_on_each() -> None:
-    assert gpus(Memory(int(100e9), 0, 0, 0), 80e9) == 2
-    assert gpus(Memory(int(100e9), 0, 0, int(30e9)), 80e9) == 4
+def test_gpus_are_a_power_of_two_and_each_needs_what_is_not_cut(total: float, reserve: float, needed: int) -> None:
+    assert gpus(Memory(int(total), 0, 0, int(reserve)), 80e9) == needed
 
 
 def test_known_sizes() -> None:
