@@ -36,9 +36,11 @@ class Steering:
 
     mode: str
     """How the model is steered: "fold", "hook", or "none" under a baseline setting."""
+    layers: tuple[int, ...]
+    """The steered layers; none under a baseline setting."""
 
-    def __init__(self, mode: str, undo: ExitStack | None = None) -> None:
-        self.mode = mode
+    def __init__(self, mode: str, layers: tuple[int, ...] = (), undo: ExitStack | None = None) -> None:
+        self.mode, self.layers = mode, layers
         self._undo = ExitStack() if undo is None else undo
 
     def undo(self) -> None:
@@ -78,7 +80,7 @@ def apply(
         for index in setting.intervention.layers:
             for undo_step in _steer_layer(architecture.layers[index], setting, mode):
                 undo.callback(undo_step)
-        return Steering(mode, undo.pop_all())
+        return Steering(mode, setting.intervention.layers, undo.pop_all())
 
 
 @contextmanager
