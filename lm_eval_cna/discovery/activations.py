@@ -19,7 +19,7 @@ from lm_eval_cna.errors import CNAError, ConfigError, ContrastError
 from lm_eval_cna.files.progress import Progress, silent
 from lm_eval_cna.interventions.methods import Read
 from lm_eval_cna.transformer.decoder import Architecture, Layer
-from lm_eval_cna.transformer.forward import evaluating, inputs_of
+from lm_eval_cna.transformer.forward import evaluating, hidden_states, inputs_of
 from lm_eval_cna.transformer.out_of_memory import least_of, with_less_memory
 from lm_eval_cna.transformer.prompts import pad_left
 
@@ -221,7 +221,7 @@ def _after(layer: Layer, what: Read, observer: _Observer) -> torch.utils.hooks.R
     """Observe the MLP's output, or the residual stream after the layer."""
 
     def after(module: nn.Module, inputs: tuple[Any, ...], output: Any) -> None:
-        observer(layer.index, (output[0] if isinstance(output, tuple) else output)[:, -1])
+        observer(layer.index, hidden_states(output)[:, -1])
 
     return (layer.write if what == "writes" else layer.block).register_forward_hook(after)
 

@@ -12,6 +12,8 @@ from typing import Any
 import torch
 from torch import nn
 
+from lm_eval_cna.transformer.forward import hidden_states, with_hidden_states
+
 
 def local_neurons(neurons: Sequence[int], held: range) -> list[int]:
     """The neurons that this process holds, counted from the first one it holds; other processes steer the rest."""
@@ -58,8 +60,7 @@ def adder_of(operand: Callable[[torch.Tensor], torch.Tensor]) -> Callable[..., A
     """A forward hook that adds what `operand` makes of a module's output; of a tuple, the first item is the output."""
 
     def add(module: nn.Module, args: tuple[Any, ...], output: Any) -> Any:
-        hidden = output[0] if isinstance(output, tuple) else output
-        steered = hidden + operand(hidden)
-        return (steered, *output[1:]) if isinstance(output, tuple) else steered
+        hidden = hidden_states(output)
+        return with_hidden_states(output, hidden + operand(hidden))
 
     return add

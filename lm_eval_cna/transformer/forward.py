@@ -5,6 +5,7 @@ from __future__ import annotations
 import inspect
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import Any
 
 import torch
 from torch import nn
@@ -24,6 +25,16 @@ def inputs_of(stack: nn.Module, ids: torch.Tensor, mask: torch.Tensor) -> dict[s
         # Counted from the first real token, as `generate` does; learned positions (GPT-2) depend on this.
         inputs["position_ids"] = (mask.cumsum(-1) - 1).clamp(min=0).to(device)
     return inputs
+
+
+def hidden_states(output: Any) -> Any:
+    """The hidden states in a module's output; some decoder layers return them first in a tuple."""
+    return output[0] if isinstance(output, tuple) else output
+
+
+def with_hidden_states(output: Any, hidden: torch.Tensor) -> Any:
+    """A module's output with other hidden states."""
+    return (hidden, *output[1:]) if isinstance(output, tuple) else hidden
 
 
 @contextmanager

@@ -18,6 +18,7 @@ from lm_eval_cna.interventions.vectors import Vectors
 from lm_eval_cna.steering.hooks import local_neurons
 from lm_eval_cna.steering.setting import Setting
 from lm_eval_cna.transformer.decoder import Architecture
+from lm_eval_cna.transformer.forward import hidden_states
 from lm_eval_cna.transformer.projection import Projection, weight_columns
 
 #: Given a tensor before and after steering, whether steering did what it should. It may edit the first.
@@ -73,7 +74,7 @@ class ModuleCheck:
             see(args[0] if args else next(iter(kwargs.values()), None))
 
         def on_output(module: nn.Module, args: tuple[Any, ...], output: Any) -> None:
-            see(output[0] if isinstance(output, tuple) else output)
+            see(hidden_states(output))
 
         handle: torch.utils.hooks.RemovableHandle
         if self.side == "output":
