@@ -103,18 +103,8 @@ def count_in_top(
     """Count for every neuron the prompts on which it is among the model's k largest by |activation| at the last token.
 
     The k largest are carried from layer to layer, so a prompt's activations of the whole model are never in memory.
-    Equal values are ranked by their order in `Architecture.layout`.
-
-    Args:
-        architecture: the model.
-        rows: token ids of the prompts.
-        k: how many neurons of the whole model count as a prompt's top.
-        batch_size: prompts per forward pass; halved if memory runs out.
-        pad: token id for padding.
-        progress: called after each batch with the number of prompts done.
-
-    Returns:
-        int32 [neurons] on the host, in the order of `Architecture.layout`.
+    Equal values are ranked by their order in `Architecture.layout`, and so are the counts (int32, on the host). Other
+    arguments are those of `mean_activations`.
 
     Raises:
         CNAError: activations are not finite; the message names the first such layer.

@@ -61,6 +61,5 @@ def circuit_size(fraction: float, neurons: int) -> int:
         >>> circuit_size(0.001, 16 * 8192)
         131
     """
-    if not 0 < fraction <= 1:
-        raise ConfigError("fraction of the model's neurons", got=fraction, allowed="above 0, up to 1")
+    check_size(fraction, None)
     return max(1, round(fraction * neurons))

@@ -5,7 +5,7 @@ from __future__ import annotations
 import random
 from collections import Counter
 from collections.abc import Collection, Iterable, Mapping, Sequence
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 
@@ -51,7 +51,7 @@ def draw_neurons(
         InterventionError: the circuit does not fit the model.
         ConfigError: too few neurons are left to draw from, or magnitudes are missing.
     """
-    architecture, made = _matched(model, like, seed, model_id, revision)
+    architecture, identity, header = _matched(model, like, seed, model_id, revision)
     layout, found = architecture.layout, like.discovery.universal_filter
     universal = () if found is None else found.neurons
     if match in THIRDS:
@@ -66,8 +66,8 @@ def draw_neurons(
     return Circuit(
         method="random",
         name=f"{like.name}-random-{seed}" + ("" if match == "layer" else f"-{match}"),
-        model=describe_model(architecture, (neuron.place for neuron in neurons), **made.identity),
-        discovery=like.discovery.model_copy(update={**made.found, "match": match}),
+        model=describe_model(architecture, (neuron.place for neuron in neurons), **identity),
+        discovery=like.discovery.model_copy(update={**header, "match": match}),
         neurons=neurons,
     )
 
@@ -77,43 +77,30 @@ def draw_vectors(
 ) -> Vectors:
     """Draw the control `random-vectors`: in each layer a random direction of the same norm. The model is not run.
 
-    Args:
-        model: the model that the vectors were found on.
-        like: the vectors.
-        seed: one control a seed.
-        model_id: written into the file; by default what the model says of itself.
-        revision: likewise.
+    Arguments are those of `draw_neurons`.
 
     Raises:
         InterventionError: the vectors do not fit the model.
     """
-    architecture, made = _matched(model, like, seed, model_id, revision)
+    architecture, identity, header = _matched(model, like, seed, model_id, revision)
     return Vectors(
         method="random-vectors",
         place=like.place,
         name=f"{like.name}-random-{seed}",
-        model=describe_for_vectors(architecture, like.layers, **made.identity),
-        discovery=like.discovery.model_copy(update=made.found),
+        model=describe_for_vectors(architecture, like.layers, **identity),
+        discovery=like.discovery.model_copy(update=header),
         tensors=random_vectors(like.tensors, seed=seed),
     )
 
 
-class _Origin(NamedTuple):
-    """Where a control comes from, as its file says it."""
-
-    identity: dict[str, str | None]
-    """Name and revision of the model."""
-    found: dict[str, Any]
-    """Seed, what it is matched to, versions and time."""
-
-
 def _matched(
     model: Any, like: Circuit | Vectors, seed: int, model_id: str | None, revision: str | None
-) -> tuple[Architecture, _Origin]:
+) -> tuple[Architecture, dict[str, str | None], dict[str, Any]]:
+    """The model's architecture and identity, and what the headers of all controls of one circuit or vectors share."""
     architecture = find_architecture(model)
     check_fit(like, architecture)
     identity = dict(zip(("id", "revision"), identity_of(model, model_id, revision), strict=True))
-    return architecture, _Origin(identity, {"seed": seed, "like_sha256": like.sha256, **stamp()})
+    return architecture, identity, {"seed": seed, "like_sha256": like.sha256, **stamp()}
 
 
 def random_neurons(
@@ -131,14 +118,8 @@ def random_neurons(
     twice is drawn. Each draw depends only on earlier draws, so the first k neurons of a control are a control for the
     first k neurons of the circuit. Draws use `random.Random.random`, whose sequence no version of Python changes.
 
-    Args:
-        like: the circuit to match.
-        layout: where each neuron of the model stands.
-        seed: one control a seed.
-        universal: neurons that are not drawn.
-        magnitudes: mean |activation| of every neuron [neurons]. Where it is given, a neuron is drawn among the
-            `MATCH_POOL` remaining ones of its layer and kind whose mean |activation| is nearest to the matched
-            neuron's. Without it, all remaining ones are equally likely.
+    Given mean |activation| of every neuron, a neuron is drawn among the `MATCH_POOL` remaining ones of its layer and
+    kind that are nearest to the matched neuron. Without it, all remaining ones are equally likely.
 
     Raises:
         ConfigError: a layer has too few neurons left.
@@ -198,13 +179,6 @@ def random_neurons_of(
 
     No neuron of `like`, no universal neuron and none twice is drawn. As with `random_neurons`, the first k neurons are
     a control for the first k neurons of the circuit.
-
-    Args:
-        like: the circuit whose size is matched.
-        layout: where each neuron of the model stands.
-        layers: the layers to draw from.
-        seed: one control a seed and set of layers.
-        universal: neurons that are not drawn.
 
     Raises:
         ConfigError: the layers have too few neurons left.

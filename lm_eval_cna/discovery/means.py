@@ -63,25 +63,14 @@ class Means:
 
 
 class RunningSums:
-    """Sums over prompts for every layer, one row per group, on the layer's device.
-
-    Args:
-        groups: the number of groups.
-        layers: the number of layers.
-    """
+    """Sums over prompts for every layer, one row per group, on the layer's device."""
 
     def __init__(self, groups: int, layers: int) -> None:
         self._groups = groups
         self._sums: list[torch.Tensor | None] = [None] * layers
 
     def add(self, layer: int, members: torch.Tensor, values: torch.Tensor) -> None:
-        """Add values of one layer to their groups' sums.
-
-        Args:
-            layer: the layer.
-            members: one-hot membership [groups, batch], on any device.
-            values: [batch, size].
-        """
+        """Add one layer's values [batch, size] to their groups' sums; `members` is one-hot [groups, batch]."""
         # MPS has no float64.
         dtype = torch.float32 if values.device.type == "mps" else torch.float64
         total = self._sums[layer]
@@ -98,12 +87,8 @@ class RunningSums:
     def means(self, counts: Sequence[int], what: str) -> torch.Tensor:
         """Means [groups, size of all layers], float64 on the host. This frees the sums.
 
-        Args:
-            counts: prompts in each group.
-            what: the values' name, for error messages.
-
         Raises:
-            CNAError: a sum is not finite, or a layer was never called.
+            CNAError: a sum of the values, which are called `what`, is not finite, or a layer was never called.
         """
         divisor = torch.tensor(counts, dtype=torch.float64).unsqueeze(1)
         missing = [layer for layer, total in enumerate(self._sums) if total is None]

@@ -116,12 +116,9 @@ class Measurement:
         )
 
     def vectors(self, method: str, tensors: dict[int, torch.Tensor], *, layer: int | None = None) -> Vectors:
-        """Vectors of some layers, [hidden] each.
+        """Vectors of some layers, [hidden] each; the method's row says where they are added.
 
-        Args:
-            method: the method that made them; its row says where they are added.
-            tensors: layer -> vector.
-            layer: the one layer, for the header, where the method chooses one.
+        The header names `layer` where the method chooses one.
         """
         place = METHODS[method].acts
         assert place != "neurons"

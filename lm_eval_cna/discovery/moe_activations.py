@@ -25,10 +25,6 @@ class ExpertsReader:
 
     Neurons are in the order of `Architecture.layout`: routed experts, then the shared one.
 
-    Args:
-        layer: a mixture-of-experts layer.
-        observers: called in turn.
-
     Raises:
         CNAError: in a forward pass, if the MLP does not call its experts.
     """

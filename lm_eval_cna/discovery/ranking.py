@@ -62,14 +62,7 @@ def rank_neurons(
 def universal_neurons(
     counts: torch.Tensor, layout: NeuronLayout, prompts: int, share: float = UNIVERSAL_SHARE
 ) -> tuple[Place, ...]:
-    """The neurons that are in the top on at least `share` of the prompts, in the layout's order.
-
-    Args:
-        counts: prompts on which each neuron is in the top, [neurons].
-        layout: the position of each neuron.
-        prompts: the number of prompts.
-        share: the smallest share of prompts that makes a neuron universal.
-    """
+    """The neurons that `counts` [neurons] puts in the top on at least `share` of the prompts, in the layout's order."""
     needed = share * prompts - 1e-9  # 0.8 * 45 must not ask for 37
     return tuple(layout.place(position) for (position,) in (counts >= needed).nonzero().tolist())
 

@@ -14,6 +14,7 @@ from typing import Any
 from lm_eval.api.registry import register_model
 from lm_eval.models.utils import normalize_gen_kwargs
 from torch import nn
+from transformers import AutoConfig
 
 from lm_eval_cna.errors import SteeringError
 from lm_eval_cna.files.hashing import json_sha256
@@ -25,7 +26,6 @@ from lm_eval_cna.models.vllm_engine.checkpoint import (
     build_skeleton,
     checkpoint_sha256,
     find_checkpoint,
-    load_config,
     load_down_projections,
 )
 from lm_eval_cna.models.vllm_engine.library import VLLM, VLLM_VERSION, current_platform
@@ -91,7 +91,9 @@ class CNAVLLM(Steered, VLLM):  # type: ignore[misc]  # lm-eval carries no type i
         asked = read_arguments(pretrained, revision, circuit, multiplier, scale, mode)
         self._trusted = bool(kwargs.get("trust_remote_code", False))
         with naming_the_model(asked.pretrained):
-            config = load_config(asked.pretrained, asked.revision, trust_remote_code=self._trusted)
+            config = AutoConfig.from_pretrained(
+                asked.pretrained, revision=asked.revision, trust_remote_code=self._trusted
+            )
             hooked = asked.mode == "hook" or isinstance(asked.setting.intervention, Vectors)
             packed = any(kwargs.get(name) for name in ("quantization", "lora_local_path"))
             if hooked or packed or current_platform.is_cpu() or getattr(config, "quantization_config", None):
@@ -274,12 +276,7 @@ class CNAVLLM(Steered, VLLM):  # type: ignore[misc]  # lm-eval carries no type i
         return found
 
     def fingerprint_of(self, setting: Setting, mode: str) -> str:
-        """Hash of everything but the request that decides a response: engine, weights, steering, tokenization.
-
-        Args:
-            setting: what the model is steered with.
-            mode: how it is steered: "fold" or "hook".
-        """
+        """Hash of everything but the request that decides a response: engine, weights, steering, tokenization."""
         return json_sha256(
             {
                 "engine": ["vllm", VLLM_VERSION, current_platform.device_type],

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
+from functools import partial
 from typing import Any
 from weakref import WeakSet
 
@@ -75,8 +76,7 @@ def apply(
     if setting.is_baseline:
         return Steering("none")
     with ExitStack() as undo:  # an error on the way undoes the steps before it
-        mark_steered(architecture)
-        undo.callback(unmark_steered, architecture)
+        undo.callback(mark_steered(architecture))
         for index in setting.intervention.layers:
             for undo_step in _steer_layer(architecture.layers[index], setting, mode):
                 undo.callback(undo_step)
@@ -120,14 +120,10 @@ def refuse_nesting(architecture: Architecture) -> None:
         raise SteeringError("the model is steered already", do="undo the other steering first; settings do not nest")
 
 
-def mark_steered(architecture: Architecture) -> None:
-    """Note that the model is steered, so that a second steering is refused."""
+def mark_steered(architecture: Architecture) -> Callable[[], None]:
+    """Let a second steering of the model be refused, until the returned function is called."""
     _steered.add(architecture.stack)
-
-
-def unmark_steered(architecture: Architecture) -> None:
-    """Note that the model is no longer steered."""
-    _steered.discard(architecture.stack)
+    return partial(_steered.discard, architecture.stack)
 
 
 def _steer_layer(layer: Layer, setting: Setting, mode: str) -> Iterator[Callable[[], Any]]:

@@ -33,15 +33,9 @@ def why_not_hook(projection: Projection) -> str | None:
 def hook_experts(
     projections: Sequence[Projection], neurons: Mapping[int, Sequence[int]], multiplier: float
 ) -> Callable[[], None]:
-    """Scale neurons of routed experts of one layer at every call.
+    """Scale neurons of the routed experts of one layer at every call; returns a function that undoes it.
 
-    Args:
-        projections: all routed experts of the layer, in order.
-        neurons: for each touched expert, its neurons.
-        multiplier: the factor.
-
-    Returns:
-        A function that undoes it.
+    `projections` are all routed experts of the layer, in order; `neurons` are those of each touched expert.
     """
     experts: Any = projections[0].base
     factors = torch.ones(len(projections), projections[0].width)

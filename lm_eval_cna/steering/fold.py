@@ -9,13 +9,7 @@ import torch
 
 
 def fold_columns(weight: torch.Tensor, dim: int, neurons: Sequence[int], multiplier: float) -> Callable[[], Any]:
-    """Scale a down-projection's columns for some neurons in place; the returned function puts them back, bit for bit.
-
-    Args:
-        weight: of a down-projection, or the part of it that this process holds.
-        dim: the dimension of `weight` that runs over neurons.
-        neurons: positions along `dim`.
-        multiplier: the factor.
+    """Scale the columns of some neurons, which lie along `dim`; the returned function puts them back, bit for bit.
 
     Example:
         >>> weight = torch.ones(1, 3)

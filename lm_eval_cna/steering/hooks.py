@@ -21,12 +21,7 @@ def local_neurons(neurons: Sequence[int], held: range) -> list[int]:
 
 
 def scaler(channels: Callable[[torch.Tensor], Sequence[int]], multiplier: float) -> Callable[..., Any]:
-    """A pre-hook of a down-projection that scales some channels of its input.
-
-    Args:
-        channels: which ones, given the input [..., channels].
-        multiplier: the factor.
-    """
+    """A pre-hook that scales some channels of a down-projection's input; `channels` names them, given the input."""
     # An offloaded model may call a layer on another device than before, and a cut one with fewer channels.
     known: dict[tuple[torch.device, int], torch.Tensor] = {}
 

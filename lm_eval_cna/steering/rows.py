@@ -19,7 +19,7 @@ from torch import nn
 from lm_eval_cna.errors import SteeringError
 from lm_eval_cna.interventions.circuit import Circuit
 from lm_eval_cna.interventions.compatibility import check_fit
-from lm_eval_cna.steering.apply import mark_steered, refuse_nesting, unmark_steered
+from lm_eval_cna.steering.apply import mark_steered, refuse_nesting
 from lm_eval_cna.steering.hooks import adder_of
 from lm_eval_cna.steering.setting import Setting
 from lm_eval_cna.transformer.decoder import Architecture, find_architecture
@@ -59,7 +59,7 @@ class _SettingTable:
 
 
 class RowSteering:
-    """A model whose batch rows follow different settings. A context manager; `undo` removes the hooks.
+    """A model whose batch rows follow different settings, until this context manager is left.
 
     Call `assign` before the first forward pass, and again when the batch's rows change.
 
@@ -85,8 +85,7 @@ class RowSteering:
         self._index: torch.Tensor | None = None
         self._tables = _tables(settings, self._architecture)
         self._undo = ExitStack()
-        mark_steered(self._architecture)
-        self._undo.callback(unmark_steered, self._architecture)
+        self._undo.callback(mark_steered(self._architecture))
         for module, table in self._tables.items():
             self._undo.callback(self._hook(module, table).remove)
 
@@ -94,18 +93,10 @@ class RowSteering:
         return self
 
     def __exit__(self, *exception: object) -> None:
-        self.undo()
-
-    def undo(self) -> None:
-        """Remove the hooks. A second call does nothing."""
         self._undo.close()
 
     def assign(self, rows: Sequence[int]) -> None:
-        """Say which setting each row of the next batches follows.
-
-        Args:
-            rows: for each batch row, the position of its setting.
-        """
+        """Say which setting each row of the next batches follows, by its position."""
         if tuple(rows) != self._rows:
             self._rows, self._index = tuple(rows), None
             for table in self._tables.values():

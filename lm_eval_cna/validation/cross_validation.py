@@ -50,21 +50,9 @@ def cross_validate(
     model_id: str | None = None,
     revision: str | None = None,
 ) -> tuple[Circuit, Stability]:
-    """Find the circuit that `discover` finds, and measure how stable it is over folds of the prompts.
+    """Find the circuit that `discover` finds, and measure how stable it is over the folds of `split` (`split_prompts`).
 
-    Args:
-        model: a transformers model of a known architecture.
-        tokenizer: its tokenizer.
-        contrast: the prompts.
-        split: the prompts' folds, from `split_prompts`.
-        fraction: size as a share of the model's neurons; 0.001 by default.
-        top_k: size in neurons, instead of `fraction`.
-        excluded_layers: layers without circuit neurons.
-        universal_filter: leave out neurons that are active on any prompt.
-        check_leakage: as in `measure`.
-        settings: how prompts are rendered and run.
-        model_id: written into the files; by default what the model says of itself.
-        revision: of the model, likewise.
+    Arguments are those of `discover`.
 
     Raises:
         ConfigError: a size or layer is out of range.
@@ -98,14 +86,8 @@ def assess(
 ) -> Stability:
     """Measure the stability of a circuit over the folds of its contrast set.
 
-    Args:
-        model: the model that was measured.
-        tokenizer: its tokenizer.
-        measurement: made with a split.
-        circuit: found on all prompts of the measurement; the folds' circuits have its size and leave out the same
-            layers and universal neurons.
-        settings: how prompts are rendered and run, as in the measurement.
-        mode: how the model is steered for the KLs.
+    The measurement was made with a split, and the circuit was found on all its prompts. The folds' circuits have its
+    size and leave out the same layers and universal neurons. `mode` says how the model is steered for the KLs.
 
     Raises:
         ConfigError: a layer has too few neurons to draw random ones from.
@@ -164,10 +146,8 @@ def assess(
 def circuits_by_fold(measurement: Measurement, circuit: Circuit) -> list[Circuit]:
     """For each fold the circuit of all prompts but the fold's; the model is not run again.
 
-    Args:
-        measurement: made with a split.
-        circuit: found on all prompts of the measurement; its size, left-out layers and universal neurons are taken
-            over. (Universal neurons depend on the model alone, not on the contrast set.)
+    Size, left-out layers and universal neurons are those of `circuit`, which was found on all prompts. (Universal
+    neurons depend on the model alone, not on the contrast set.)
     """
     assert measurement.split is not None
     return [_without(measurement, circuit, fold) for fold in range(measurement.split.folds)]

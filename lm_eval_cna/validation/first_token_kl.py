@@ -116,14 +116,8 @@ def harmless_kl(
 def kl_divergence(log_p: torch.Tensor, log_q: torch.Tensor) -> torch.Tensor:
     """KL(p || q) over the last dimension, in nats.
 
-    A token of probability 0 under p adds nothing. A KL that rounding makes negative is 0.
-
-    Args:
-        log_p: log-probabilities of p [..., vocabulary].
-        log_q: log-probabilities of q, in the same shape.
-
-    Returns:
-        [...]; infinite where q gives probability 0 to a token that p does not, NaN where q is NaN.
+    A token of probability 0 under p adds nothing. A KL that rounding makes negative is 0. It is infinite where q gives
+    probability 0 to a token that p does not, and NaN where q is NaN.
 
     Example:
         >>> p, q = torch.tensor([0.5, 0.5]), torch.tensor([0.25, 0.75])
@@ -150,16 +144,7 @@ def _log_probs(model: nn.Module, architecture: Architecture, batches: Sequence[B
 
 
 def last_logits(model: nn.Module, architecture: Architecture, batches: Sequence[Batch]) -> Iterator[torch.Tensor]:
-    """The logits of the token after each prompt.
-
-    Args:
-        model: a transformers model.
-        architecture: of `model`.
-        batches: token ids and masks [batch, tokens] of prompts, padded on the left.
-
-    Yields:
-        [batch, vocabulary], float64 on the host.
-    """
+    """Yield each batch's logits of the token after each prompt: [batch, vocabulary], float64 on the host."""
     for batch in batches:
         inputs: dict[str, Any] = dict(inputs_of(architecture.stack, *batch))
         with torch.inference_mode():

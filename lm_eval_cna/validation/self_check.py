@@ -80,16 +80,9 @@ def self_check(
     rendering: Rendering | None = None,
     architecture: Architecture | None = None,
 ) -> SelfCheck:
-    """Check every intervention on the model, which is left as it was.
+    """Check every intervention, controls included, on the model, which is left as it was.
 
-    Args:
-        model: a transformers model, not steered.
-        tokenizer: its tokenizer.
-        interventions: by name, what the run steers with, controls included.
-        mode: how the run steers.
-        scale: factor of vectors in the run.
-        rendering: how the evaluation renders prompts; by default in the tokenizer's chat template.
-        architecture: of `model`, if it is known already.
+    Mode, scale and rendering are those of the run; by default prompts are in the tokenizer's chat template.
 
     Raises:
         SteeringError: a check failed; the message names the intervention and what was seen.

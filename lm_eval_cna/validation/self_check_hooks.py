@@ -88,13 +88,9 @@ class ModuleCheck:
 
 
 def module_checks(architecture: Architecture, setting: Setting, mode: str, rows: slice) -> list[ModuleCheck]:
-    """A check for every module that a setting touches.
+    """A check for every module that a setting, which is not the baseline, touches.
 
-    Args:
-        architecture: of the model before steering: weight columns are read from it.
-        setting: any but the baseline.
-        mode: "fold", "hook" or "rows".
-        rows: the batch rows that follow the setting; the others follow the baseline.
+    It reads weight columns, so the model must not be steered yet. The batch rows outside `rows` follow the baseline.
     """
     intervention = setting.intervention
     assert intervention is not None

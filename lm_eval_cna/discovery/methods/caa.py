@@ -10,10 +10,7 @@ from lm_eval_cna.interventions.vectors import Vectors
 def find(measurement: Measurement) -> Vectors:
     """One float32 vector a layer: mean(positive) - mean(negative) of the MLP's write.
 
-    Args:
-        measurement: read for "writes".
-
     Raises:
-        ConfigError: writes were not read.
+        ConfigError: the measurement was not read for "writes".
     """
     return measurement.vectors("caa", dict(enumerate(mean_difference(measurement.read("writes")).float())))

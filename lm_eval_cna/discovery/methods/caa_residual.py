@@ -31,13 +31,10 @@ def find(measurement: Measurement, *, layer: int | None = None) -> Vectors:
 
 
 def best_layer(means: torch.Tensor) -> int:
-    """The layer where the classes stand furthest apart for the size of the residual stream.
+    """The layer where the classes stand furthest apart for the size of the residual stream [2, layers, hidden].
 
     It has the largest |mean(positive) - mean(negative)| over the average of |mean(positive)| and |mean(negative)|,
     among the first 80 % of the layers (at least one); the earliest of equals.
-
-    Args:
-        means: residual stream behind every layer, [2, layers, hidden].
     """
     latest = max(1, int(LATEST_LAYER * means.shape[1]))
     distance = mean_difference(means).norm(dim=-1)[:latest]

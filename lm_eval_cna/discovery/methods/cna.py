@@ -16,13 +16,7 @@ def find(
     top_k: int | None = None,
     excluded_layers: Collection[int] = (),
 ) -> Circuit:
-    """The neurons of largest |mean(positive) - mean(negative)|, largest first.
-
-    Args:
-        measurement: read for "neurons".
-        fraction: size as a share of the model's neurons; 0.001 where neither size is given.
-        top_k: size in neurons, instead of `fraction`.
-        excluded_layers: layers to leave out.
+    """The neurons of largest |mean(positive) - mean(negative)|, largest first (size: `Measurement.circuit`).
 
     Raises:
         ConfigError: both sizes are given, a size or layer is out of range, or neurons were not read.

@@ -16,15 +16,10 @@ def find(
     excluded_layers: Collection[int] = (),
     like: Circuit | None = None,
 ) -> Circuit:
-    """The neurons of largest mean |activation| over all prompts, largest first.
+    """The neurons of largest mean |activation| over all prompts, largest first (size: `Measurement.circuit`).
 
-    Args:
-        measurement: read for "magnitudes".
-        fraction: size as a share of the model's neurons; 0.001 where nothing else gives a size.
-        top_k: size in neurons, instead of `fraction`.
-        excluded_layers: layers to leave out.
-        like: a circuit whose size, excluded layers and universal neurons are taken instead. Its own neurons may be
-            among those found: how many are is the question.
+    Given a circuit, `like`, its size, excluded layers and universal neurons are taken instead. Its own neurons may be
+    among those found: how many are is the question.
 
     Raises:
         ConfigError: both sizes are given, a size or layer is out of range, or magnitudes were not read.

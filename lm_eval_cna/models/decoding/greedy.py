@@ -82,12 +82,9 @@ class GeneratedRow:
 def greedy_rows(
     rows: Sequence[GeneratedRow], moved: Callable[[list[int]], None]
 ) -> Callable[..., Sequence[GeneratedRow]]:
-    """A decoding method for `generate(custom_generate=...)` that fills `rows` and returns them.
+    """A decoding method for `generate(custom_generate=...)` that fills `rows`, one for each row of the batch.
 
-    Args:
-        rows: one for each row of the batch.
-        moved: called with the numbers of the rows in the batch, before the first forward pass and whenever rows have
-            left.
+    `moved` is called with the numbers of the rows in the batch, before the first pass and whenever rows have left.
 
     Raises:
         ConfigError: while decoding, if the generation settings ask for a logits processor that is not supported.
@@ -109,12 +106,12 @@ def greedy_rows(
             positions = (mask.cumsum(-1) - 1).clamp(min=0)  # later versions of transformers pass them
         cache = roomy_cache(model, input_ids.shape[1] + max(row.limit for row in rows))
         options = {name: value for name, value in model_kwargs.items() if name not in ("synced_gpus", "streamer")}
-        batch = _RunningBatch(rows, input_ids, mask, positions, cache, logits_processor)
         if generation_config.min_new_tokens:  # transformers then sets a minimal length too, counting padding
-            batch.drop_processor(processors.MinLengthLogitsProcessor)
+            logits_processor = [p for p in logits_processor if not isinstance(p, processors.MinLengthLogitsProcessor)]
+        batch = _RunningBatch(rows, input_ids, mask, positions, cache, logits_processor)
         moved(batch.active)
         while True:
-            logits = model(**batch.inputs(), past_key_values=cache, return_dict=True, **options).logits
+            logits = model(**batch.inputs, past_key_values=cache, return_dict=True, **options).logits
             batch.advance(logits[:, -1].to(copy=True, dtype=torch.float32, device=input_ids.device), logits.dtype)
             del logits
             if not batch.look():
@@ -156,9 +153,10 @@ class _RunningBatch:
         self._padding = [0] * len(rows) if mask is None else (self._width - mask.sum(1)).tolist()
         room = max(row.limit for row in rows)
         self._mask = None if mask is None else torch.cat([mask, mask.new_ones(len(rows), room)], dim=1)
-        self._inputs: dict[str, Any] = {"input_ids": ids, "attention_mask": mask}
+        #: Arguments of the model's next call, besides the cache.
+        self.inputs: dict[str, Any] = {"input_ids": ids, "attention_mask": mask}
         if positions is not None:
-            self._inputs["position_ids"] = positions
+            self.inputs["position_ids"] = positions
             positions = positions.expand(len(rows), -1)[:, -1:]
         self._positions = positions
         self._processors = [_ready(processor) for processor in logits_processors]
@@ -167,13 +165,6 @@ class _RunningBatch:
             first = ids.gather(1, torch.tensor(self._padding, device=ids.device)[:, None])
             filled = ids if mask is None else torch.where(mask.bool(), ids, first)
             self._ids = torch.cat([filled, filled.new_zeros(len(rows), room)], dim=1)
-
-    def drop_processor(self, kind: type) -> None:
-        self._processors = [each for each in self._processors if not isinstance(each, kind)]
-
-    def inputs(self) -> dict[str, Any]:
-        """Arguments of the model's next call, besides the cache."""
-        return self._inputs
 
     def advance(self, scores: torch.Tensor, dtype: torch.dtype) -> None:
         """Choose the next token of every row from its scores [rows, vocabulary], which are overwritten."""
@@ -189,11 +180,11 @@ class _RunningBatch:
         if self._ids is not None:
             self._ids[:, end] = token[:, 0]
         self._steps += 1
-        self._inputs = {"input_ids": token}
+        self.inputs = {"input_ids": token}
         if self._positions is not None:
             self._positions = self._positions + 1
-            self._inputs["position_ids"] = self._positions
-        self._inputs["attention_mask"] = None if self._mask is None else self._mask[:, : end + 1]
+            self.inputs["position_ids"] = self._positions
+        self.inputs["attention_mask"] = None if self._mask is None else self._mask[:, : end + 1]
 
     def look(self) -> bool:
         """Give the pending tokens to the rows if it is time; returns whether it was."""
@@ -209,18 +200,18 @@ class _RunningBatch:
     def keep(self, places: list[int]) -> None:
         """Keep the rows at `places` of the batch, in this order, and remove all others."""
         self.active = [self.active[place] for place in places]
-        index = torch.tensor(places, device=self._inputs["input_ids"].device)
+        index = torch.tensor(places, device=self.inputs["input_ids"].device)
         keep_rows(self._cache, places, index)
-        self._inputs = {"input_ids": self._inputs["input_ids"].index_select(0, index)}
+        self.inputs = {"input_ids": self.inputs["input_ids"].index_select(0, index)}
         if self._positions is not None:
             self._positions = self._positions.index_select(0, index)
-            self._inputs["position_ids"] = self._positions
+            self.inputs["position_ids"] = self._positions
         if self._ids is not None:
             self._ids = self._ids.index_select(0, index)
         if self._mask is not None:
             padded = any(self._padding[number] for number in self.active)
             self._mask = self._mask.index_select(0, index) if padded else None
-        self._inputs["attention_mask"] = None if self._mask is None else self._mask[:, : self._width + self._steps]
+        self.inputs["attention_mask"] = None if self._mask is None else self._mask[:, : self._width + self._steps]
 
     def _process(self, scores: torch.Tensor) -> torch.Tensor:
         if self._ids is None:
@@ -237,17 +228,13 @@ class _RunningBatch:
         for place, number in enumerate(self.active):
             groups.setdefault(self._padding[number], []).append(place)
         if len(groups) == 1:
-            return _tensor(processor(ids[:, next(iter(groups)) :], scores))
+            only: torch.Tensor = processor(ids[:, next(iter(groups)) :], scores)
+            return only
         out = scores.clone()
         for padding, places in groups.items():
             index = torch.tensor(places, device=ids.device)
             out[index] = processor(ids.index_select(0, index)[:, padding:], scores.index_select(0, index))
         return out
-
-
-def _tensor(value: Any) -> torch.Tensor:
-    assert isinstance(value, torch.Tensor)
-    return value
 
 
 def _ready(processor: Any) -> Any:

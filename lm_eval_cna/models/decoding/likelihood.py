@@ -65,16 +65,7 @@ def score_tokens(
 def score_passes(
     lm: HFLM, requests: Sequence[Request], schedule: PassSchedule, *, override_bs: int | None = None
 ) -> Iterator[tuple[int, ScoredSpan, Score]]:
-    """Score requests in one or more passes over each batch.
-
-    Args:
-        lm: a model that `can_share`.
-        requests: see `score_tokens`.
-        schedule: how many passes, and what happens before each.
-        override_bs: see `score_tokens`.
-
-    Yields:
-        The pass's number, what was asked, and its score.
+    """Score requests in one or more passes over each batch; yields the pass's number, what was asked, and its score.
 
     Raises:
         ConfigError: see `score_tokens`.

@@ -121,14 +121,9 @@ def plan(texts: Sequence[Text], *, rows: int, pass_cost: float) -> list[Block]:
 
 
 def batches(block: Block, texts: Sequence[Text], *, rows: int, pass_cost: float, scored: int) -> Iterator[SuffixBatch]:
-    """Cut a block into the batches that cost least, long texts first.
+    """Cut a block of `plan` into the batches that cost least, long texts first.
 
-    Args:
-        block: of `plan`.
-        texts: as given to `plan`.
-        rows: the most rows of a batch.
-        pass_cost: as given to `plan`.
-        scored: the most scored positions of a batch, unless one group alone has more.
+    A batch has at most `scored` scored positions, unless one group alone has more.
     """
     sizes = {group: _size(group, texts, block.outer) for group in block.groups}
     for has_inner in (True, False):

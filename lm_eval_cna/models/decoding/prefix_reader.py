@@ -231,13 +231,7 @@ def _rows_of(cache: DynamicCache, parents: Sequence[int]) -> DynamicCache:
 def _scores(
     logits: torch.Tensor, spans: Sequence[tuple[ScoredSpan, int]], dtype: torch.dtype
 ) -> Iterator[tuple[ScoredSpan, Score]]:
-    """Score spans from the logits [n, vocabulary] of a batch's scored positions.
-
-    Args:
-        logits: of a batch.
-        spans: each with the row of `logits` that predicts its first target.
-        dtype: the precision of log-likelihoods.
-    """
+    """Score spans, each given with the row of the logits [n, vocabulary] that predicts its first target."""
     rows = torch.tensor([first + step for span, first in spans for step in range(len(span.targets))])
     targets = torch.tensor([target for span, _ in spans for target in span.targets])
     rows, targets = rows.to(logits.device), targets.to(logits.device)

@@ -15,11 +15,7 @@ from transformers.cache_utils import DynamicCache, DynamicLayer, DynamicSlidingW
 
 
 class _KeysAndValues:
-    """Keys and values [rows, heads, room, width] of one layer, filled up to some length.
-
-    Args:
-        room: the most tokens that a row will have.
-    """
+    """Keys and values [rows, heads, room, width] of one layer, filled up to some length."""
 
     def __init__(self, room: int) -> None:
         self._room = room
@@ -112,10 +108,7 @@ def closed_up(left: Sequence[int]) -> list[int]:
 def keep_rows(cache: DynamicCache, places: Sequence[int], index: torch.Tensor) -> None:
     """Let row i of the cache be the one that was at places[i], as `closed_up` orders them; remove all others.
 
-    Args:
-        cache: made by `roomy_cache`.
-        places: the rows that stay.
-        index: the same as a tensor on the model's device.
+    `index` holds the places as a tensor on the model's device.
     """
     moved = torch.tensor([at for at, place in enumerate(places) if at != place], device=index.device, dtype=torch.long)
     for layer in cache.layers:

@@ -95,13 +95,7 @@ class SharedGenerator:
         self._rows = self._applied = None
 
     def generate(self, jobs: Sequence[GenerationJob]) -> list[Completion]:
-        """Generate one batch.
-
-        Args:
-            jobs: the batch; equal batches give equal results.
-
-        Returns:
-            The responses, in the jobs' order.
+        """Generate one batch, in the jobs' order; equal batches give equal results.
 
         Raises:
             SteeringError: the jobs' settings differ in a mode other than "rows".

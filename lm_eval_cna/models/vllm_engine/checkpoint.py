@@ -16,7 +16,7 @@ from huggingface_hub import snapshot_download
 from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
 from safetensors import SafetensorError, safe_open
 from torch import nn
-from transformers import AutoConfig, AutoModelForCausalLM
+from transformers import AutoModelForCausalLM
 
 from lm_eval_cna.files.hashing import json_sha256
 from lm_eval_cna.transformer.decoder import find_architecture
@@ -53,24 +53,8 @@ def _file_sha256(path: Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
-def load_config(pretrained: str, revision: str | None, *, trust_remote_code: bool = False) -> Any:
-    """The transformers configuration of a model.
-
-    Raises:
-        OSError, ValueError: it cannot be found or read.
-    """
-    return AutoConfig.from_pretrained(pretrained, revision=revision, trust_remote_code=trust_remote_code)
-
-
 def build_skeleton(config: Any, dtype: torch.dtype, *, name: str, trust_remote_code: bool = False) -> nn.Module:
-    """The transformers model of a configuration, with all weights on the meta device.
-
-    Args:
-        config: a transformers configuration.
-        dtype: the engine's precision.
-        name: the model's `name_or_path`.
-        trust_remote_code: let the checkpoint's own code build the model.
-    """
+    """The transformers model of a configuration, with all weights on the meta device."""
     with torch.device("meta"):
         model: nn.Module = AutoModelForCausalLM.from_config(config, dtype=dtype, trust_remote_code=trust_remote_code)
     model.name_or_path = name  # type: ignore[assignment]

@@ -21,12 +21,7 @@ Answer = Mapping[str, Any]
 
 
 def plan_for(setting: Setting, mode: str) -> dict[str, Any]:
-    """What the workers must do, as plain lists of numbers.
-
-    Args:
-        setting: any but the baseline.
-        mode: "fold" or "hook".
-    """
+    """What the workers must do under a setting that is not the baseline, as plain lists of numbers."""
     intervention = setting.intervention
     if isinstance(intervention, Circuit):
         layers = [[layer, indices] for layer, indices in intervention.by_layer().items()]
@@ -41,11 +36,7 @@ def plan_for(setting: Setting, mode: str) -> dict[str, Any]:
 
 
 def check_workers(answers: Sequence[Answer], architecture: Architecture) -> None:
-    """Make sure that the workers together hold the whole model.
-
-    Args:
-        answers: from `SteeringWorker.cna_describe`.
-        architecture: of the model as transformers builds it.
+    """Make sure that the workers together hold the whole model, from their answers to `cna_describe`.
 
     Raises:
         ArchitectureError: the model has experts, a worker does not know its family, or the workers' layers and neurons
@@ -60,7 +51,10 @@ def check_workers(answers: Sequence[Answer], architecture: Architecture) -> None
     found = {answer["num_layers"] for answer in answers}
     if found != {depth}:
         raise ArchitectureError(f"vLLM built {sorted(found)} layers", allowed=f"{depth}, as {architecture.name} has")
-    slices = _owned(answers)
+    slices: dict[int, set[tuple[int, int]]] = {}  # workers with the same slice are replicas
+    for answer in answers:
+        for layer, start, stop in answer["owned"]:
+            slices.setdefault(layer, set()).add((start, stop))
     for layer in range(depth):
         width = architecture.layers[layer].projections[0].width
         if not _covers(slices.get(layer, set()), width):
@@ -71,14 +65,10 @@ def check_workers(answers: Sequence[Answer], architecture: Architecture) -> None
 
 
 def check_steered(answers: Sequence[Answer], plan: Answer) -> None:
-    """Make sure that the workers steered everything that was asked; the caller undoes it otherwise.
-
-    Args:
-        answers: from `SteeringWorker.cna_steer`.
-        plan: what they were asked.
+    """Make sure that the workers steered all that the plan asks, from their answers to `cna_steer`.
 
     Raises:
-        SteeringError: a worker could not steer, or layers or neurons are missing.
+        SteeringError: a worker could not steer, or layers or neurons are missing. The caller undoes what was done.
     """
     for answer in answers:
         if answer["error"] is not None:
@@ -109,15 +99,6 @@ def resolve_mode(answers: Sequence[Answer], intervention: Circuit | Vectors, mod
         also = "" if mode == "hook" or not_fold is None else f", and cannot fold: {not_fold}"
         raise SteeringError(f"cannot hook: {not_hook}{also}", got=mode)
     return "hook"
-
-
-def _owned(answers: Sequence[Answer]) -> dict[int, set[tuple[int, int]]]:
-    """By layer, the slices of neurons that workers own; workers with the same slice are replicas."""
-    found: dict[int, set[tuple[int, int]]] = {}
-    for answer in answers:
-        for layer, start, stop in answer["owned"]:
-            found.setdefault(layer, set()).add((start, stop))
-    return found
 
 
 def _covers(slices: set[tuple[int, int]], width: int) -> bool:

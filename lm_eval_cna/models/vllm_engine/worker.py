@@ -76,9 +76,7 @@ class WorkerLayer:
     def fold(self, indices: list[int], multiplier: float) -> Callable[[], Any]:
         """Scale columns of the weight in place; returns a function that puts them back.
 
-        Args:
-            indices: neurons, counted from the start of this worker's slice.
-            multiplier: the factor.
+        Neurons are counted from the start of this worker's slice.
 
         Raises:
             SteeringError: the weight cannot be edited, or the layer computes with another copy of it.
@@ -118,11 +116,7 @@ class SteeringWorker:
         }
 
     def cna_steer(self, plan: dict[str, Any]) -> dict[str, Any]:
-        """Steer what this worker owns, until `cna_unsteer`.
-
-        Args:
-            plan: from `plan_for`: {"kind": "circuit", "mode", "multiplier", "layers": [[layer, indices]]} or
-                {"kind": "vectors", "place", "strength", "layers": [[layer, numbers]]}.
+        """Steer what this worker owns as `plan_for` says, until `cna_unsteer`.
 
         Returns:
             {"error": message or None, "touched": [[layer, first neuron, end, neurons steered]]}
