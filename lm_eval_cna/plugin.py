@@ -46,11 +46,7 @@ def register() -> None:
 
 
 def add_models(_module: ModuleType) -> None:
-    """Register our models by name, without importing them, unless this lm-eval reads the entry points itself.
-
-    Args:
-        _module: ``lm_eval.models``, already executed, so that lm-eval's own models are registered.
-    """
+    """Register our models by name, after lm-eval's own, unless this lm-eval reads the entry points itself."""
     from lm_eval.api import registry
 
     if hasattr(registry, "load_plugins"):  # upstream #4013, merged after 0.4.13
@@ -65,9 +61,6 @@ def add_tasks(module: ModuleType) -> None:
     """Make every ``TaskManager`` index our tasks, unless it was created with ``include_defaults=False``.
 
     The order is lm-eval's tasks, ours, the user's ``include_path``; later tasks override earlier ones of the same name.
-
-    Args:
-        module: ``lm_eval.tasks.manager``, already executed.
     """
     with _lock:
         original = module.TaskManager.__init__
@@ -97,10 +90,7 @@ def _with_our_tasks(given: Any) -> list[Any]:
 
 
 def run_lm_eval(argv: list[str]) -> int:
-    """Run lm-eval's own command with our models and tasks, even with ``LM_EVAL_CNA_AUTOLOAD=0``.
-
-    Args:
-        argv: the arguments that follow ``lm_eval`` on the command line.
+    """Run lm-eval's own command and its arguments with our models and tasks, even with ``LM_EVAL_CNA_AUTOLOAD=0``.
 
     Returns:
         The exit status: lm-eval's own, or 2 after one line on standard error when a :class:`CNAError` was raised.

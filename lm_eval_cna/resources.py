@@ -19,9 +19,7 @@ def _folder(name: str) -> Path:
     for root in (_PACKAGE / "_resources", _PACKAGE.parent):
         if (root / name).is_dir():
             return root / name
-    raise FileNotFoundError(
-        f"the installation is incomplete: no folder {name!r} beside {_PACKAGE}; reinstall lm-eval-cna"
-    )
+    raise FileNotFoundError(f"no folder {name!r} beside {_PACKAGE}; reinstall lm-eval-cna")
 
 
 def tasks_dir() -> Path:
@@ -43,9 +41,8 @@ def packaged_prompts(path: Path) -> tuple[str, ...]:
     try:
         return tuple(str(line["prompt"]) for _, line in read_jsonl(path))
     except (OSError, ValueError, KeyError, TypeError) as error:
-        raise ContrastError(
-            f"cannot read the packaged prompts in {path}: {error}", do="reinstall lm-eval-cna"
-        ) from error
+        reason = f"cannot read the packaged prompts in {path}: {error}"
+        raise ContrastError(reason, do="reinstall lm-eval-cna") from error
 
 
 def circuits_dir() -> Path:
@@ -64,8 +61,5 @@ def harmless_prompts() -> tuple[str, ...]:
 
     The task `long_form_quality` and the measure `harmless_kl` use them. They are in no contrast set and not among the
     universal filter's prompts, so no intervention was found on them.
-
-    Raises:
-        ContrastError: the file is missing or damaged.
     """
     return packaged_prompts(tasks_dir() / "long_form" / "harmless.jsonl")

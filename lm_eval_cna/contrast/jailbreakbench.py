@@ -22,21 +22,15 @@ def jbb_goals() -> tuple[str, ...] | ContrastError:
     goals: list[str] = []
     try:
         for split in ("harmful", "benign"):
-            goals += sources.rows(
-                sources.Source(dataset=path, config=config, split=split, revision=revision, column="Goal")
-            )
+            source = sources.Source(dataset=path, config=config, split=split, revision=revision, column="Goal")
+            goals += sources.rows(source)
     except ContrastError as error:
         return error
     return tuple(goals)
 
 
 def leakage_statement(prompts: Sequence[str], known: str | None) -> str:
-    """The statement on leakage for an intervention file: the set's own, or a comparison with JBB-Behaviors.
-
-    Args:
-        prompts: all prompts of the set.
-        known: the set's own statement, if it has one; then JBB-Behaviors is not fetched.
-    """
+    """The statement on leakage for an intervention file: the known one, or a comparison with JBB-Behaviors."""
     if known is not None:
         return known
     goals = jbb_goals()

@@ -5,23 +5,19 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Annotated, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import Field, ValidationError
 
 from lm_eval_cna.errors import ContrastError
 from lm_eval_cna.files.jsonl import read_jsonl
-from lm_eval_cna.files.records import first_error
+from lm_eval_cna.files.records import Record, first_error
 
 
-class _PromptLine(BaseModel):
-    model_config = ConfigDict(extra="forbid", strict=True)
-
+class _PromptLine(Record):
     label: Literal["positive", "negative"]
     prompt: Annotated[str, Field(min_length=1)]
 
 
-class _Header(BaseModel):
-    model_config = ConfigDict(extra="forbid", strict=True)
-
+class _Header(Record):
     name: str
     description: str = ""
     license: str = ""

@@ -81,13 +81,7 @@ class LeakageReport:
 
 
 def find_leaks(prompts: Sequence[str], evaluation: Sequence[str], *, threshold: float = NEAR) -> LeakageReport:
-    """Find the prompts that equal or resemble an evaluation prompt.
-
-    Args:
-        prompts: the prompts to check, of both classes.
-        evaluation: prompts that models are evaluated on.
-        threshold: least overlap of content words at which two prompts are near-duplicates.
-    """
+    """Find the prompts whose overlap of content words with an evaluation prompt reaches the threshold."""
     targets = [(text, normalise(text), content(text)) for text in evaluation]
     matches = []
     for prompt in prompts:

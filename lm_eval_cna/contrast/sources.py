@@ -13,13 +13,13 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Any, Self
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import Field, ValidationError, model_validator
 
 from lm_eval_cna.contrast.contrast_set import ContrastSet
 from lm_eval_cna.contrast.leakage import find_leaks, normalise
 from lm_eval_cna.errors import ContrastError
 from lm_eval_cna.files.atomic import read_whole
-from lm_eval_cna.files.records import first_error
+from lm_eval_cna.files.records import Record, first_error
 from lm_eval_cna.files.yaml_reader import load_yaml
 
 _MAX_BYTES = 2**18
@@ -27,11 +27,7 @@ _MOST_FETCHED = 2**30
 _COMMIT = re.compile(r"\b[0-9a-f]{40}\b")
 
 
-class _Spec(BaseModel):
-    model_config = ConfigDict(extra="forbid", strict=True, frozen=True)
-
-
-class Source(_Spec):
+class Source(Record):
     """One column of a public data set, or of a file by address."""
 
     dataset: str | None = None
@@ -48,7 +44,7 @@ class Source(_Spec):
     """Hash of the file; a file with another hash is refused."""
     column: str
     """The column that holds the prompts."""
-    where: dict[str, str] = {}
+    where: dict[str, str] = Field(default={})
     """Column -> the value that it must have."""
     choose: Annotated[int, Field(ge=1)] | None = None
     """Number of prompts to choose; all by default."""
@@ -70,7 +66,7 @@ class Source(_Spec):
         return f"{where} ({self.split})" if self.dataset else where
 
 
-class ContrastSpec(_Spec):
+class ContrastSpec(Record):
     """A contrast set by reference."""
 
     name: str
@@ -169,9 +165,8 @@ def rows(source: Source) -> list[str]:
         if source.url is not None:
             table = _read_file(source.url, source.sha256)
         else:
-            table = datasets.load_dataset(
-                source.dataset, source.config, split=source.split, revision=source.revision or "main"
-            )
+            pin = {"split": source.split, "revision": source.revision or "main"}
+            table = datasets.load_dataset(source.dataset, source.config, **pin)
     except ContrastError:
         raise
     except Exception as error:  # loaders raise errors of many kinds: network, hub, parser
@@ -192,9 +187,8 @@ def _read_file(url: str, sha256: str | None) -> Any:
     import datasets
 
     local = datasets.DownloadManager().download(url)
-    found = hashlib.sha256(
-        read_whole(Path(local), limit=_MOST_FETCHED)
-    ).hexdigest()  # read_whole refuses devices, which have no end
+    # Devices, which have no end, are refused by read_whole.
+    found = hashlib.sha256(read_whole(Path(local), limit=_MOST_FETCHED)).hexdigest()
     if sha256 is not None and found != sha256:
         raise ContrastError(f"{url} has changed", got=f"sha256 {found}", allowed=sha256)
     parser = "csv" if url.endswith(".csv") else "json"

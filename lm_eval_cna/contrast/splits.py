@@ -34,9 +34,7 @@ class Split:
     """The split of a contrast set."""
 
     folds: int
-    """Number of folds."""
     seed: int
-    """Seed of the split."""
     prompts: tuple[Group, ...]
     """The group of every prompt, in the order of `ContrastSet.prompts`."""
 
@@ -59,11 +57,6 @@ class Split:
 def split_prompts(contrast: ContrastSet, folds: int, *, seed: int = 0) -> Split:
     """Split a contrast set so that all folds have the same number of prompts of each label, give or take one.
 
-    Args:
-        contrast: the prompts.
-        folds: number of folds.
-        seed: seed of the split.
-
     Raises:
         ConfigError: there are fewer than two folds, or more folds than prompts of a label.
     """
@@ -76,11 +69,8 @@ def split_prompts(contrast: ContrastSet, folds: int, *, seed: int = 0) -> Split:
             do="give fewer folds, or a larger contrast set" if least > 1 else "take a larger contrast set",
         )
     generator = random.Random(f"lm-eval-cna folds {seed}")
-    groups = [
-        *_deal(contrast.positive, POSITIVE, folds, generator),
-        *_deal(contrast.negative, NEGATIVE, folds, generator),
-    ]
-    return Split(folds, seed, tuple(groups))
+    positive = _deal(contrast.positive, POSITIVE, folds, generator)
+    return Split(folds, seed, (*positive, *_deal(contrast.negative, NEGATIVE, folds, generator)))
 
 
 def _deal(prompts: Sequence[str], label: int, folds: int, generator: random.Random) -> list[Group]:

@@ -26,11 +26,7 @@ def write_whole(path: Path, data: bytes) -> None:
 
 
 def read_whole(path: Path, *, limit: int) -> bytes:
-    """Read a regular file of limited size. Pipes and devices, which may never end, are refused.
-
-    Args:
-        path: the file, or a link to it.
-        limit: the largest size allowed, in bytes.
+    """Read a regular file of limited size in bytes. Pipes and devices, which may never end, are refused.
 
     Raises:
         OSError: the file cannot be read, is not a regular file, or is larger than the limit.

@@ -21,11 +21,7 @@ class ChecksumError(ValueError):
 
 
 def with_checksum(text: str) -> bytes:
-    """Add a checksum to the text of a JSON object.
-
-    Args:
-        text: the object, indented by one blank, with its closing brace on its own line.
-    """
+    """Add a checksum to the text of a JSON object that is indented by one blank."""
     body = text.rstrip().removesuffix("}").rstrip()
     body += "" if body == "{" else ","
     return f"{body}{_OPENING}{_digest(body.encode())}{_END}".encode()

@@ -1,7 +1,4 @@
-"""JSON Lines: one JSON document on each line.
-
-`read_jsonl(path, limit=BYTES)` gives [(line number, document), ...]; `jsonl_text(documents)` gives the text of a file.
-"""
+"""JSON Lines: one JSON document on each line."""
 
 from __future__ import annotations
 
@@ -20,10 +17,6 @@ _BLANK = object()
 
 def read_jsonl(path: Path, *, limit: int = 64 * 2**20) -> list[tuple[int, Any]]:
     """Read a JSON Lines file of unknown origin.
-
-    Args:
-        path: the file.
-        limit: the largest size allowed, in bytes.
 
     Returns:
         (line number, document) pairs, numbered from 1; blank lines are left out.

@@ -22,8 +22,8 @@ def open_database(
     Args:
         path: the file.
         tables: name of a table -> the lists of columns that it may have, one list for each version of the format.
-        timeout: seconds to wait for a lock that another process holds.
-        autocommit: open no transactions; the caller does that.
+        timeout: seconds to wait for a lock.
+        autocommit: open no transactions.
 
     Raises:
         sqlite3.DatabaseError: the file is not a database, is damaged, or holds anything but these tables.

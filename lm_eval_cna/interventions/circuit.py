@@ -66,23 +66,18 @@ class Circuit(Intervention):
         depth = self.model.num_layers  # None if a file from elsewhere does not name it
         if self.schema_ == CIRCUIT_SCHEMA and self.model.experts is not None:
             raise ValueError(f"model.experts needs the schema {EXPERTS_SCHEMA}")
-        for position, (layer, index, delta, expert) in enumerate(self.neurons):
-            if not 0 <= layer < (depth or 100_000):
-                model = f"a model of {depth} layers" if depth else "any model"
-                raise ValueError(f"neurons.{position}: layer {layer} is outside {model}")
+        for position, (layer, index, _, expert) in enumerate(self.neurons):
+            if depth is not None and layer >= depth:
+                raise ValueError(f"neurons.{position}: layer {layer} is outside a model of {depth} layers")
             if expert is not None and self.schema_ == CIRCUIT_SCHEMA:
                 raise ValueError(f"neurons.{position}: an expert needs the schema {EXPERTS_SCHEMA}")
-            if isinstance(expert, int) and not 0 <= expert <= 100_000:
-                raise ValueError(f"neurons.{position}: expert {expert} is outside any model")
             try:
                 width = self.model.width_of(layer, expert)
             except ValueError as error:
                 raise ValueError(f"neurons.{position}: {error}") from None
-            if not 0 <= index < (width or 2**31):
-                mlp = f"an {'MLP' if expert is None else 'expert'} of width {width}" if width else "any MLP"
-                raise ValueError(f"neurons.{position}: index {index} is outside {mlp}")
-            if delta is not None and not math.isfinite(delta):
-                raise ValueError(f"neurons.{position}: delta {delta} is not a finite number")
+            if width is not None and index >= width:
+                mlp = "MLP" if expert is None else "expert"
+                raise ValueError(f"neurons.{position}: index {index} is outside an {mlp} of width {width}")
         dense = {neuron.layer for neuron in self.neurons if neuron.expert is None}
         mixed = dense & {neuron.layer for neuron in self.neurons if neuron.expert is not None}
         if mixed:

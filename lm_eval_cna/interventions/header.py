@@ -122,7 +122,7 @@ class ModelInfo(Record):
             if experts.shared_width is None:
                 raise ValueError(f"the shared expert is named, and layer {layer} has none")
             return experts.shared_width
-        if not 0 <= expert < experts.count:
+        if expert >= experts.count:
             raise ValueError(f"expert {expert} is outside layer {layer}'s {experts.count}")
         return experts.width
 

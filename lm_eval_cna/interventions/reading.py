@@ -42,4 +42,5 @@ def read_intervention(source: str | Path) -> Circuit | Vectors:
     except OSError as error:
         raise InterventionError(f"cannot read {path}: {error.strerror or error}") from error
     except ValidationError as error:
-        raise InterventionError(f"{path} is not a valid intervention file: {first_error(error)}") from error
+        first = first_error(error)
+        raise InterventionError(f"{path} is not a valid intervention file: {first}", got=first.got) from error

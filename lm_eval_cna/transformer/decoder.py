@@ -121,8 +121,9 @@ def find_architecture(model: nn.Module) -> Architecture:
     path, stack, family = stacks[0]
     hidden = stack.config.hidden_size
     assert isinstance(hidden, int)
+    prefix = f"{path}.{family.layers}" if path else family.layers
     layers = tuple(
-        _layer(index, block, family, ".".join(filter(None, (path, family.layers, str(index)))), hidden)
+        _layer(index, block, family, f"{prefix}.{index}", hidden)
         for index, block in enumerate(getattr(stack, family.layers))
     )
     if not layers:

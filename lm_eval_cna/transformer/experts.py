@@ -16,12 +16,7 @@ from lm_eval_cna.errors import ArchitectureError, CNAError
 
 
 def check_experts(experts: nn.Module, name: str, hidden: int) -> None:
-    """Refuse an experts module of unknown layout.
-
-    Args:
-        experts: the module, without adapter wrappers.
-        name: its name in the model, for the message.
-        hidden: width of the residual stream.
+    """Refuse an experts module (without adapter wrappers) of unknown layout.
 
     Raises:
         ArchitectureError: the layout is unknown; the message names the module and the difference.
@@ -41,18 +36,16 @@ def _why_unknown(experts: nn.Module, hidden: int) -> str | None:
             return f"{kind} is {'missing' if tensor is None else found}"
         if not tensor.dtype.is_floating_point or tensor.dtype.itemsize < 2:
             return f"{kind} is quantized to {tensor.dtype}"
-    if not callable(getattr(experts, "_apply_gate", None)) or not isinstance(
-        getattr(experts, "is_transposed", None), bool
-    ):
+    transposed = getattr(experts, "is_transposed", None)
+    if not callable(getattr(experts, "_apply_gate", None)) or not isinstance(transposed, bool):
         return "it does not say how its gate is applied"
     if getattr(experts, "_is_expert_parallel", False):
         return "its experts are spread over several devices"
     assert isinstance(down, nn.Parameter) and isinstance(up, nn.Parameter)
     count, rows, columns = down.shape
-    width = rows if experts.is_transposed else columns
-    shapes = ((count, hidden, width), (count, 2 * width, hidden))
-    if experts.is_transposed:
-        shapes = ((count, width, hidden), (count, hidden, 2 * width))
+    shapes = ((count, hidden, columns), (count, 2 * columns, hidden))
+    if transposed:
+        shapes = ((count, rows, hidden), (count, hidden, 2 * rows))
     if (tuple(down.shape), tuple(up.shape)) != shapes:
         return f"down_proj is {tuple(down.shape)} and gate_up_proj {tuple(up.shape)}"
     return None
@@ -91,8 +84,6 @@ def routed_activations(experts: Any, hidden: torch.Tensor, chosen: torch.Tensor)
 
 def visits(args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[torch.Tensor, torch.Tensor]:
     """The inputs of an experts module: hidden states [tokens, hidden] and expert numbers [tokens, visits]."""
-    given = [
-        *args,
-        *kwargs.values(),
-    ]  # the order is the same in all of transformers' experts modules, the names are not
-    return given[0], given[1]
+    # All of transformers' experts modules have these first, under different names.
+    hidden, chosen, *_ = *args, *kwargs.values()
+    return hidden, chosen

@@ -14,10 +14,7 @@ from torch import nn
 def inputs_of(stack: nn.Module, ids: torch.Tensor, mask: torch.Tensor) -> dict[str, torch.Tensor]:
     """Arguments for a forward pass over prompts padded on the left, on the device of the model's first weights.
 
-    Args:
-        stack: the decoder stack; it is given positions if it takes them.
-        ids: token ids [batch, tokens].
-        mask: attention mask [batch, tokens].
+    `ids` and `mask` are [batch, tokens].
     """
     device = next((p.device for p in stack.parameters() if p.device.type != "meta"), torch.device("cpu"))
     inputs = {"input_ids": ids.to(device), "attention_mask": mask.to(device)}

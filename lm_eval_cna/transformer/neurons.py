@@ -11,23 +11,27 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from itertools import accumulate
-from typing import Literal, NamedTuple
+from typing import Annotated, Literal, NamedTuple
+
+from pydantic import Field
 
 SHARED: Literal["shared"] = "shared"
 Expert = int | Literal["shared"]
+#: More layers or experts than this have no model; limits what files from elsewhere can claim.
+MOST_LAYERS = 100_000
 Place = tuple[int, int] | tuple[int, Expert, int]
 
 
 class Neuron(NamedTuple):
     """One input channel of a down-projection."""
 
-    layer: int
+    layer: Annotated[int, Field(ge=0, le=MOST_LAYERS)]
     """Decoder layer, from 0."""
-    index: int  # type: ignore[assignment]  # hides tuple.index, which nobody calls on a neuron
+    index: Annotated[int, Field(ge=0, lt=2**31)]  # type: ignore[assignment]  # hides tuple.index, which nobody calls
     """Input channel of the down-projection, from 0."""
     delta: float | None = None
     """Mean activation on positive prompts minus the mean on negative ones; None if not measured (a control)."""
-    expert: Expert | None = None
+    expert: Annotated[int, Field(ge=0, le=MOST_LAYERS)] | Literal["shared"] | None = None
     """The expert that has the down-projection: a routed expert's number, "shared", or None in a dense layer."""
 
     @property

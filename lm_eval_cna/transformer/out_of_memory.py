@@ -1,7 +1,4 @@
-"""Try again with smaller batches after an accelerator ran out of memory.
-
-Results depend on the batch size by rounding only.
-"""
+"""Try again with smaller batches after an accelerator ran out of memory; results change by rounding only."""
 
 from __future__ import annotations
 

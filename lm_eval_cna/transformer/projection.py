@@ -158,11 +158,7 @@ class Projection:
 
 
 def weight_columns(projection: Projection, indices: torch.Tensor) -> torch.Tensor | None:
-    """Copy the weight columns of some neurons; sharded weights are gathered and offloaded ones are read.
-
-    Args:
-        projection: the down-projection.
-        indices: neuron indices [n] on any device.
+    """Copy the weight columns of n neurons; sharded weights are gathered and offloaded ones are read.
 
     Returns:
         [n, hidden] in the weight's dtype; None if a quantizer has packed the weight or it cannot be read.

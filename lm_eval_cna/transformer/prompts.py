@@ -60,13 +60,7 @@ def render_prompts(
     chat_template: bool = True,
     chat_template_args: Mapping[str, Any] | None = None,
 ) -> list[str]:
-    """Render each prompt as one user turn, followed by the template's start of the answer.
-
-    Args:
-        prompts: the prompts, unchanged.
-        tokenizer: a transformers tokenizer.
-        chat_template: apply the tokenizer's chat template if it has one; otherwise prompts are returned unchanged.
-        chat_template_args: arguments for the template, like cna-hf's model argument of that name.
+    """Render each prompt as one user turn, followed by the template's start of the answer, if there is a template.
 
     Raises:
         ContrastError: the chat template fails on a single user message.
@@ -96,12 +90,6 @@ def encode_prompts(texts: Sequence[str], tokenizer: Any, *, add_bos_token: bool 
     A chat template often writes this token itself; adding it again, as the reference code does, shifts every
     activation. lm-eval decides for a whole batch by its first text. Here each text decides for itself, which is the
     same for texts of one template and does not depend on the batches.
-
-    Args:
-        texts: rendered prompts.
-        tokenizer: a transformers tokenizer.
-        add_bos_token: force special tokens on or off, like cna-hf's model argument of that name; None leaves it to the
-            tokenizer.
 
     Raises:
         ContrastError: a prompt has no tokens.

@@ -38,12 +38,7 @@ def is_packed(weight: Any) -> bool:
 
 
 def kind_of(weight: Any, owner: nn.Module) -> str:
-    """Name a weight's data type, or how a quantizer packs it.
-
-    Args:
-        weight: the weight, or None if its module has no weight of that name.
-        owner: the weight's module.
-    """
+    """Name a weight's data type, or how a quantizer packs it."""
     if not isinstance(weight, torch.Tensor):
         return type(owner).__name__
     dtype = str(weight.dtype).removeprefix("torch.")
@@ -61,11 +56,6 @@ def whole(weight: Any, owner: nn.Module, name: str) -> torch.Tensor | None:
     """A whole weight, gathered or read if necessary; None if it is packed or cannot be read.
 
     If the weight is sharded, all processes must call this, and each needs memory for the whole weight.
-
-    Args:
-        weight: a parameter or buffer.
-        owner: the weight's module.
-        name: the weight's name in the module.
     """
     if is_cut(weight):
         with torch.no_grad():

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import re
 import tempfile
 from pathlib import Path
 from typing import Any
@@ -157,30 +158,31 @@ def test_a_dense_circuit_knows_nothing_of_experts(tmp_path: Path) -> None:
     ]  # fmt: skip
 
 
-def changed(**fields: Any) -> dict[str, Any]:
-    return {**DENSE, **fields}
+GOOD = {"layer": 0, "index": 1, "delta": 1.0}
+ROUTED = {"layer": 2, "expert": 3, "index": 7, "delta": 1.0}
 
 
-def neurons(*entries: Any, **fields: Any) -> dict[str, Any]:
-    return changed(neurons=list(entries), **fields)
+def dense(*entries: Any, **fields: Any) -> dict[str, Any]:
+    return {**DENSE, **({"neurons": entries} if entries else {}), **fields}
 
 
-def expert_neuron(**changes: Any) -> dict[str, Any]:
-    return {"layer": 2, "expert": 3, "index": 7, "delta": 1.0, **changes}
+def mixed(*entries: Any, **fields: Any) -> dict[str, Any]:
+    return {**MIXED, **({"neurons": entries} if entries else {}), **fields}
 
 
-def mixed(*neurons: dict[str, Any], **fields: Any) -> dict[str, Any]:
-    return {**MIXED, **({"neurons": list(neurons)} if neurons else {}), **fields}
+def one(**changes: Any) -> dict[str, Any]:
+    return dense({**GOOD, **changes})
+
+
+def routed(**changes: Any) -> dict[str, Any]:
+    return mixed({**ROUTED, **changes})
 
 
 def experts(**changes: Any) -> dict[str, Any]:
-    return {**MIXED["model"], "experts": {**EXPERTS, **changes}}
+    return mixed(model={**MIXED["model"], "experts": {**EXPERTS, **changes}})
 
 
-GOOD = {"layer": 0, "index": 1, "delta": 1.0}
-
-
-@pytest.mark.parametrize("document", [DENSE, neurons(GOOD), MIXED, mixed(expert_neuron())])
+@pytest.mark.parametrize("document", [DENSE, one(), MIXED, routed()])
 def test_the_documents_that_the_refusals_change_are_good(tmp_path: Path, document: Any) -> None:
     assert read(written(tmp_path, document)).name == "refusal"
 
@@ -188,86 +190,68 @@ def test_the_documents_that_the_refusals_change_are_good(tmp_path: Path, documen
 @pytest.mark.parametrize(
     ("document", "says"),
     [
+        (dense(schema=VECTORS_SCHEMA), f"another schema; got '{VECTORS_SCHEMA}'; allowed: {CIRCUIT_SCHEMA} or"),
+        ({key: value for key, value in DENSE.items() if key != "schema"}, "no schema"),
+        ([DENSE], "no schema"),
+        ({}, "no schema"),
+        (dense(method="caa"), "method: .*'cna', 'top-activation' or 'random'"),
+        (dense(model={"num_layers": 4, "colour": "blue"}), "model.colour: .*not permitted"),
+        (dense(model={"num_layers": 0}), "model.num_layers: .*greater than or equal to 1"),
+        (dense(discovery={"fraction": float("nan")}), "discovery.fraction: .*finite"),
+        (dense(neurons=[]), "neurons: .*at least 1"),
+        (dense("abc"), "neurons.0"),
+        (one(layer=4), "neurons.0: layer 4 is outside a model of 4 layers"),
+        (one(layer=-1), "neurons.0.layer: .*; got -1"),
+        (one(layer=10**9), "neurons.0.layer: .*; got 1000000000"),
+        (one(layer=True), "neurons.0.layer: .*integer"),
+        (one(layer="0"), "neurons.0.layer: .*integer"),
+        (one(index=100), "neurons.0: index 100 is outside an MLP of width 100"),
+        (one(index=-1), "neurons.0.index: .*; got -1"),
+        (one(index=2**31), "neurons.0.index: .*; got 2147483648"),
+        (one(delta=float("nan")), "neurons.0.delta: .*finite"),
+        (one(delta=10**400), "an integer of 401 digits"),
+        (one(delta=None), "need deltas"),
         (
-            changed(schema="lm-eval-cna/circuit/3"),
-            ["another schema", "'lm-eval-cna/circuit/3'", "lm-eval-cna/circuit/1 or lm-eval-cna/circuit/2"],
+            dense({"layer": 0, "delta": 1.0}),
+            r"neurons.0 must have the keys layer, index, delta; got \['delta', 'layer'\]",
         ),
-        (changed(schema=VECTORS_SCHEMA), ["another schema", VECTORS_SCHEMA, CIRCUIT_SCHEMA]),
-        ({key: value for key, value in DENSE.items() if key != "schema"}, ["no schema", CIRCUIT_SCHEMA]),
-        ([DENSE], ["no schema"]),
-        ({}, ["no schema"]),
-        (changed(method="caa"), ["method", "'cna', 'top-activation' or 'random'"]),
-        (changed(strength=2), ["strength", "not permitted"]),
-        (changed(model={"num_layers": 4, "mlp_width": 100, "colour": "blue"}), ["model.colour", "not permitted"]),
-        (changed(model={"num_layers": 0}), ["model.num_layers", "greater than or equal to 1"]),
-        (changed(discovery={"fraction": float("nan")}), ["discovery.fraction", "finite"]),
-        (changed(name=None), ["name", "string"]),
-        (neurons(), ["neurons", "at least 1"]),
-        (neurons({"layer": 4, "index": 1, "delta": 1.0}), ["neurons.0", "layer 4", "4 layers"]),
-        (neurons({"layer": -1, "index": 1, "delta": 1.0}), ["neurons.0", "layer -1", "4 layers"]),
-        (neurons({"layer": 0, "index": 100, "delta": 1.0}), ["neurons.0", "index 100", "width 100"]),
-        (neurons({"layer": 0, "index": -1, "delta": 1.0}), ["neurons.0", "index -1", "width 100"]),
-        (neurons({"layer": 10**9, "index": 1, "delta": 1.0}, model={}), ["neurons.0", "layer 1000000000", "any model"]),
-        (neurons({"layer": 0, "index": 2**31, "delta": 1.0}, model={}), ["neurons.0", "index 2147483648", "any MLP"]),
-        (neurons({"layer": True, "index": 1, "delta": 1.0}), ["neurons.0.layer", "integer"]),
-        (neurons({"layer": "0", "index": 1, "delta": 1.0}), ["neurons.0.layer", "integer"]),
-        (neurons({"layer": 0, "index": 1, "delta": float("nan")}), ["neurons.0.delta", "finite"]),
-        (neurons({"layer": 0, "index": 1, "delta": 10**400}), ["an integer of 401 digits"]),
-        (neurons({"layer": 0, "index": 1, "delta": "big"}), ["neurons.0.delta", "number"]),
-        (neurons({"layer": 0, "index": 1}), ["need deltas"]),
-        (neurons({"layer": 0, "delta": 1.0}), ["neurons.0", "layer, index, delta", "['delta', 'layer']"]),
-        (neurons({**GOOD, "weight": 2}), ["neurons.0", "'weight'"]),
-        (neurons(GOOD, GOOD), ["(0, 1)", "more than once"]),
-        (neurons(GOOD, {**GOOD, "delta": None}, method="random"), ["(0, 1)", "more than once"]),
-        (neurons(GOOD, {"layer": 0, "index": 2, "delta": -1.5}), ["sorted by |delta|"]),
-        (neurons("abc"), ["neurons.0"]),
-        (b"", ["not JSON", "cut short"]),
-        (b"\xff\xfe\x00", ["not JSON"]),
-        (mixed({"layer": 2, "index": 7, "delta": 1.0}), ["neurons.0", "layer, expert, index, delta"]),
-        (mixed(expert_neuron(expert=4)), ["neurons.0", "expert 4 is outside layer 2's 4"]),
-        (mixed(expert_neuron(expert=-1)), ["neurons.0", "expert -1"]),
-        (mixed(expert_neuron(expert=10**30), model={}), ["neurons.0", "is outside any model"]),
-        (mixed(expert_neuron(expert=True)), ["neurons.0.expert"]),
-        (mixed(expert_neuron(expert="Shared")), ["neurons.0.expert"]),
-        (mixed(expert_neuron(expert=None)), ["neurons.0", "no expert is named, and layer 2 has 4"]),
-        (mixed(expert_neuron(layer=1)), ["neurons.0", "expert 3 is named, and layer 1 has none"]),
-        (mixed(expert_neuron(index=10)), ["neurons.0", "index 10", "an expert of width 10"]),
-        (mixed(expert_neuron(expert=SHARED, index=6)), ["neurons.0", "index 6", "an expert of width 6"]),
-        (mixed(expert_neuron(layer=1, expert=None, index=30)), ["neurons.0", "index 30", "an MLP of width 30"]),
-        (mixed(expert_neuron(layer=4)), ["neurons.0", "layer 4", "4 layers"]),
-        (mixed(expert_neuron(), expert_neuron()), ["(2, 3, 7) is named more than once"]),
+        (one(weight=2), "neurons.0 must have the keys .*'weight'"),
+        (dense(GOOD, {**GOOD, "delta": None}, method="random"), r"neuron \(layer, index\) \(0, 1\) .* more than once"),
+        (dense(GOOD, {"layer": 0, "index": 2, "delta": -1.5}), r"sorted by \|delta\|"),
+        (b"", "not JSON: .*cut short"),
+        (mixed(GOOD), "neurons.0 must have the keys layer, expert, index, delta"),
+        (routed(expert=4), "neurons.0: expert 4 is outside layer 2's 4"),
+        (routed(expert=-1), "neurons.0.expert"),
+        (routed(expert=10**30), "neurons.0.expert"),
+        (routed(expert=True), "neurons.0.expert"),
+        (routed(expert="Shared"), "neurons.0.expert"),
+        (routed(expert=None), "neurons.0: no expert is named, and layer 2 has 4"),
+        (routed(layer=1), "neurons.0: expert 3 is named, and layer 1 has none"),
+        (routed(index=10), "neurons.0: index 10 is outside an expert of width 10"),
+        (routed(expert=SHARED, index=6), "neurons.0: index 6 is outside an expert of width 6"),
+        (mixed(ROUTED, ROUTED), r"\(2, 3, 7\) is named more than once"),
+        (mixed(ROUTED, {**ROUTED, "expert": None}, model={}), "some neurons of layer 2 name an expert and some do not"),
+        (experts(shared_width=None), "the shared expert is named, and layer 0 has none"),
+        (experts(count=0), "model.experts.count: .*greater than or equal to 1"),
+        (experts(layers=[]), "model.experts.layers: .*at least 1"),
+        (experts(layers=[2, 0]), "model.experts: .*ascending"),
+        (experts(layers=[0, 4]), "layer 4 has experts in a model of 4 layers"),
+        (mixed(model={"experts": EXPERTS}), "a depth that is not named"),
+        (mixed({**GOOD, "layer": 1}, schema=CIRCUIT_SCHEMA), f"model.experts needs the schema {EXPERTS_SCHEMA}"),
         (
-            mixed(expert_neuron(), expert_neuron(expert=None), model={}),
-            ["some neurons of layer 2 name an expert and some do not"],
+            mixed([1, 2, 3.0, 0], schema=CIRCUIT_SCHEMA, model={}),
+            f"neurons.0: an expert needs the schema {EXPERTS_SCHEMA}",
         ),
-        (
-            mixed(expert_neuron(expert=SHARED), model=experts(shared_width=None)),
-            ["the shared expert is named", "has none"],
-        ),
-        (mixed(model=experts(count=0)), ["model.experts.count", "greater than or equal to 1"]),
-        (mixed(model=experts(layers=[])), ["model.experts.layers", "at least 1"]),
-        (mixed(model=experts(layers=[2, 0])), ["model.experts", "ascending"]),
-        (mixed(model=experts(layers=[0, 4])), ["layer 4 has experts in a model of 4 layers"]),
-        (mixed(model={"experts": EXPERTS}), ["a depth that is not named"]),
-        (mixed(model=experts(colour="blue")), ["colour", "not permitted"]),
-        (mixed(schema=CIRCUIT_SCHEMA), ["neurons.0 must have the keys layer, index, delta"]),
-        (
-            {**mixed(schema=CIRCUIT_SCHEMA), "neurons": [{"layer": 1, "index": 2, "delta": 1.0}]},
-            ["model.experts needs the schema lm-eval-cna/circuit/2"],
-        ),
-        ({**mixed(schema=CIRCUIT_SCHEMA, model={}), "neurons": [[1, 2, 3.0, 0]]}, ["neurons.0"]),
-        ({"0,1,2": "much"}, ["not a reference circuit", "much", "layer,position,neuron"]),
-        ({"0,1,x": 1.0}, ["not a reference circuit", "0,1,x"]),
-        ({"-1,1,2": 1.0}, ["layer -1"]),
-        ({"0,1,2": float("inf")}, ["not a reference circuit", "finite number"]),
-        ({"0,1,2": float("nan"), "0,1,3": 1.0}, ["not a reference circuit", "nan"]),
-        ({"0,1,2": 1.0, "name": "x"}, ["no schema"]),
+        ({"0,1,2": "much"}, "not a reference circuit.*much.*layer,position,neuron"),
+        ({"0,1,x": 1.0}, "not a reference circuit.*0,1,x"),
+        ({"-1,1,2": 1.0}, "neurons.0.layer: .*; got -1"),
+        ({"0,1,2": float("nan"), "0,1,3": 1.0}, "not a reference circuit.*nan.*finite number"),
+        ({"0,1,2": 1.0, "name": "x"}, "no schema"),
     ],
 )
-def test_a_wrong_circuit_is_one_line_that_says_what(tmp_path: Path, document: Any, says: list[str]) -> None:
+def test_a_wrong_circuit_is_one_line_that_says_what(tmp_path: Path, document: Any, says: str) -> None:
     message = refusal(written(tmp_path, document))
-    for part in says:
-        assert part in message, message
+    assert re.search(says, message), message
 
 
 def test_a_circuit_cut_anywhere_is_refused(tmp_path: Path) -> None:
@@ -280,7 +264,7 @@ def test_a_circuit_cut_anywhere_is_refused(tmp_path: Path) -> None:
 
 def test_unsorted_random_circuits_are_fine(tmp_path: Path) -> None:
     entries = [{"layer": 0, "index": 5}, {"layer": 1, "index": 2, "delta": 9.0}]
-    found = read(written(tmp_path, neurons(*entries, method="random")))
+    found = read(written(tmp_path, dense(*entries, method="random")))
     assert found.neurons == (Neuron(0, 5, None), Neuron(1, 2, 9.0))
 
 
