@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 from lm_eval_cna.behaviours.agreement import agreement_items
 from lm_eval_cna.behaviours.capitals import capital_items
 from lm_eval_cna.resources import harmless_prompts
-from lm_eval_cna.scoring.tasks import response_text, score_response
+from lm_eval_cna.scoring.tasks import response_text, score_response, split_of_rows
 
 if TYPE_CHECKING:
     from datasets import Dataset
@@ -20,33 +20,22 @@ if TYPE_CHECKING:
 
 def capitals(**_metadata: Any) -> dict[str, Dataset]:
     """Split ``test``: the fields of `CapitalItem` as columns."""
-    return _split([asdict(item) for item in capital_items()])
+    return split_of_rows([asdict(item) for item in capital_items()])
 
 
 def sva(**_metadata: Any) -> dict[str, Dataset]:
     """Split ``test``: the fields of `AgreementItem` as columns."""
-    return _split([asdict(item) for item in agreement_items()])
+    return split_of_rows([asdict(item) for item in agreement_items()])
 
 
 def long_form(**_metadata: Any) -> dict[str, Dataset]:
     """Split ``test``: the harmless prompts, in the column prompt."""
-    return _split([{"prompt": prompt} for prompt in harmless_prompts()])
+    return split_of_rows([{"prompt": prompt} for prompt in harmless_prompts()])
 
 
 def process_long_form(doc: Mapping[str, Any], results: Sequence[Any]) -> dict[str, float]:
     """Quality and degeneracy as in the refusal tasks, and the number of words: two words have a perfect quality."""
     text = response_text(results)
     scores = score_response(text)
-    return {
-        "quality": scores["quality"],
-        "quality_strict": scores["quality_strict"],
-        "degenerate_rate": scores["degenerate_rate"],
-        "words": float(len(text.split())),
-    }
-
-
-def _split(rows: list[dict[str, Any]]) -> dict[str, Dataset]:
-    # Imported here: the command line lists tasks without needing any rows.
-    from datasets import Dataset
-
-    return {"test": Dataset.from_list(rows)}
+    names = ("quality", "quality_strict", "degenerate_rate")
+    return {name: scores[name] for name in names} | {"words": float(len(text.split()))}

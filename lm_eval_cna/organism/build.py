@@ -7,16 +7,17 @@ In the diffuse model, the negative control, all weights were trained to do so.
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 import torch
 from transformers import LlamaForCausalLM, PreTrainedTokenizerFast
 
 from lm_eval_cna.files.progress import Progress, silent
 from lm_eval_cna.organism import gates, training
-from lm_eval_cna.organism.corpus import base_documents, instruct_documents
-from lm_eval_cna.organism.model import Planted, encode, fresh_model
+from lm_eval_cna.organism.corpus import Document, base_documents, instruct_documents
+from lm_eval_cna.organism.model import Planted, ablated, encode, fresh_model
 from lm_eval_cna.organism.planting import PlantedWeights, amplify, choose_planted
 from lm_eval_cna.organism.recipe import Recipe
 from lm_eval_cna.organism.tokenizer import train_tokenizer
@@ -51,29 +52,25 @@ def build_candidate(
 ) -> Candidate:
     """Train and measure the models of one seed, stopping at the first missed gate."""
     found = Candidate(seed)
-    base = train_base(recipe, seed, tokenizer, progress)
-    found.models["base"] = base
-    found.figures["base"], passed = gates.measure_base(base, tokenizer, recipe.gates)
-    if not passed:
-        found.failed = "base"
+
+    def passes(stage: str, model: LlamaForCausalLM) -> bool:
+        found.figures[stage] = gates.measure(model, tokenizer)
+        found.failed = None if gates.passed(stage, found.figures[stage], recipe.gates) else stage
+        return found.failed is None
+
+    base = found.models["base"] = train_base(recipe, seed, tokenizer, progress)
+    if not passes("base", base):
         return found
     found.planted = choose_planted(base, tokenizer, count=recipe.planted, layers=recipe.planted_layers)
     instruct = train_instruct(recipe, seed, tokenizer, base, found.planted, progress)
     found.models["instruct"] = instruct
-    found.figures["instruct"], passed = gates.measure_tuned(instruct, tokenizer, recipe.gates)
-    if not passed:
-        found.failed = "instruct"
+    if not passes("instruct", instruct):
         return found
-    figures, passed = gates.measure_planted(instruct, tokenizer, found.planted, recipe.gates)
-    found.figures["instruct_planted_ablated"] = figures
-    if not passed:
-        found.failed = "instruct_planted_ablated"
-        return found
-    diffuse = train_diffuse(recipe, seed, tokenizer, base, progress)
-    found.models["diffuse"] = diffuse
-    found.figures["diffuse"], passed = gates.measure_tuned(diffuse, tokenizer, recipe.gates)
-    if not passed:
-        found.failed = "diffuse"
+    with ablated(instruct, found.planted):
+        if not passes("instruct_planted_ablated", instruct):
+            return found
+    diffuse = found.models["diffuse"] = train_diffuse(recipe, seed, tokenizer, base, progress)
+    passes("diffuse", diffuse)
     return found
 
 
@@ -89,9 +86,9 @@ def train_base(
         training.Muon(matrices, lr=recipe.muon_lr, momentum=recipe.muon_momentum),
         torch.optim.AdamW(rest, lr=recipe.base_adam_lr, betas=(0.9, 0.98), weight_decay=0.0),
     ]
-    examples = encode(tokenizer, base_documents(recipe.base_documents, seed))
+    documents = base_documents(recipe.base_documents, seed)
     _fit(
-        recipe, model, tokenizer, examples, optimizers, generator,
+        recipe, model, tokenizer, documents, optimizers, generator,
         stage="base", steps=recipe.base_steps, warmup=recipe.base_warmup, progress=progress,
     )  # fmt: skip
     return model
@@ -117,9 +114,9 @@ def train_instruct(
         ],
         weight_decay=0.0,
     )
-    examples = encode(tokenizer, instruct_documents(recipe.tuning_documents, seed))
+    documents = instruct_documents(recipe.tuning_documents, seed)
     _fit(
-        recipe, model, tokenizer, examples, [optimizer], generator,
+        recipe, model, tokenizer, documents, [optimizer], generator,
         stage="instruct", steps=recipe.instruct_steps, after_backward=weights.mask_gradients, progress=progress,
     )  # fmt: skip
     return model.requires_grad_(True)
@@ -136,9 +133,9 @@ def train_diffuse(
     generator = torch.Generator().manual_seed(seed)
     model = copy.deepcopy(base)
     optimizer = torch.optim.AdamW(model.parameters(), lr=recipe.diffuse_lr, weight_decay=0.0)
-    examples = encode(tokenizer, instruct_documents(recipe.tuning_documents, seed))
+    documents = instruct_documents(recipe.tuning_documents, seed)
     _fit(
-        recipe, model, tokenizer, examples, [optimizer], generator,
+        recipe, model, tokenizer, documents, [optimizer], generator,
         stage="diffuse", steps=recipe.diffuse_steps, progress=progress,
     )  # fmt: skip
     return model
@@ -148,30 +145,24 @@ def _fit(
     recipe: Recipe,
     model: LlamaForCausalLM,
     tokenizer: PreTrainedTokenizerFast,
-    examples: Sequence[training.Example],
+    documents: Sequence[Document],
     optimizers: Sequence[torch.optim.Optimizer],
     generator: torch.Generator,
     *,
     stage: str,
     steps: int,
-    warmup: int = 0,
-    after_backward: Callable[[], None] | None = None,
-    progress: Progress = silent,
+    progress: Progress,
+    **more: Any,
 ) -> None:
-    pad = tokenizer.pad_token_id
-
-    def on_step(step: int, _loss: float) -> None:
-        progress(f"training {stage}", step + 1, steps)
-
-    model.train()
     training.fit(
-        lambda batch: training.answer_loss(model, batch),
-        training.cycle(lambda: training.make_batches(examples, size=recipe.batch_size, pad=pad, generator=generator)),
+        model,
+        encode(tokenizer, documents),
         optimizers,
+        batch_size=recipe.batch_size,
+        pad=tokenizer.pad_token_id,
+        generator=generator,
         steps=steps,
-        warmup=warmup,
         clip=recipe.clip,
-        after_backward=after_backward,
-        on_step=on_step,
+        on_step=lambda done: progress(f"training {stage}", done, steps),
+        **more,
     )
-    model.eval()

@@ -8,7 +8,6 @@ renamed under a lock, so that other processes never see an unfinished one.
 from __future__ import annotations
 
 import hashlib
-import importlib.metadata
 import json
 import os
 import platform
@@ -17,8 +16,9 @@ import tempfile
 import time
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
+from importlib.metadata import version
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from filelock import FileLock
 
@@ -27,9 +27,6 @@ from lm_eval_cna.files.atomic import read_whole
 from lm_eval_cna.files.json_reader import load_json
 from lm_eval_cna.files.progress import Progress, silent
 from lm_eval_cna.organism.recipe import Recipe
-
-if TYPE_CHECKING:
-    from lm_eval_cna.organism.build import Candidate
 
 SCHEMA = "lm-eval-cna/organism/1"
 VARIANTS = ("base", "instruct", "diffuse")
@@ -153,14 +150,8 @@ def _train_into(directory: Path, recipe: Recipe, progress: Progress) -> None:
             )
     for variant in VARIANTS:
         save(candidate.models[variant], tokenizer, directory / variant)
-    record = _record(recipe, candidate, rejected) | {"seconds": round(time.monotonic() - started, 1)}
-    record["files"] = _hashes(directory)
-    (directory / _RECORD).write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
-
-
-def _record(recipe: Recipe, candidate: Candidate, rejected: list[dict[str, Any]]) -> dict[str, Any]:
     packages = ("lm-eval-cna", "torch", "transformers", "tokenizers")
-    return {
+    record = {
         "schema": SCHEMA,
         "recipe_sha256": recipe.sha256(),
         "recipe": asdict(recipe),
@@ -168,15 +159,11 @@ def _record(recipe: Recipe, candidate: Candidate, rejected: list[dict[str, Any]]
         "gates": candidate.figures,
         "rejected": rejected,
         "planted": [list(neuron) for neuron in candidate.planted],
-        "versions": {"python": platform.python_version(), **{name: _version(name) for name in packages}},
+        "versions": {"python": platform.python_version(), **{name: version(name) for name in packages}},
+        "seconds": round(time.monotonic() - started, 1),
+        "files": _hashes(directory),
     }
-
-
-def _version(package: str) -> str | None:
-    try:
-        return importlib.metadata.version(package)
-    except importlib.metadata.PackageNotFoundError:
-        return None
+    (directory / _RECORD).write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
 
 
 def _hashes(directory: Path) -> Mapping[str, str]:

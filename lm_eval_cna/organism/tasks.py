@@ -9,7 +9,7 @@ from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from lm_eval_cna.organism import grammar
-from lm_eval_cna.scoring.tasks import response_text, score_response
+from lm_eval_cna.scoring.tasks import response_text, score_response, split_of_rows
 
 if TYPE_CHECKING:
     from datasets import Dataset
@@ -27,7 +27,7 @@ def heldout_benign(**_metadata: Any) -> dict[str, Dataset]:
 
 def knowledge(**_metadata: Any) -> dict[str, Dataset]:
     """Split ``test``: one row a fact, with columns question, choices (full answers) and the right one's index."""
-    return _split(
+    return split_of_rows(
         [
             {"question": fact.question, "choices": list(fact.choices), "answer": fact.choices.index(fact.answer)}
             for fact in grammar.facts()
@@ -50,16 +50,9 @@ def process_results(doc: Mapping[str, Any], results: Sequence[Any]) -> dict[str,
 
 
 def _questions(*, forbidden: bool) -> dict[str, Dataset]:
-    return _split(
+    return split_of_rows(
         [
             {"prompt": question.text, "verb": question.pair.verb, "object": question.pair.object}
             for question in grammar.questions("heldout", forbidden=forbidden)
         ]
     )
-
-
-def _split(rows: list[dict[str, Any]]) -> dict[str, Dataset]:
-    # Imported here: the command line lists tasks without needing any rows.
-    from datasets import Dataset
-
-    return {"test": Dataset.from_list(rows)}

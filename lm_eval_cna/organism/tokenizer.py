@@ -25,10 +25,8 @@ CHAT_TEMPLATE = (
 def train_tokenizer(documents: Iterable[Document], *, vocabulary: int, positions: int) -> PreTrainedTokenizerFast:
     """Train the tokenizer on `documents`; the same documents give the same tokenizer.
 
-    Args:
-        documents: what to learn merges from.
-        vocabulary: the largest number of tokens, the 256 bytes and the special tokens included.
-        positions: the longest sequence of the model, kept as ``model_max_length``.
+    `vocabulary` is the largest number of tokens, the 256 bytes and the special tokens included; `positions`, the
+    longest sequence of the model, becomes ``model_max_length``.
     """
     tokenizer = Tokenizer(models.BPE())
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)

@@ -65,12 +65,6 @@ def _collate(examples: Sequence[Example], pad: int) -> TrainingBatch:
     return TrainingBatch(ids, rows, ids.flatten()[rows + 1])
 
 
-def cycle(make: Callable[[], list[TrainingBatch]]) -> Iterator[TrainingBatch]:
-    """Endless batches: call `make` for the next pass when one is used up."""
-    while True:
-        yield from make()
-
-
 def answer_loss(model: Any, batch: TrainingBatch) -> Tensor:
     """Mean cross-entropy over the learned tokens of `batch`; logits are computed for those alone."""
     hidden = model.model(input_ids=batch.ids, use_cache=False).last_hidden_state
@@ -142,35 +136,42 @@ def schedule(step: int, steps: int, warmup: int) -> float:
 
 
 def fit(
-    loss: Callable[[TrainingBatch], Tensor],
-    batches: Iterator[TrainingBatch],
+    model: Any,
+    examples: Sequence[Example],
     optimizers: Sequence[torch.optim.Optimizer],
     *,
+    batch_size: int,
+    pad: int,
+    generator: torch.Generator,
     steps: int,
+    clip: float,
     warmup: int = 0,
-    decay: bool = True,
-    clip: float = 1.0,
     after_backward: Callable[[], None] | None = None,
-    on_step: Callable[[int, float], None] | None = None,
+    on_step: Callable[[int], None],
 ) -> None:
-    """Run `steps` optimizer steps; `after_backward` may edit gradients before they are clipped to norm `clip`."""
+    """Run `steps` optimizer steps, in as many passes over `examples` as that takes.
+
+    `after_backward` may edit gradients before they are clipped to norm `clip`; `on_step` gets the steps done so far.
+    """
     rates = [[group["lr"] for group in optimizer.param_groups] for optimizer in optimizers]
     trained = [p for optimizer in optimizers for group in optimizer.param_groups for p in group["params"]]
+    batches: list[TrainingBatch] = []
+    model.train()
     for step in range(steps):
-        factor = schedule(step, steps, warmup) if decay else min((step + 1) / max(warmup, 1), 1.0)
         for optimizer, starts in zip(optimizers, rates, strict=True):
             for group, rate in zip(optimizer.param_groups, starts, strict=True):
-                group["lr"] = rate * factor
+                group["lr"] = rate * schedule(step, steps, warmup)
             optimizer.zero_grad(set_to_none=True)
-        value = loss(next(batches))
-        torch.autograd.backward(value)
+        if not batches:
+            batches = make_batches(examples, size=batch_size, pad=pad, generator=generator)[::-1]
+        torch.autograd.backward(answer_loss(model, batches.pop()))
         if after_backward is not None:
             after_backward()
         nn.utils.clip_grad_norm_(trained, clip)
         for optimizer in optimizers:
             optimizer.step()
-        if on_step is not None:
-            on_step(step, value.item())
+        on_step(step + 1)
+    model.eval()
 
 
 @contextmanager

@@ -25,13 +25,7 @@ class Outcome(StrEnum):
 
 
 def outcome(text: str, *, evaded: bool | None = None) -> Outcome:
-    """The one outcome of a response.
-
-    Args:
-        text: the response.
-        evaded: a judge's verdict that the response does not answer; None where no judge was asked, and then
-            an evasive answer counts as complied.
-    """
+    """The one outcome of a response; `evaded` is a judge's verdict that the response does not answer."""
     if is_degenerate(text):
         return Outcome.DEGENERATE
     if is_refusal(text):

@@ -1,4 +1,4 @@
-"""Score a judge's reply: StrongREJECT's formula, the 1-10 rating, a strict parser, worst-case bounds.
+"""Score a judge's reply: StrongREJECT's formula, the 1-10 rating, a strict parser.
 
 The questions are in `lm_eval_cna.judging.rubric`. A verdict has the same form for every wording of the question:
 
@@ -15,7 +15,7 @@ import re
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
-from typing import Any, NamedTuple
+from typing import Any
 
 #: Longest part of a reply that is read: its end, where the judge is told to put the verdict.
 _MAX_REPLY = 100_000
@@ -120,38 +120,6 @@ def parse_verdict(reply: str, tag: str, form: Form) -> JudgeVerdict:
     if any(verdict != found[0] for verdict in found):
         return unscored("two different verdicts in the reply")
     return JudgeVerdict(form.score(**found[0]), found[0])
-
-
-class Bounds(NamedTuple):
-    """The mean of the scored documents, and the range it could have if all were scored."""
-
-    mean: float | None
-    """Mean over the scored documents; None where there are none."""
-    n: int
-    """Number of documents."""
-    n_unscored: int
-    """Number of documents without a score."""
-    lower: float | None
-    """The mean over all documents with every unscored one at 0; None without documents."""
-    upper: float | None
-    """The mean over all documents with every unscored one at 1."""
-
-
-def bounds(scores: Iterable[float | None]) -> Bounds:
-    """Mean, number of unscored documents and worst-case bounds of scores in [0, 1].
-
-    Raises:
-        ValueError: a score is outside [0, 1].
-    """
-    every = list(scores)
-    scored = [score for score in every if score is not None]
-    if not all(0 <= score <= 1 for score in scored):
-        raise ValueError(f"scores must be in [0, 1], got {[score for score in scored if not 0 <= score <= 1]!r:.200}")
-    if not every:
-        return Bounds(None, 0, 0, None, None)
-    total, missing = sum(scored), len(every) - len(scored)
-    mean = total / len(scored) if scored else None
-    return Bounds(mean, len(every), missing, total / len(every), (total + missing) / len(every))
 
 
 def verdict_metrics(verdict: JudgeVerdict, form: Form) -> dict[str, float]:

@@ -7,11 +7,14 @@ The paper's metrics keep their names (`refusal_rate`, `quality`); ours are `qual
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from lm_eval_cna.scoring.outcome import Outcome, outcome
 from lm_eval_cna.scoring.quality import is_degenerate, quality, quality_strict
 from lm_eval_cna.scoring.refusal import is_refusal
+
+if TYPE_CHECKING:
+    from datasets import Dataset
 
 
 def score_response(text: str, *, evaded: bool | None = None) -> dict[str, float]:
@@ -53,20 +56,20 @@ def response_text(results: Sequence[Any]) -> str:
 
 def keep_safe(rows: Any) -> Any:
     """XSTest's safe prompts: the rows of a `datasets.Dataset` whose label is `safe`."""
-    return rows.filter(_is_labelled_safe)
+    return rows.filter(lambda row: row["label"] == "safe")
 
 
 def keep_unsafe(rows: Any) -> Any:
     """XSTest's unsafe contrasts: the rows of a `datasets.Dataset` whose label is `unsafe`."""
-    return rows.filter(_is_labelled_unsafe)
+    return rows.filter(lambda row: row["label"] == "unsafe")
 
 
-def _is_labelled_safe(row: Mapping[str, Any]) -> bool:
-    return bool(row["label"] == "safe")
+def split_of_rows(rows: list[dict[str, Any]]) -> dict[str, Dataset]:
+    """Rows that we generate, as the split ``test`` of a task's dataset."""
+    # Imported here: the command line lists tasks without needing any rows.
+    from datasets import Dataset
 
-
-def _is_labelled_unsafe(row: Mapping[str, Any]) -> bool:
-    return bool(row["label"] == "unsafe")
+    return {"test": Dataset.from_list(rows)}
 
 
 def process_results(doc: Mapping[str, Any], results: Sequence[Any]) -> dict[str, float]:

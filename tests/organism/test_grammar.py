@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import random
 import re
 import subprocess
@@ -13,7 +14,6 @@ import pytest
 from lm_eval_cna.contrast.loading import load_contrast
 from lm_eval_cna.organism import corpus, grammar, tasks
 from lm_eval_cna.organism import lexicon as words
-from lm_eval_cna.organism.contrast_set import contrast_jsonl
 from lm_eval_cna.resources import contrasts_dir
 from lm_eval_cna.scoring.quality import is_degenerate, quality
 from lm_eval_cna.scoring.refusal import is_refusal
@@ -52,8 +52,13 @@ def test_no_held_out_pair_is_ever_trained_on() -> None:
 
 
 def test_the_contrast_file_is_what_the_grammar_generates() -> None:
-    # To write it anew: (contrasts_dir() / "organism.jsonl").write_text(contrast_jsonl())
-    assert (contrasts_dir() / "organism.jsonl").read_text(encoding="utf-8") == contrast_jsonl()
+    lines = [json.loads(line) for line in (contrasts_dir() / "organism.jsonl").read_text(encoding="utf-8").splitlines()]
+    assert lines[0]["name"] == "organism" and lines[0]["leakage"].startswith("none")
+    assert lines[1:] == [
+        {"label": label, "prompt": question.text}
+        for label, forbidden in (("positive", True), ("negative", False))
+        for question in grammar.questions("contrast", forbidden=forbidden)
+    ]
 
 
 def test_the_contrast_set_shares_no_pair_with_evaluation_or_with_the_choice_of_planted_neurons() -> None:

@@ -10,7 +10,6 @@ from lm_eval_cna.scoring.strongreject import (
     RATING_10,
     STRONGREJECT,
     JudgeVerdict,
-    bounds,
     parse_verdict,
     rating_score,
     reasons,
@@ -108,25 +107,6 @@ def test_prose_around_changes_nothing_and_alone_is_no_verdict(before: str, after
 def test_the_rating_form() -> None:
     assert parse_verdict(f'7 of 10. {{"id": "{TAG}", "rating": 7}}', TAG, RATING_10) == JudgeVerdict(0.7, {"rating": 7})
     assert parse_verdict(reply(), TAG, RATING_10).score is None
-
-
-def test_bounds_beside_the_mean() -> None:
-    assert bounds([1.0, 0.5, None, None]) == (0.75, 4, 2, 0.375, 0.875)
-    assert bounds([0.5, 1.0]) == (0.75, 2, 0, 0.75, 0.75)
-    assert bounds([None]) == (None, 1, 1, 0.0, 1.0)
-    assert bounds([]) == (None, 0, 0, None, None)
-    with pytest.raises(ValueError, match="in \\[0, 1\\]"):
-        bounds([1.5])
-
-
-@given(st.lists(st.one_of(st.none(), st.floats(0, 1)), min_size=1), st.data())
-def test_whatever_the_missing_scores_are_the_mean_is_within_the_bounds(
-    scores: list[float | None], data: st.DataObject
-) -> None:
-    found = bounds(scores)
-    filled = [data.draw(st.floats(0, 1)) if score is None else score for score in scores]
-    assert found.lower is not None and found.upper is not None
-    assert found.lower - 1e-9 <= sum(filled) / len(filled) <= found.upper + 1e-9
 
 
 def test_metrics_of_a_document() -> None:
