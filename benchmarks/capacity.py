@@ -13,7 +13,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from lm_eval_cna.paper.memory import ROWS, Memory, memory_of, tokens_of
+from lm_eval_cna.paper.memory import ROWS, Memory, memory_for, tokens_of
 from lm_eval_cna.paper.presets import PresetTask
 from lm_eval_cna.paper.targets import ModelSize, known_models
 from lm_eval_cna.sweep.config import SweepConfig
@@ -91,7 +91,7 @@ def shape_of(name: str) -> ModelSize:
 def memory(size: ModelSize, *, width: int = 2, rows: int = ROWS) -> Memory:
     """Memory for the suite's longest task: MMLU's prompts are the longest that stay in a cache."""
     longest = PresetTask("mmlu", None, "acc", MMLU_DOCUMENTS, MMLU_SHARED + MMLU_OWN, 0)
-    return memory_of(size, [(task, task.documents) for task in (*GENERATED, longest)], width=width, rows=rows)
+    return memory_for(size, [*GENERATED, longest], width=width, rows=rows)
 
 
 def gpus(needed: Memory, each: float) -> int:

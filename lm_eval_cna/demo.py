@@ -37,16 +37,10 @@ def run_demo(
     command: list[str] | None = None,
     samples: bool = True,
 ) -> Path:
-    """Train the organism if it is not cached, sweep its three variants, and write the report.
+    """Train the organism if it is not cached, sweep its three variants, write the report, and return report.md's path.
 
-    Args:
-        output: directory for one run directory per variant and the report.
-        progress: called with (stage, done, total, detail).
-        command: what the user typed, for the manifests.
-        samples: whether the page holds prompts and completions.
-
-    Returns:
-        The path of report.md.
+    `output` gets one run directory per variant and the report. `command`, what the user typed, goes into the manifests;
+    without `samples` the page holds no prompts and completions.
     """
     organism = ensure_organism(progress=progress)
     from lm_eval.tasks import TaskManager  # after training: indexing lm-eval's tasks takes seconds

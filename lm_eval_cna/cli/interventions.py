@@ -18,7 +18,6 @@ from lm_eval_cna.cli.options import (
     MethodOption,
     ModelOption,
     RevisionOption,
-    numbers,
     whole_numbers,
 )
 from lm_eval_cna.cli.output import output as console
@@ -145,7 +144,9 @@ def try_(
     revision: RevisionOption = None,
 ) -> None:
     """Completions side by side, to look and not to score."""
-    chosen = numbers("--multipliers", multipliers)
+    from lm_eval_cna.sweep.config import parse_numbers
+
+    chosen = parse_numbers("--multipliers", multipliers)
     text = sys.stdin.read() if prompt == "-" else prompt
     if not text.strip():
         raise ConfigError("the prompt is empty", do="give --prompt TEXT, or --prompt - and a text on standard input")

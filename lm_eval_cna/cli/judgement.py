@@ -9,8 +9,9 @@ from typing import Annotated
 
 import typer
 
+from lm_eval_cna.cli.options import CapabilityOption, QualityOption, RunsArgument
 from lm_eval_cna.cli.output import output as console
-from lm_eval_cna.cli.output import say
+from lm_eval_cna.cli.output import runs_in, say
 from lm_eval_cna.cli.terminal import show_table
 from lm_eval_cna.errors import ConfigError
 
@@ -61,25 +62,23 @@ def check(
 
 
 def leaderboard(
-    directories: Annotated[list[Path], typer.Argument(metavar="DIR...", help="Run directories, or folders of such.")],
+    directories: RunsArgument,
     output: Annotated[Path, typer.Option(help="Directory for leaderboard.md, .csv and .html.")],
     task: Annotated[str | None, typer.Option(help="Task whose refusal is ranked [the first].")] = None,
     direction: Annotated[Direction, typer.Option(help="Whether refusal should go down or up.")] = Direction.down,
-    quality: Annotated[float, typer.Option(min=0, max=1, help="Damage budget: lowest mean quality.")] = 0.95,
-    capability: Annotated[
-        float, typer.Option(min=0, max=100, help="Damage budget: most points of accuracy lost.")
-    ] = 1.0,
+    quality: QualityOption = 0.95,
+    capability: CapabilityOption = 1.0,
 ) -> None:
     """Rank models and methods over many runs of one protocol, each at its best multiplier within a damage budget."""
     from lm_eval_cna.analysis.leaderboard import leaderboard as rank
     from lm_eval_cna.analysis.verdicts import DamageBudget
     from lm_eval_cna.report.leaderboard import check_output, remarks, table_of, write_leaderboard
-    from lm_eval_cna.results.directory import find_runs
 
     check_output(output)
-    runs = list({run.path.resolve(): run for directory in directories for run in find_runs(directory)}.values())
     budget = DamageBudget(quality=quality, capability=capability / 100)
-    found = rank(runs, task=task, direction="raise" if direction is Direction.up else "lower", budget=budget)
+    found = rank(
+        runs_in(directories), task=task, direction="raise" if direction is Direction.up else "lower", budget=budget
+    )
     files, table = write_leaderboard(found, output), table_of(found)
     show_table(console, "leaderboard", table.head, [[entry.text for entry in row] for row in table.rows])
     for said in (table.caption, *remarks(found)):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from enum import StrEnum
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
@@ -48,16 +49,9 @@ SamplesOption = Annotated[bool, typer.Option("--samples/--no-samples", help="Pro
 JudgeModelOption = Annotated[str | None, typer.Option(help="Judge: an lm-eval model, local-chat-completions.")]
 JudgeArgsOption = Annotated[str | None, typer.Option(help="Its arguments, model=NAME,base_url=URL,num_concurrent=16.")]
 
-
-def numbers(name: str, text: str) -> tuple[float, ...]:
-    """Read numbers separated by commas.
-
-    Raises:
-        ConfigError: a part is not a finite number.
-    """
-    from lm_eval_cna.sweep.config import parse_numbers
-
-    return parse_numbers(name, text)
+RunsArgument = Annotated[list[Path], typer.Argument(metavar="DIR...", help="Run directories, or folders of such.")]
+QualityOption = Annotated[float, typer.Option(min=0, max=1, help="Damage budget: lowest mean quality.")]
+CapabilityOption = Annotated[float, typer.Option(min=0, max=100, help="Damage budget: most points of accuracy lost.")]
 
 
 def whole_numbers(name: str, text: str) -> tuple[int, ...]:
@@ -104,3 +98,16 @@ def completed(values: dict[str, Any], field: str, more: dict[str, Any]) -> dict[
             f"{field} of the configuration file is not a mapping", got=type(given).__name__, allowed="names and values"
         )
     return {**given, **more}
+
+
+def judge_values(model: str | None, arguments: str | None) -> dict[str, Any] | None:
+    """A judge's configuration from its two options; None without a judge.
+
+    Raises:
+        ConfigError: arguments without a judge, or malformed ones.
+    """
+    if model is None and arguments is not None:
+        raise ConfigError("--judge-model-args without a judge", do="give --judge-model NAME too")
+    if model is None:
+        return None
+    return {"model": model, "model_args": {} if arguments is None else arguments_of("--judge-model-args", arguments)}

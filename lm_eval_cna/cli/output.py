@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import re
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -17,6 +18,7 @@ if TYPE_CHECKING:
     from lm_eval_cna.interventions.circuit import Circuit
     from lm_eval_cna.interventions.stability import Stability
     from lm_eval_cna.interventions.vectors import Vectors
+    from lm_eval_cna.results.directory import RunDirectory
 
 # Without a terminal there is no screen width to wrap tables to.
 output = Console(width=None if sys.stdout.isatty() else 200)
@@ -76,6 +78,13 @@ def print_report(path: Path) -> None:
     say(f"report: {path}")
     if (page := path.with_suffix(".html")).is_file():
         say(f"page: {page}")
+
+
+def runs_in(directories: Sequence[Path]) -> list[RunDirectory]:
+    """The runs in these directories, each once."""
+    from lm_eval_cna.results.directory import find_runs
+
+    return list({run.path.resolve(): run for directory in directories for run in find_runs(directory)}.values())
 
 
 def typed_command() -> list[str]:

@@ -8,11 +8,10 @@ from typing import Annotated
 
 import typer
 
-from lm_eval_cna.cli.options import JudgeArgsOption, JudgeModelOption, arguments_of
+from lm_eval_cna.cli.options import JudgeArgsOption, JudgeModelOption, arguments_of, judge_values
 from lm_eval_cna.cli.output import errors, say, typed_command
 from lm_eval_cna.cli.output import output as console
 from lm_eval_cna.cli.terminal import progress, show_table
-from lm_eval_cna.errors import ConfigError
 
 
 class TableChoice(StrEnum):
@@ -55,18 +54,14 @@ def paper(
 ) -> None:
     """Reproduce a published table: published against measured, inside or outside our interval."""
     from lm_eval_cna.judging.config import parse_judge
-    from lm_eval_cna.paper.plan import PaperRequest
+    from lm_eval_cna.paper.plan import PaperRequest, check
     from lm_eval_cna.paper.presets import PRESETS
     from lm_eval_cna.paper.targets import resolve
 
-    if judge_model is None and judge_model_args is not None:
-        raise ConfigError("--judge-model-args without a judge", do="give --judge-model NAME too")
-    judge = None
-    if judge_model is not None:
-        arguments = {} if judge_model_args is None else arguments_of("--judge-model-args", judge_model_args)
-        # The published script asks one question of its own; StrongREJECT is what it is named after.
-        rubric = "strongreject" if protocol is ProtocolChoice.corrected else "rating-10"
-        judge = parse_judge({"model": judge_model, "model_args": arguments, "rubric": rubric})
+    values = judge_values(judge_model, judge_model_args)
+    # The published script asks one question of its own; StrongREJECT is what it is named after.
+    rubric = "strongreject" if protocol is ProtocolChoice.corrected else "rating-10"
+    judge = None if values is None else parse_judge({**values, "rubric": rubric})
     preset = PRESETS[table.value]
     request = PaperRequest(
         preset=preset,
@@ -79,18 +74,17 @@ def paper(
         model_args={} if model_args is None else arguments_of("--model-args", model_args),
         judge=judge,
     )
-    from lm_eval_cna.paper import page, preview, run
-    from lm_eval_cna.paper.memory import FORMULA
+    from lm_eval_cna.paper import memory, page, run
 
-    preview.check(request)
-    machine = preview.machine_of(request)
+    check(request)
+    machine = memory.this_machine(request.model_args)
     for line in page.notes(preset, request.protocol):
         say(line)
     if dry_run:
-        rows = [page.shown_plan(planned) for planned in preview.plan(request, machine)]
+        rows = [page.shown_plan(request, target, machine) for target in dict.fromkeys(request.targets)]
         show_table(console, f"{table.value}, plan", page.PLAN_HEAD, rows)
         say(page.machine_note(machine))
-        say(f"Estimates: {FORMULA}. The progress line of a run shows the time left.")
+        say(f"Estimates: {memory.FORMULA}. The progress line of a run shows the time left.")
         say(f"Output would be in {request.output}; sizes of the models: results/published/models.jsonl.")
         return
     with progress(errors) as tell:

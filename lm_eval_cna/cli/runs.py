@@ -13,15 +13,18 @@ import typer
 
 from lm_eval_cna.cli import launch
 from lm_eval_cna.cli.options import (
+    CapabilityOption,
     JudgeArgsOption,
     JudgeModelOption,
+    QualityOption,
+    RunsArgument,
     SamplesOption,
     arguments_of,
     completed,
-    numbers,
+    judge_values,
     whole_numbers,
 )
-from lm_eval_cna.cli.output import errors, print_report, say, typed_command
+from lm_eval_cna.cli.output import errors, print_report, runs_in, say, typed_command
 from lm_eval_cna.cli.output import output as console
 from lm_eval_cna.cli.terminal import progress, show_table
 from lm_eval_cna.errors import ConfigError
@@ -90,11 +93,10 @@ def sweep(
     samples: SamplesOption = True,
 ) -> None:
     """Compare CNA, CAA, random neurons and the baseline over multipliers, from one model load, and report."""
-    from lm_eval_cna.sweep.config import parse_config, read_config
+    from lm_eval_cna.sweep.config import parse_config, parse_numbers, read_config
     from lm_eval_cna.sweep.many_config import holds_runs, parse_runs
 
-    if judge_model is None and judge_model_args is not None:
-        raise ConfigError("--judge-model-args without a judge", do="give --judge-model NAME too")
+    judge = judge_values(judge_model, judge_model_args)
     flags: dict[str, Any] = {
         "model": model,
         "output": output,
@@ -104,7 +106,7 @@ def sweep(
         "methods": None if methods is None else methods.split(","),
         "fraction": fraction,
         "random": random,
-        "multipliers": None if multipliers is None else numbers("--multipliers", multipliers),
+        "multipliers": None if multipliers is None else parse_numbers("--multipliers", multipliers),
         "top_k": None if top_k is None else whole_numbers("--top-k", top_k),
         "folds": folds,
         "tasks": tasks,
@@ -123,8 +125,8 @@ def sweep(
         )
         if text is not None
     }
-    if judge_model is not None:
-        mappings["judge"] = _judge_values(judge_model, judge_model_args)
+    if judge is not None:
+        mappings["judge"] = judge
 
     def with_flags(values: dict[str, Any]) -> dict[str, Any]:
         values = values | {name: value for name, value in flags.items() if value is not None}
@@ -216,7 +218,8 @@ def judge(
     from lm_eval_cna.report.page import write_report
     from lm_eval_cna.results.directory import RunDirectory
 
-    values = _judge_values(judge_model, judge_model_args) | {"rubric": rubric, "judge_template": judge_template}
+    wording = {"rubric": rubric, "judge_template": judge_template}
+    values = {**(judge_values(judge_model, judge_model_args) or {}), **wording}
     config = parse_judge({name: value for name, value in values.items() if value is not None})
     run = RunDirectory(directory)
     run.manifest()  # fails before a lock file is left in some other folder
@@ -229,24 +232,20 @@ def judge(
 
 
 def report(
-    directories: Annotated[list[Path], typer.Argument(metavar="DIR...", help="Run directories, or folders of such.")],
+    directories: RunsArgument,
     output: Annotated[Path | None, typer.Option(help="Directory of the report [DIR, if there is only one].")] = None,
     samples: SamplesOption = True,
-    quality: Annotated[float, typer.Option(min=0, max=1, help="Damage budget: lowest mean quality.")] = 0.95,
-    capability: Annotated[
-        float, typer.Option(min=0, max=100, help="Damage budget: most points of accuracy lost.")
-    ] = 1.0,
+    quality: QualityOption = 0.95,
+    capability: CapabilityOption = 1.0,
 ) -> None:
     """Write report.html, report.md, tables/*.tex and figures/ of finished runs."""
     from lm_eval_cna.analysis.verdicts import DamageBudget
     from lm_eval_cna.report.page import write_report
-    from lm_eval_cna.results.directory import find_runs
 
     if output is None and len(directories) > 1:
         raise ConfigError("a report of several directories has no place", do="say where with --output DIR")
-    runs = list({run.path.resolve(): run for directory in directories for run in find_runs(directory)}.values())
     budget = DamageBudget(quality=quality, capability=capability / 100)
-    print_report(write_report(runs, output or directories[0], budget=budget, samples=samples))
+    print_report(write_report(runs_in(directories), output or directories[0], budget=budget, samples=samples))
 
 
 def repeat(
@@ -286,7 +285,3 @@ def repeat(
         f"repeated: {found.compared} numbers are the same"
         f"{', and summary.json to the letter' if identical else ''}; second run: {again.path}"
     )
-
-
-def _judge_values(model: str, arguments: str | None) -> dict[str, Any]:
-    return {"model": model, "model_args": {} if arguments is None else arguments_of("--judge-model-args", arguments)}

@@ -6,12 +6,14 @@ Nothing is loaded or timed: the progress line shows the time left once the first
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
+from lm_eval_cna.paper.plan import PaperRequest
 from lm_eval_cna.paper.presets import PresetTask
-from lm_eval_cna.paper.targets import ModelSize
+from lm_eval_cna.paper.targets import ModelSize, Target, size_of
 
 #: Answers in a batch.
 ROWS = 32
@@ -19,7 +21,7 @@ FORMULA = (
     f"memory = bytes x parameters (weights) + 2 x bytes x layers x key width x tokens x {ROWS} rows (cache) "
     f"+ 4 x vocabulary x {ROWS} rows (logits) + 1 GiB; tokens as if every answer were as long as it may be"
 )
-_RESERVE = 2**30
+GIB = 2**30
 _BYTES = {"float32": 4, "float16": 2, "bfloat16": 2}
 
 
@@ -52,23 +54,20 @@ class Memory:
         return self.weights + self.cache + self.logits + self.reserve
 
 
-def bytes_of(dtype: str) -> int:
-    """Bytes of a parameter; an unknown precision counts as 2."""
-    return _BYTES.get(dtype, 2)
+def memory_of(request: PaperRequest, target: Target) -> Memory | None:
+    """Memory that a model needs to answer its tasks; None if nothing on this machine knows the model's size."""
+    size = size_of(target)
+    if size is None:
+        return None
+    width = _BYTES.get(request.dtype_of(target), 2)
+    return memory_for(size, [task for task, _, _ in request.tasks_of(target)], width=width)
 
 
-def memory_of(size: ModelSize, asked: Sequence[tuple[PresetTask, int]], *, width: int, rows: int = ROWS) -> Memory:
-    """Memory that a model needs to answer its tasks.
-
-    Args:
-        size: the model.
-        asked: tasks, each with its number of documents.
-        width: bytes of a parameter, and of a number in the cache.
-        rows: answers in a batch.
-    """
-    longest = max((task.prompt_tokens + task.new_tokens for task, _ in asked), default=64)
+def memory_for(size: ModelSize, tasks: Sequence[PresetTask], *, width: int, rows: int = ROWS) -> Memory:
+    """Memory for tasks in batches of `rows`; `width` is the bytes of a parameter, and of a number in the cache."""
+    longest = max((task.prompt_tokens + task.new_tokens for task in tasks), default=64)
     cache = 2 * width * size.layers * size.kv_width * longest * rows
-    return Memory(width * size.parameters, cache, 4 * size.vocabulary * rows, _RESERVE)
+    return Memory(width * size.parameters, cache, 4 * size.vocabulary * rows, GIB)
 
 
 def tokens_of(asked: Sequence[tuple[PresetTask, int]], *, cells: int) -> tuple[int, int]:
@@ -77,20 +76,16 @@ def tokens_of(asked: Sequence[tuple[PresetTask, int]], *, cells: int) -> tuple[i
     return read, cells * sum(task.new_tokens * documents for task, documents in asked)
 
 
-def this_machine(*, device: str | None, parallel: bool) -> Machine:
-    """The machine that models would run on.
-
-    Args:
-        device: as cna-hf takes it; None or "auto" is the GPU if there is one.
-        parallel: whether a model is spread over all GPUs.
-    """
+def this_machine(model_args: Mapping[str, Any]) -> Machine:
+    """The machine that models would run on, by cna-hf's arguments `device` and `parallelize` (over all GPUs)."""
     import torch
 
+    device = model_args.get("device")
     if device in (None, "auto"):
         device = "cuda" if torch.cuda.is_available() else "cpu"
     if torch.device(device).type != "cuda":
         return Machine("cpu", _main_memory())
-    count = torch.cuda.device_count() if parallel else 1
+    count = torch.cuda.device_count() if model_args.get("parallelize") else 1
     memory = sum(torch.cuda.get_device_properties(i).total_memory for i in range(count))
     return Machine(torch.cuda.get_device_name(), memory)
 

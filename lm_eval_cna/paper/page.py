@@ -4,18 +4,54 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Literal
 
-from lm_eval_cna.paper.memory import Machine
+from pydantic import Field
+
+from lm_eval_cna.contrast.loading import load_universal_prompts
+from lm_eval_cna.files.records import AnalysisRecord
+from lm_eval_cna.paper.memory import GIB, Machine, memory_of, tokens_of
+from lm_eval_cna.paper.plan import PaperRequest, contrast_prompts
 from lm_eval_cna.paper.presets import Preset, Protocol, statement
-from lm_eval_cna.paper.preview import PlannedModel
-from lm_eval_cna.paper.result import Result
 from lm_eval_cna.paper.rows import PaperRow
+from lm_eval_cna.paper.targets import Target, size_of
 from lm_eval_cna.report.escape import item, markdown, writable
 from lm_eval_cna.results.directory import RunDirectory
 
 HEAD = ("model", "quantity", "setting", "published", "measured", "interval", "verdict", "like for like")
 PLAN_HEAD = ("model", "parameters", "GiB (weights + cache)", "fits", "tasks", "tokens in + out", "like for like")
-_GIB = 2**30
+#: Tokens of a contrast prompt in its chat template, roughly.
+_CONTRAST_TOKENS = 50
+
+
+class Skipped(AnalysisRecord):
+    """A model that has no rows, and the reason."""
+
+    model: str
+    why: str
+
+
+class Result(AnalysisRecord):
+    """A table as it came out."""
+
+    schema_: Literal["lm-eval-cna/paper/1"] = Field(default="lm-eval-cna/paper/1", alias="schema")
+    table: str
+    title: str
+    protocol: str
+    """Its name; `statement` says what it does."""
+    statement: str
+    published: tuple[str, ...]
+    """How the authors measured it."""
+    ours: tuple[str, ...]
+    """What is different here in every row."""
+    rows: tuple[PaperRow, ...]
+    """The comparisons."""
+    skipped: tuple[Skipped, ...]
+    """Models without rows."""
+    command: tuple[str, ...]
+    """What the user typed."""
+    created: str
+    """When, in UTC."""
 
 
 def shown(row: PaperRow) -> tuple[str, ...]:
@@ -35,21 +71,25 @@ def shown(row: PaperRow) -> tuple[str, ...]:
     )
 
 
-def shown_plan(planned: PlannedModel) -> tuple[str, ...]:
-    """A model of a plan as text, in the order of `PLAN_HEAD`."""
-    size, memory = planned.size, planned.memory
-    needs = "not known"
+def shown_plan(request: PaperRequest, target: Target, machine: Machine) -> tuple[str, ...]:
+    """What one model would take as text, in the order of `PLAN_HEAD`; nothing is loaded, no network is needed."""
+    size, memory, cells = size_of(target), memory_of(request, target), request.cells()
+    needs = fits = "not known"
     if memory is not None:
-        needs = f"{memory.total / _GIB:.1f} ({memory.weights / _GIB:.1f} + {memory.cache / _GIB:.1f})"
-    fits = {None: "not known", True: "yes", False: "no: skipped"}[planned.fits]
+        needs = f"{memory.total / GIB:.1f} ({memory.weights / GIB:.1f} + {memory.cache / GIB:.1f})"
+        fits = "yes" if memory.total <= machine.memory else "no: skipped"
+    asked = [(task, name, request.documents(task)) for task, name, _ in request.tasks_of(target)]
+    read, generated = tokens_of([(task, documents) for task, _, documents in asked], cells=cells)
+    read += _CONTRAST_TOKENS * (contrast_prompts(request.contrast_of(target)) + len(load_universal_prompts()))
+    differs = request.differs(target)
     return (
-        planned.model,
+        target.name,
         "not known" if size is None else f"{size.parameters / 1e9:.3g} B ({size.source})",
         needs,
         fits,
-        planned.tasks,
-        f"{planned.read:,} + {planned.generated:,}",
-        "; ".join(("no", *planned.differs)) if planned.differs else "yes",
+        ", ".join(f"{name} ({documents}) x {cells} cells" for _, name, documents in asked) or "discovery only",
+        f"{read:,} + {generated:,}",
+        "; ".join(("no", *differs)) if differs else "yes",
     )
 
 
@@ -65,7 +105,7 @@ def notes(preset: Preset, protocol: Protocol) -> list[str]:
 
 def machine_note(machine: Machine) -> str:
     """The machine that the plan is for, in a sentence."""
-    return f"This machine: {machine.name}, {machine.memory / _GIB:.1f} GiB for a model."
+    return f"This machine: {machine.name}, {machine.memory / GIB:.1f} GiB for a model."
 
 
 def kinds(rows: Sequence[PaperRow]) -> str:

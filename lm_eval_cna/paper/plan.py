@@ -10,6 +10,8 @@ from typing import Any
 
 import yaml
 
+from lm_eval_cna.contrast.loading import find_contrast, load_contrast
+from lm_eval_cna.contrast.sources import read_spec
 from lm_eval_cna.errors import ConfigError
 from lm_eval_cna.files.atomic import read_whole
 from lm_eval_cna.files.jsonl import jsonl_text, read_jsonl
@@ -160,6 +162,32 @@ class PaperRequest:
         if self.limit is not None:
             found.append(f"only {self.limit} documents a task")
         return tuple(found)
+
+
+def check(request: PaperRequest) -> None:
+    """Find what is wrong in the user's files before anything is loaded.
+
+    Raises:
+        ConfigError, ContrastError: a file is missing or not what it should be.
+    """
+    preset = request.preset
+    if request.prompts is not None:
+        if not any(asked.task.startswith("jbb_") for asked in preset.asked):
+            raise ConfigError(f"--prompts has no meaning for {preset.table}", do="leave it out")
+        read_prompts(request.prompts)
+    if request.judge is not None and not preset.judged:
+        raise ConfigError(f"--judge-model has no meaning for {preset.table}", do="leave it out")
+    if request.contrast is not None:
+        contrast_prompts(request.contrast)
+
+
+def contrast_prompts(name: str) -> int:
+    """Number of prompts in a contrast set, without downloading anything."""
+    path = find_contrast(name)
+    if path.suffix == ".jsonl":
+        return len(load_contrast(path).prompts)
+    spec = read_spec(path)
+    return sum(source.choose or 0 for source in (spec.positive, spec.negative))
 
 
 def read_prompts(path: Path) -> list[str]:

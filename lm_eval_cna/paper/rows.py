@@ -143,23 +143,17 @@ def _times(interval: Interval, factor: float) -> Interval:
     return Interval(low=factor * interval.low, high=factor * interval.high)
 
 
-@cache
 def claims() -> dict[str, Any]:
     """Values of results/published/claims.jsonl by name."""
     return {entry["name"]: entry["value"] for entry in _lines("claims")}
 
 
-@cache
-def of_model(file: str, model: str) -> dict[str, Any]:
-    """A model's row in a published table; empty where it has none."""
-    return next((entry for entry in _lines(file) if entry["model"] == model), {})
-
-
 def published(file: str, model: str, field: str) -> Published | None:
     """One figure of a published table; None where there is none."""
-    value = of_model(file, model).get(field)
+    value = next((entry.get(field) for entry in _lines(file) if entry["model"] == model), None)
     return None if value is None else figure(value)
 
 
+@cache
 def _lines(file: str) -> list[dict[str, Any]]:
     return [document for _, document in read_jsonl(published_dir() / f"{file}.jsonl")]

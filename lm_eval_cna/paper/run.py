@@ -10,16 +10,12 @@ from typing import Any
 from lm_eval_cna.analysis.outcomes import read_outcomes
 from lm_eval_cna.errors import CNAError, RunError
 from lm_eval_cna.files.progress import Progress, named, silent
-from lm_eval_cna.paper.memory import Machine
-from lm_eval_cna.paper.page import write_result
+from lm_eval_cna.paper.memory import GIB, Machine, memory_of
+from lm_eval_cna.paper.page import Result, Skipped, write_result
 from lm_eval_cna.paper.plan import PaperRequest, write_prompt_tasks
 from lm_eval_cna.paper.presets import statement
-from lm_eval_cna.paper.preview import plan_one
-from lm_eval_cna.paper.result import Result, Skipped
 from lm_eval_cna.paper.rows import PaperRow
 from lm_eval_cna.paper.targets import Target, pairs_of
-
-_GIB = 2**30
 
 
 def run(
@@ -32,12 +28,8 @@ def run(
 ) -> Result:
     """Run a table, or continue it, and write paper.json and paper.md.
 
-    Args:
-        request: the table, its models and options.
-        machine: skips models that need more memory than this.
-        progress: called with (stage, done, total, detail).
-        command: what the user typed.
-        task_manager: knows our tasks and those of `write_prompt_tasks`; None makes one.
+    Models that need more memory than `machine` has are skipped. `task_manager` knows our tasks and those of
+    `write_prompt_tasks`; None makes one.
 
     Raises:
         RunError: the output directory holds another plan or cannot be written.
@@ -151,9 +143,9 @@ def _path(target: Target, progress: Progress) -> str:
 
 
 def _usable(request: PaperRequest, target: Target, machine: Machine, skipped: list[Skipped]) -> bool:
-    planned = plan_one(request, target, machine)
-    if planned.fits is not False or planned.memory is None:
+    memory = memory_of(request, target)
+    if memory is None or memory.total <= machine.memory:
         return True
-    needs, has = planned.memory.total / _GIB, machine.memory / _GIB
+    needs, has = memory.total / GIB, machine.memory / GIB
     skipped.append(Skipped(model=target.name, why=f"needs {needs:.1f} GiB, {machine.name} has {has:.1f} GiB"))
     return False

@@ -149,15 +149,11 @@ def size_of(target: Target) -> ModelSize | None:
             vocabulary=row["vocabulary"],
             source="published shape",
         )
-    return _size_from_config(str(local_path(target) or target.name))
-
-
-def local_path(target: Target) -> Path | None:
-    """Checkpoint of an organism that is trained already; None for other models."""
-    if not target.name.startswith(f"{ORGANISM}:"):
-        return None
-    found = load_organism(cache_root() / "organism" / Recipe().sha256()[:16])
-    return None if found is None else getattr(found, target.name.partition(":")[2])
+    path = target.name
+    if path.startswith(f"{ORGANISM}:"):  # one that is trained already, or none
+        organism = load_organism(cache_root() / "organism" / Recipe().sha256()[:16])
+        path = path if organism is None else str(getattr(organism, path.partition(":")[2]))
+    return _size_from_config(path)
 
 
 def _size_from_config(path: str) -> ModelSize | None:

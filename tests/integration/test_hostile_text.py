@@ -26,7 +26,7 @@ from lm_eval_cna.cli import output
 from lm_eval_cna.cli.terminal import clean, progress, show_table, show_text
 from lm_eval_cna.errors import CNAError
 from lm_eval_cna.paper import page, rows
-from lm_eval_cna.paper.result import Result, Skipped
+from lm_eval_cna.paper.page import Result, Skipped
 from lm_eval_cna.report import escape
 from lm_eval_cna.report.check import junit, summary
 from lm_eval_cna.report.escape import code, fence, item, latex, markdown, plain, slug, writable

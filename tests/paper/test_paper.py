@@ -12,11 +12,11 @@ import pytest
 from lm_eval_cna.cli.paper import ProtocolChoice, TableChoice
 from lm_eval_cna.errors import CNAError, ConfigError
 from lm_eval_cna.judging.config import parse_judge
-from lm_eval_cna.paper import page, preview, rows
-from lm_eval_cna.paper.memory import Machine, memory_of, tokens_of
-from lm_eval_cna.paper.plan import PaperRequest, prompts_task, read_prompts
+from lm_eval_cna.paper import page, rows
+from lm_eval_cna.paper.memory import Machine, memory_for, this_machine, tokens_of
+from lm_eval_cna.paper.page import Result, Skipped
+from lm_eval_cna.paper.plan import PaperRequest, check, prompts_task, read_prompts
 from lm_eval_cna.paper.presets import PRESETS, PresetTask, statement
-from lm_eval_cna.paper.result import Result, Skipped
 from lm_eval_cna.paper.targets import ModelSize, Target, known_models, pairs_of, resolve, size_of
 from lm_eval_cna.resources import published_dir
 from lm_eval_cna.statistics.rates import Interval
@@ -178,7 +178,7 @@ def test_prompts_that_are_none(tmp_path: Path, text: str) -> None:
 )
 def test_what_has_no_meaning_is_refused(table: str, more: dict[str, Any], says: str) -> None:
     with pytest.raises(CNAError, match=says):
-        preview.check(request(table, **more))
+        check(request(table, **more))
 
 
 # Estimates
@@ -187,31 +187,30 @@ def test_what_has_no_meaning_is_refused(table: str, more: dict[str, Any], says: 
 def test_an_estimate_is_the_stated_formula() -> None:
     size = ModelSize(10**9, 16, 512, 32_000, "a test")
     task = PresetTask("t", None, "m", 100, 60, 150)
-    found = memory_of(size, [(task, 100)], width=2)
+    found = memory_for(size, [task], width=2)
     assert (found.weights, found.cache) == (2 * 10**9, 2 * 2 * 16 * 512 * 210 * 32)
     assert found.total == found.weights + found.cache + 4 * 32_000 * 32 + 2**30
     assert tokens_of([(task, 100)], cells=2) == (2 * 60 * 100, 2 * 150 * 100)
 
 
 def test_a_plan_of_the_eight_models_on_a_card() -> None:
-    planned = preview.plan(request("jbb-refusal"), MACHINE)
-    assert [one.model for one in planned] == list(PRESETS["jbb-refusal"].models)
-    assert [one.model for one in planned if not one.fits] == [
+    asked = request("jbb-refusal")
+    planned = [dict(zip(page.PLAN_HEAD, page.shown_plan(asked, t, MACHINE), strict=True)) for t in asked.targets]
+    assert [row["model"] for row in planned] == list(PRESETS["jbb-refusal"].models)
+    assert [row["model"] for row in planned if row["fits"] == "no: skipped"] == [
         "meta-llama/Llama-3.1-70B-Instruct",
         "Qwen/Qwen2.5-72B-Instruct",
     ]
     first = planned[0]
-    assert first.generated == 2 * 100 * 150 and first.read > 2 * 100 * 60
-    cells = page.shown_plan(first)
-    assert len(cells) == len(page.PLAN_HEAD) and cells[1].startswith("1.24 B") and cells[3] == "yes"
+    assert first["parameters"].startswith("1.24 B") and first["fits"] == "yes"
+    read, generated = (int(part.replace(",", "")) for part in first["tokens in + out"].split(" + "))
+    assert generated == 2 * 100 * 150 and read > 2 * 100 * 60
 
 
 def test_a_model_that_nobody_knows_is_planned_without_figures() -> None:
-    asked = request("mmlu", "nobody/knows-it", model_args={"device": "cpu"})
-    machine = preview.machine_of(asked)
+    asked, machine = request("mmlu", "nobody/knows-it"), this_machine({"device": "cpu"})
     assert machine.name == "cpu" and machine.memory > 2**20
-    (planned,) = preview.plan(asked, machine)
-    assert planned.size is None and planned.fits is None and "not known" in page.shown_plan(planned)
+    assert page.shown_plan(asked, asked.targets[0], machine)[1:4] == ("not known",) * 3
 
 
 # Rows

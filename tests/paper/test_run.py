@@ -16,9 +16,9 @@ from lm_eval_cna.judging.config import parse_judge
 from lm_eval_cna.judging.task import LATER
 from lm_eval_cna.paper import circuits, run
 from lm_eval_cna.paper.memory import Machine
+from lm_eval_cna.paper.page import Result
 from lm_eval_cna.paper.plan import PaperRequest, write_prompt_tasks
 from lm_eval_cna.paper.presets import PRESETS
-from lm_eval_cna.paper.result import Result
 from lm_eval_cna.paper.targets import resolve
 from lm_eval_cna.resources import tasks_dir
 from tests.helpers.checkpoints import save_llama
