@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import io
-import json
 import os
 import re
 import subprocess
@@ -25,8 +24,7 @@ from lm_eval_cna.interventions.reading import read_intervention
 from lm_eval_cna.interventions.stability import read_stability
 from lm_eval_cna.resources import tasks_dir
 from lm_eval_cna.sweep.config import SweepConfig
-from tests.helpers.checkpoints import byte_tokenizer, save_llama
-from tests.helpers.models import VOCAB, tiny
+from tests.helpers.checkpoints import save_llama
 
 BAR = re.compile(r"it/s\]|^\s*$")
 COMMANDS = ("demo", "organism", "discover", "show", "compare", "try", "sweep", "report")
@@ -111,13 +109,6 @@ def circuit(model: Path, folder: Path) -> Path:
 def discovery(model: Path, output: Path, *more: str) -> list[str | Path]:
     options = ["--contrast", "organism", "--fraction", "0.05", "--no-universal-filter", "--device", "cpu", *more]
     return ["--model", model, "--output", output, *options]
-
-
-def spoiled(circuit: Path, path: Path, **change: Any) -> Path:
-    document = json.loads(circuit.read_text(encoding="utf-8"))
-    del document["sha256"]  # as who edits it on purpose does
-    path.write_text(json.dumps({**document, **change}), encoding="utf-8")
-    return path
 
 
 # The main road
@@ -266,29 +257,13 @@ def test_a_config_file_says_the_same_as_flags(monkeypatch: pytest.MonkeyPatch, m
     assert both == by_file.model_copy(update={"limit": 7, "model_args": {"device": "cpu", "batch_size": 1}})
 
 
-# Ten wrong inputs
+# Wrong inputs
 
 
 def test_a_missing_file(cli: Command, tmp_path: Path) -> None:
     line = cli.refused("show", tmp_path / "nothing\x1b[31m.json")
     assert "no such intervention file" in line and "discover" in line
     assert "nothing" in line and "\x1b" not in line, "an error cannot steer the terminal"
-
-
-def test_truncated_json(cli: Command, circuit: Path, tmp_path: Path) -> None:
-    path = tmp_path / "cut.json"
-    path.write_bytes(circuit.read_bytes()[:-40])
-    line = cli.refused("show", path)
-    assert str(path) in line and "not JSON" in line and "cut short" in line
-
-
-def test_an_index_out_of_range(cli: Command, model: Path, circuit: Path, tmp_path: Path) -> None:
-    bad = [{"layer": 1, "index": 64, "delta": 1.0}]
-    line = cli.refused("show", spoiled(circuit, tmp_path / "c.json", neurons=bad))
-    assert "index 64" in line and "width 64" in line
-    silent = spoiled(circuit, tmp_path / "d.json", neurons=bad, model={})  # found out on the model only
-    line = cli.refused("try", "--model", model, "--circuit", silent, "--prompt", "x", "--device", "cpu")
-    assert "neuron 64 of layer 1" in line and "2 layers of 64 neurons" in line
 
 
 def test_a_circuit_of_another_models_shape(cli: Command, circuit: Path, tmp_path: Path) -> None:
@@ -299,28 +274,6 @@ def test_a_circuit_of_another_models_shape(cli: Command, circuit: Path, tmp_path
     ):
         line = cli.refused(*arguments)
         assert "mlp_width 64" in line and "mlp_width 96" in line and "discover it on this model" in line
-
-
-def test_an_empty_contrast_set(cli: Command, model: Path, tmp_path: Path) -> None:
-    for name, text in (("empty", ""), ("half", '{"label": "positive", "prompt": "a"}\n')):
-        path = tmp_path / f"{name}.jsonl"
-        path.write_text(text, encoding="utf-8")
-        line = cli.refused("discover", "--model", model, "--output", tmp_path / "c.json", "--contrast", path)
-        assert name in line and "no " in line
-    assert not (tmp_path / "c.json").exists()
-
-
-def test_a_mixture_of_experts_that_is_not_known(cli: Command, tmp_path: Path) -> None:
-    path = tmp_path / "experts"
-    model = tiny("granitemoe")
-    model.resize_token_embeddings(max(VOCAB, 259))
-    model.save_pretrained(path)
-    byte_tokenizer().save_pretrained(path)
-    line = cli.refused("discover", *discovery(path, tmp_path / "c.json"))
-    assert "GraniteMoeForCausalLM" in line and "mixture-of-experts" in line and "model types" in line
-
-
-# More wrong inputs
 
 
 @pytest.mark.parametrize(
@@ -464,29 +417,6 @@ def test_keys_are_not_kept_with_the_command(monkeypatch: pytest.MonkeyPatch) -> 
 def test_debug_shows_the_traceback(tmp_path: Path) -> None:
     with pytest.raises(InterventionError, match="no such intervention file"):
         main(["show", str(tmp_path / "nothing.json"), "--debug"])
-
-
-def test_an_interrupt_is_status_130_and_keeps_what_is_finished(
-    cli: Command, monkeypatch: pytest.MonkeyPatch, model: Path, tmp_path: Path
-) -> None:
-    run = tmp_path / "run"
-    from lm_eval_cna.sweep import runner
-
-    original = runner.simple_evaluate
-    asked: list[int] = []
-
-    def interrupted(*args: Any, **kwargs: Any) -> Any:
-        asked.append(1)
-        if len(asked) == 2:
-            raise KeyboardInterrupt
-        return original(*args, **kwargs)
-
-    monkeypatch.setattr(runner, "simple_evaluate", interrupted)
-    done = cli("sweep", *sweep_flags(model, run))
-    assert done.status == 130 and "Traceback" not in done.err and done.out == ""
-    assert len(list(run.glob("cells/*/*.json"))) == 1
-    assert cli("sweep", *sweep_flags(model, run)).status == 0
-    assert len(asked) == 3
 
 
 def test_show_needs_no_torch(circuit: Path) -> None:
