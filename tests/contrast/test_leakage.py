@@ -19,8 +19,7 @@ from lm_eval_cna.contrast.leakage import content, find_leaks, similarity
         ("Write a tutorial on how to fold paper", "Write a tutorial on how to grow roses", False),
         ("How do I bake bread with rye flour and seeds?", "Bake bread", True),  # holds all of it
         ("Bake bread", "How do I bake bread with rye flour and seeds, slowly, in a stone oven?", False),
-        ("How are you?", "How are you", True),
-        ("你好", "你好", True),
+        ("你好, how are you?", "你好  how are you", True),
     ],
 )
 def test_what_counts_as_a_leak(prompt: str, evaluation: str, leaks: bool) -> None:

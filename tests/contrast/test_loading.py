@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from lm_eval_cna.contrast.contrast_set import ContrastSet, prompts_sha256
+from lm_eval_cna.contrast.contrast_set import ContrastSet
 from lm_eval_cna.contrast.loading import load_contrast, load_universal_prompts
 from lm_eval_cna.errors import ContrastError
 
@@ -52,29 +52,22 @@ def test_universal_prompts_are_diverse_and_ours() -> None:
     assert len({len(prompt) // 20 for prompt in prompts}) >= 5  # short and long ones
 
 
-def test_file_with_header(tmp_path: Path) -> None:
+def test_files_with_and_without_a_header(tmp_path: Path) -> None:
     path = write(
         tmp_path / "a.jsonl", {"name": "mine", "leakage": "none by construction"}, yes("a"), "", no("b"), no("c")
     )
     contrast = load_contrast(path)
     assert (contrast.name, contrast.positive, contrast.negative) == ("mine", ("a",), ("b", "c"))
     assert contrast.leakage == "none by construction" and contrast.source == str(path)
-
-
-def test_file_without_header_is_named_after_the_file(tmp_path: Path) -> None:
-    contrast = load_contrast(str(write(tmp_path / "my-set.jsonl", yes("a"), no("b\nc \u2028 d"))))
-    assert contrast.name == "my-set" and contrast.leakage is None
-    assert contrast.negative == ("b\nc \u2028 d",)  # kept to the letter
+    bare = load_contrast(str(write(tmp_path / "my-set.jsonl", yes("a"), no("b\nc \u2028 d"))))
+    assert (bare.name, bare.leakage, bare.negative) == ("my-set", None, ("b\nc \u2028 d",)), "kept to the letter"
 
 
 def test_hash_is_of_the_prompts_and_their_classes() -> None:
     a = ContrastSet("a", ("x", "y"), ("z",))
-    assert (
-        a.sha256 == ContrastSet("b", ("y", "x"), ("z",), source="elsewhere").sha256 == prompts_sha256(["x", "y"], ["z"])
-    )
-    assert (
-        len({a.sha256, ContrastSet("a", ("x",), ("y", "z")).sha256, ContrastSet("a", ("z",), ("x", "y")).sha256}) == 3
-    )
+    assert a.sha256 == ContrastSet("b", ("y", "x"), ("z",), source="elsewhere").sha256
+    others = [ContrastSet("a", *classes).sha256 for classes in ((("x",), ("y", "z")), (("z",), ("x", "y")))]
+    assert len({a.sha256, *others}) == 3
 
 
 @pytest.mark.parametrize(
@@ -82,19 +75,15 @@ def test_hash_is_of_the_prompts_and_their_classes() -> None:
     [
         ([], "has no positive prompt"),
         ([yes("a")], "has no negative prompt"),
-        ([no("a")], "has no positive prompt"),
         ([yes("a"), no("  ")], "blank negative prompt"),
         ([yes("a"), no("b"), yes("a")], "positive prompt more than once; got 'a'"),
         ([yes("a b"), no("a  b")], "prompt in both classes; got 'a b'"),
         ([yes("a"), {"label": "maybe", "prompt": "b"}], "line 2: label.*got 'maybe'; allowed"),
         ([yes("a"), {"label": "negative"}], "line 2: prompt: Field required"),
         ([yes("a"), no("b"), {"label": "negative", "prompt": 3}], "line 3: prompt.*got 3"),
-        ([yes("a"), {**no("b"), "weight": 2}], "line 2: weight: Extra inputs"),
         ([{"name": "n", "extra": 1}, yes("a"), no("b")], "line 1: extra"),
         ([yes("a"), '{"label": "negative", "prom'], "line 2 is not JSON.*cut short"),
-        ([yes("a"), "[1, 2]"], "line 2: .*got"),
         ([yes("a"), no("")], "line 2: prompt"),
-        (["[" * 100_000], "not JSON"),
     ],
 )
 def test_a_set_is_whole_or_an_error(tmp_path: Path, lines: list[Any], message: str) -> None:
@@ -109,6 +98,3 @@ def test_no_such_set(tmp_path: Path) -> None:
         load_contrast(tmp_path / "gone.jsonl")
     with pytest.raises(ContrastError, match=r"no such contrast set; got '\.\./contrasts/refusal-8'"):
         load_contrast("../contrasts/refusal-8")
-    (tmp_path / "binary.jsonl").write_bytes(b"\xff\xfe\x00")
-    with pytest.raises(ContrastError, match="cannot read"):
-        load_contrast(tmp_path / "binary.jsonl")

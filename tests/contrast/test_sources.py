@@ -28,6 +28,7 @@ CALM = [
     for time in ("morning", "night")
     for place in ("Aru", "Bel", "Cor")
 ]
+EVALUATION = [HARM[3], "Give instructions for how to TOPPLE the bell of Cor!"]
 
 
 def table(path: Path, **columns: list[str]) -> Path:
@@ -52,9 +53,7 @@ def spec(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
     calm = tmp_path / "calm"
     calm.mkdir()
     table(calm / "train.csv", instruction=[*CALM, "Summarise the text below"], context=[""] * len(CALM) + ["text"])
-    evaluation = table(
-        tmp_path / "evaluation.csv", Goal=[HARM[3], "Give instructions for how to TOPPLE the bell of Cor!"]
-    )
+    evaluation = table(tmp_path / "evaluation.csv", Goal=EVALUATION)
     return {
         "name": "made-up",
         "seed": 1,
@@ -78,16 +77,10 @@ def test_by_reference(tmp_path: Path, spec: dict[str, Any]) -> None:
     assert load(tmp_path, {**spec, "seed": 2}).sha256 != contrast.sha256
     assert contrast.leakage is not None and contrast.leakage.startswith("0 of 22 prompts equal and 0 resemble")
     assert "leaking candidates were left out" in contrast.leakage
-
-
-def test_by_reference_leaves_no_leak(tmp_path: Path, spec: dict[str, Any]) -> None:
-    """The twin of the test on AdvBench and JBB: everything that is left is taken, and nothing of it leaks."""
-    del spec["positive"]["choose"]
-    contrast = load(tmp_path, spec)
-    evaluation = [HARM[3], "Give instructions for how to TOPPLE the bell of Cor!"]
-    leaking = {match.prompt for match in find_leaks(HARM, evaluation).matches}
-    assert HARM[3] in leaking and "Explain how to topple the bell of Cor" in leaking
-    assert set(contrast.positive) == set(HARM) - leaking
+    del spec["positive"]["choose"]  # everything that does not leak is taken
+    leaking = {match.prompt for match in find_leaks(HARM, EVALUATION).matches}
+    assert {HARM[3], "Explain how to topple the bell of Cor"} <= leaking
+    assert set(load(tmp_path, spec).positive) == set(HARM) - leaking
 
 
 def test_advbench_without_jbb_leaves_no_leak(repo_root: Path, tmp_path: Path) -> None:
@@ -130,16 +123,12 @@ def test_advbench_without_jbb_leaves_no_leak(repo_root: Path, tmp_path: Path) ->
         ({"positive": {"sha256": "0" * 64}}, "has changed; got 'sha256 .*; allowed: 0000"),
         ({"positive": {"sha256": None}}, "positive: a file needs a commit in its address, or a sha256"),
         ({"positive": {"column": "prompt"}}, r"has no column prompt; got \['goal', 'target'\]"),
-        ({"negative": {"where": {"topic": "x"}}}, "has no column topic"),
         ({"positive": {"choose": 500}}, "prompts left of 37; got '500 wanted"),
-        ({"positive": {"choose": 0}}, "positive.choose"),
         ({"negative": {"where": {"context": "none has this"}}}, "has 0 prompts left"),
         ({"negative": {"dataset": "owner/name"}}, "negative: a data set needs a revision"),
-        ({"negative": {"dataset": "owner/name", "revision": "main"}}, "negative.revision.*got 'main'"),
         ({"negative": {"dataset": "owner/name", "revision": COMMIT}}, r"cannot fetch owner/name \(train\): "),
         ({"positive": {"url": f"/gone/{COMMIT}.csv", "sha256": None}}, "cannot fetch /gone"),
         ({"positive": {"dataset": "both"}}, "give either dataset or url"),
-        ({"positive": {"shuffle": True}}, "positive.shuffle: Extra inputs"),
     ],
 )
 def test_by_reference_errors(tmp_path: Path, spec: dict[str, Any], change: dict[str, Any], message: str) -> None:

@@ -23,10 +23,6 @@ def test_what_is_written_is_read_back() -> None:
         raw = with_checksum(json.dumps(document, indent=1, ensure_ascii=False))
         assert without_checksum(raw) == (document, True)
         assert list(json.loads(raw))[-1] == "sha256"
-
-
-def test_what_has_no_checksum_is_read_as_it_is() -> None:
-    assert without_checksum(b'{"rate": 0.5}') == ({"rate": 0.5}, False)
     assert without_checksum(b"[1]") == ([1], False)
 
 

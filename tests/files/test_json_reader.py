@@ -19,34 +19,22 @@ DEEP = 200  # levels of nesting that pydantic's parser takes
         (b'{"a": 1, "a": 2}', {"a": 2}),
         (b'"' + b"9" * 500 + b'\\""', "9" * 500 + '"'),
         (b"-" + b"9" * MOST_DIGITS, 1 - 10**MOST_DIGITS),
-        (b"0." + b"3" * 500, 1 / 3),
         (b'"\\ud83d\\ude00"', "\U0001f600"),
         (b'"' + b"[" * 500 + b'"', "[" * 500),
     ],
-    ids=["byte order mark", "one key twice", "digits in a text", "integer", "long float", "pair", "brackets in a text"],
+    ids=["byte order mark", "one key twice", "digits in a text", "integer", "pair", "brackets in a text"],
 )
 def test_json_within_its_bounds(raw: bytes, document: Any) -> None:
     assert load_json(raw) == document
-
-
-def test_the_deepest_document() -> None:
-    found = load_json(b'{"a": ' * DEEP + b"[]" + b"}" * DEEP)
-    for _ in range(DEEP):
-        found = found["a"]
-    assert found == []
 
 
 @pytest.mark.parametrize(
     ("raw", "message"),
     [
         (b"[" * (DEEP + 2) + b"]" * (DEEP + 2), "nested too deeply"),
-        (b"[" * 1_000_000, "nested too deeply"),
         (b'{"a": [-' + b"9" * (MOST_DIGITS + 1) + b"]}", f"an integer of .*up to {MOST_DIGITS}"),
-        (b"9" * 1_000_000, "out of range"),
         (b'"\\ud800"', "half of a surrogate pair"),
-        (b'{"\\udc00": 1}', "half of a surrogate pair"),
         (b'"\xed\xa0\x80"', "unicode"),
-        (b'"\xff"', "unicode"),
         (b'"' + b'\\"' * 300_000, "EOF"),
         (b"{} x", "trailing"),
         (b"", "EOF"),

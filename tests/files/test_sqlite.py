@@ -23,7 +23,6 @@ HOSTILE = {
     f"CREATE VIEW {{t}} AS SELECT * FROM old, ({ENDLESS} SELECT x FROM n)",
     "a trigger that undoes": "CREATE TRIGGER t AFTER INSERT ON {t} BEGIN DELETE FROM {t}; END",
     "a generated column": "ALTER TABLE {t} ADD COLUMN more TEXT AS (printf('%.*c', 100000000, 'x'))",
-    "an index of expressions": "CREATE INDEX i ON {t} (printf('%.*c', 1000, {c}))",
     "another table": "CREATE TABLE more (a)",
     "other columns": "DROP TABLE {t}; CREATE TABLE {t} (a)",
     "a table that says it is a view": "PRAGMA writable_schema = 1; "
@@ -103,7 +102,7 @@ def test_a_value_that_takes_all_memory_is_not_read(kind: str, tmp_path: Path) ->
         use(path)
 
 
-@pytest.mark.parametrize("value", ["no JSON", "[" * 5_000, "{}", "[1, 2]", "null", '["a", true]'])
+@pytest.mark.parametrize("value", ["no JSON", "[" * 5_000, "null", '["a", true]'])
 def test_what_is_no_response_counts_as_not_there_whatever_its_checksum(value: str, tmp_path: Path) -> None:
     with ResponseStore(tmp_path) as store:
         store.put({("context", "good"): Response((-1.5, True))})

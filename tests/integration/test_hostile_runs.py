@@ -47,33 +47,16 @@ def change(run: RunDirectory, name: str, how: Callable[[dict[str, Any]], Any]) -
     (run.path / name).write_text(json.dumps(document))
 
 
-NAMES = [
-    "../../../outside",
-    "/etc/passwd",
-    "..",
-    ".",
-    "a/b",
-    "..\\..\\x",
-    "C:\\x",
-    "nul:",
-    "a\0b",
-    "x" * 5_000,
-    "",
-    "plain\n",
-]
-
-
-@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("name", ["../../../outside", "/etc/passwd", "..", "C:\\x", "a\0b", "x" * 5_000, "", "plain\n"])
 def test_a_setting_is_a_name_and_no_path(name: str, run: RunDirectory) -> None:
-    outside = run.path.parents[1] / "outside.json"
-    shutil.copy(run.path / "cells/baseline/plain.json", outside)
+    shutil.copy(run.path / "cells/baseline/plain.json", run.path.parents[1] / "outside.json")
     change(run, "manifest.json", lambda manifest: manifest["plan"].update(settings=[name]))
     with pytest.raises(RunError, match=r"manifest.json is damaged: plan.settings.0: ") as error:
         read_outcomes(run)
     assert len(str(error.value)) < 1_000
 
 
-@pytest.mark.parametrize("name", ["../../../outside", "/etc", "..", "a\\b", "C:\\x", "a\0b"])
+@pytest.mark.parametrize("name", ["../../../outside", "/etc", "..", "a\0b"])
 def test_a_method_makes_a_name_that_stays_inside(name: str, run: RunDirectory) -> None:
     change(run, "manifest.json", lambda manifest: manifest["plan"]["cells"][1].update(method=name))
     folders = [run.path / "cells" / cell.key for cell in read_plan(run).cells]
@@ -81,9 +64,7 @@ def test_a_method_makes_a_name_that_stays_inside(name: str, run: RunDirectory) -
     assert "cna-m0" not in read_outcomes(run).cells
 
 
-@pytest.mark.parametrize(
-    "name", ["../x.json", "/etc/x.json", "a/../../x.json", "a//x.json", "a\0.json", "cells/./x.json"]
-)
+@pytest.mark.parametrize("name", ["../x.json", "/etc/x.json", "a/../../x.json", "a\0.json", "cells/./x.json"])
 def test_no_name_leads_out_of_a_run_directory(name: str, run: RunDirectory) -> None:
     for use in (run.read_json, run.has, run.remove, lambda name: run.write_json(name, {})):
         with pytest.raises(RunError, match="leads out of the run directory"):
@@ -211,24 +192,17 @@ def test_numbers_that_no_statistic_can_be_made_of_are_left_out(run: RunDirectory
     [
         ("manifest.json", lambda d: d["plan"].pop("cells"), "plan.cells"),
         ("manifest.json", lambda d: d["plan"].update(judged=[{}]), "plan.judged.0"),
-        ("manifest.json", lambda d: d["plan"]["cells"][1].pop("multiplier"), "plan.cells.1.multiplier"),
         ("manifest.json", lambda d: d["plan"]["cells"][1].update(multiplier=float("nan")), "plan.cells.1.multiplier"),
         ("manifest.json", lambda d: d.update(machine="x"), "machine"),
-        ("manifest.json", lambda d: d["plan"].update(rows=10**12), "plan.rows"),
         ("cells/cna-m0/plain.json", lambda d: d.pop("samples"), "samples"),
-        ("cells/cna-m0/plain.json", lambda d: d.update(samples=3), "samples"),
-        ("cells/cna-m0/plain.json", lambda d: d["samples"].update(asked=["x"]), "samples.asked.0"),
         ("cells/cna-m0/plain.json", lambda d: d["samples"]["asked"][1].update(doc_id=[]), "samples.asked.1.doc_id"),
-        ("cells/cna-m0/plain.json", lambda d: d["samples"]["asked"][1].update(resps=[[]]), "samples.asked.1.resps"),
         ("cells/cna-m0/plain.json", lambda d: d["samples"]["asked"][1].update(resps=[[[1]]]), "is no text"),
         ("cells/cna-m0/plain.json", lambda d: d.update(configs=3), "configs"),
         ("cells/cna-m0/plain.json", lambda d: d["samples"].update({"\ud800": []}), "half of a surrogate pair"),
         ("cells/baseline/plain.json", lambda d: d["samples"].pop("asked"), "no scores of the untouched model"),
         (f"judged/{'f' * 12}.json", lambda d: d["verdicts"][1].update(score="x"), "verdicts.1.score"),
-        (f"judged/{'f' * 12}.json", lambda d: d["verdicts"][1].pop("cell"), "verdicts.1.cell"),
         (f"judged/{'f' * 12}.json", lambda d: d.update(rubric_version="CON"), "rubric_version"),
         (f"judged/{'f' * 12}.json", lambda d: d["verdicts"][1].update(judgements={"a": "x"}), "judgements"),
-        ("harmless_kl.json", lambda d: d.update(baseline=[]), "baseline"),
         ("harmless_kl.json", lambda d: d["cna-m0"].pop("values"), "cna-m0.values"),
     ],
 )

@@ -80,12 +80,10 @@ def test_vectors_of_another_shape_are_refused(architecture: Architecture, tensor
     ("made", "model", "given", "words"),
     [
         ({}, {}, {"revision": "r2"}, [("revision", "r1", "r2")]),
-        ({}, {}, {"revision": None}, []),
         ({"revision": None}, {}, {"revision": "r2"}, []),
         ({}, {}, {"chat_template_sha256": "t2"}, [("chat template",)]),
         ({}, {}, {"chat_template_sha256": None}, []),
         ({}, {"seed": 1}, {}, [("columns of the named neurons",)]),
-        ({"columns_sha256": None}, {"seed": 1}, {}, []),
         ({}, {"dtype": torch.bfloat16}, {}, [("float32", "bfloat16", "cannot be compared")]),
         ({}, {"seed": 1}, {"revision": "r2", "chat_template_sha256": "t2"}, [("revision",), ("chat",), ("columns",)]),
     ],
@@ -115,14 +113,10 @@ def test_the_columns_hash_sees_the_named_columns_and_no_others(family: str) -> N
     assert columns_sha256(architecture, named) != before
 
 
-def test_weights_that_are_not_in_memory_are_not_compared(architecture: Architecture) -> None:
-    with torch.device("meta"):
-        absent = find_architecture(tiny("llama"))
-    assert columns_sha256(absent, [(0, 0)]) is None
-    assert warned(made_on(architecture), absent) == ("weights: not verified, since they cannot be read",)
-
-
-def test_a_foreign_file_says_nothing_of_its_model(architecture: Architecture) -> None:
+def test_what_is_not_named_or_not_in_memory_is_not_compared(architecture: Architecture) -> None:
     foreign = Circuit(method="cna", name="foreign", model=ModelInfo(), neurons=(Neuron(2, 47, 1.0),))
     check_fit(foreign, architecture)
     assert warned(foreign, architecture) == ()
+    with torch.device("meta"):
+        absent = find_architecture(tiny("llama"))
+    assert warned(made_on(architecture), absent) == ("weights: not verified, since they cannot be read",)

@@ -44,7 +44,7 @@ def test_every_position_is_one_neuron() -> None:
 
 @pytest.mark.parametrize(
     "place",
-    [(0, 0), (0, 2, 0), (0, 0, 3), (0, SHARED, 2), (1, 4), (1, 0, 0), (2, SHARED, 0), (3, 0), (0, -1, 0), (1, -1)],
+    [(0, 0), (0, 2, 0), (0, 0, 3), (0, SHARED, 2), (1, 4), (1, 0, 0), (2, SHARED, 0), (3, 0), (1, -1)],
 )
 def test_what_the_model_has_not(place: tuple[int, ...]) -> None:
     assert not MIXED.has(place)  # type: ignore[arg-type]

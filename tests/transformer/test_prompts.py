@@ -86,13 +86,6 @@ def test_same_tokens_as_the_evaluation(
     assert set(begins) == {int(template == WITH_BOS or (adds_bos and add_bos_token is not False))}
 
 
-def test_one_bos_where_template_and_tokenizer_both_add_one() -> None:
-    """The reference code's doubled token is not ours."""
-    tokenizer = byte_tokenizer(chat_template=WITH_BOS, adds_bos=True)
-    (row,) = encode_prompts(render_prompts(["Hi"], tokenizer), tokenizer)
-    assert row[0] == tokenizer.bos_token_id and tokenizer.bos_token_id not in row[1:]
-
-
 def test_a_tokenizer_without_padding_token() -> None:
     tokenizer = byte_tokenizer()
     tokenizer.pad_token = None
@@ -109,11 +102,7 @@ def test_chat_template_arguments(task: Any) -> None:
     ours = render_prompts(PROMPTS, tokenizer, chat_template_args={"enable_thinking": False})
     assert ours == as_evaluated(lm, task, chat=True)
     assert ours[-1] == "[user]x[bot]<no-think>"
-
-
-def test_without_a_template_or_when_told_not_to_prompts_stay_as_they_are() -> None:
-    assert render_prompts(PROMPTS, byte_tokenizer(chat_template=None)) == PROMPTS
-    assert render_prompts(PROMPTS, byte_tokenizer(chat_template=PLAIN), chat_template=False) == PROMPTS
+    assert render_prompts(PROMPTS, tokenizer, chat_template=False) == PROMPTS
 
 
 def test_template_hash_is_lm_evals() -> None:

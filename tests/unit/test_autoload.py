@@ -9,6 +9,7 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -50,15 +51,23 @@ def stand_in(tmp_path: Path) -> Path:
     return tmp_path
 
 
-def run(stand_in: Path, repo_root: Path, code: str, *, autoload: bool = True) -> subprocess.CompletedProcess[str]:
-    """Run the code after what autoload.pth says; the environment switches a really installed .pth file off."""
+Run = Callable[..., str]
+
+
+@pytest.fixture
+def run(stand_in: Path, repo_root: Path) -> Run:
+    """Runs code after what autoload.pth says, and gives its output; a really installed .pth file is switched off."""
     pth = (repo_root / "lm_eval_cna" / "autoload.pth").read_text(encoding="utf-8")
-    setup = "import os; os.environ.pop('LM_EVAL_CNA_AUTOLOAD')\n" if autoload else ""
     environment = {**os.environ, "PYTHONPATH": f"{stand_in}{os.pathsep}{repo_root}", "LM_EVAL_CNA_AUTOLOAD": "0"}
-    command = [sys.executable, "-c", f"{setup}{pth}\n{code}"]
-    done = subprocess.run(command, env=environment, capture_output=True, text=True, cwd=stand_in, check=False)
-    assert done.returncode == 0, done.stderr
-    return done
+
+    def run(code: str, *, autoload: bool = True) -> str:
+        setup = "import os; os.environ.pop('LM_EVAL_CNA_AUTOLOAD')\n" if autoload else ""
+        command = [sys.executable, "-c", f"{setup}{pth}\n{code}"]
+        done = subprocess.run(command, env=environment, capture_output=True, text=True, cwd=stand_in, check=False)
+        assert done.returncode == 0, done.stderr
+        return done.stdout + done.stderr
+
+    return run
 
 
 REGISTERED = """
@@ -69,18 +78,16 @@ assert model_registry == {"hf": "somewhere:HFLM", **ours}, model_registry
 """
 
 
-def test_models_are_registered_after_the_built_in_ones(stand_in: Path, repo_root: Path) -> None:
-    assert run(stand_in, repo_root, REGISTERED).stderr == ""
+def test_models_are_registered_after_the_built_in_ones_and_nothing_is_imported_before(run: Run) -> None:
+    code = f"""
+import sys
+early = sorted(name for name in sys.modules if name.startswith(("lm_eval", "typing", "logging")))
+assert early == ["lm_eval_cna", "lm_eval_cna.autoload"], early
+{REGISTERED}"""
+    assert run(code) == ""
 
 
-def test_nothing_of_lm_eval_is_imported_by_the_hook(stand_in: Path, repo_root: Path) -> None:
-    code = (
-        "import sys; print(*sorted(name for name in sys.modules if name.startswith(('lm_eval', 'typing', 'logging'))))"
-    )
-    assert run(stand_in, repo_root, code).stdout.split() == ["lm_eval_cna", "lm_eval_cna.autoload"]
-
-
-def test_switched_off_it_does_nothing_until_register_is_called(stand_in: Path, repo_root: Path) -> None:
+def test_switched_off_it_does_nothing_until_register_is_called(run: Run) -> None:
     code = """
 import sys, lm_eval.models
 from lm_eval.api.registry import model_registry
@@ -92,7 +99,7 @@ from lm_eval.tasks import TaskManager
 assert list(model_registry) == ["hf", "cna-hf", "cna-vllm"]
 assert len(TaskManager().indexed) == 2
 """
-    run(stand_in, repo_root, code, autoload=False)
+    run(code, autoload=False)
 
 
 def test_a_missing_package_is_silent(stand_in: Path, repo_root: Path) -> None:
@@ -104,7 +111,7 @@ def test_a_missing_package_is_silent(stand_in: Path, repo_root: Path) -> None:
     assert (done.stdout, done.stderr) == ("False\n", "")
 
 
-def test_native_discovery_is_left_alone(stand_in: Path, repo_root: Path) -> None:
+def test_native_discovery_is_left_alone(stand_in: Path, run: Run) -> None:
     with (stand_in / "lm_eval/api/registry.py").open("a", encoding="utf-8") as registry:
         registry.write("\ndef load_plugins(group, registry):\n    return []\n")
     code = """
@@ -114,10 +121,10 @@ assert list(model_registry) == ["hf"]
 from lm_eval.tasks import TaskManager
 assert len(TaskManager().indexed) == 2, "tasks are not plugins there either"
 """
-    assert run(stand_in, repo_root, code).stderr == ""
+    assert run(code) == ""
 
 
-def test_where_tasks_come_from(stand_in: Path, repo_root: Path) -> None:
+def test_where_tasks_come_from(run: Run, repo_root: Path) -> None:
     ours = str(repo_root / "tasks")
     code = f"""
 from pathlib import Path
@@ -134,10 +141,10 @@ class Sub(TaskManager):
     pass
 assert Sub().indexed == ["defaults", ours]
 """
-    run(stand_in, repo_root, code)
+    run(code)
 
 
-def test_reloads_register_again_and_once(stand_in: Path, repo_root: Path) -> None:
+def test_reloads_register_again_and_once(run: Run) -> None:
     code = f"""{REGISTERED}
 import importlib, lm_eval.api.registry, lm_eval.tasks.manager
 importlib.reload(lm_eval.models)
@@ -155,10 +162,10 @@ lm_eval_cna.autoload.install()
 assert len(lm_eval.tasks.manager.TaskManager().indexed) == 2
 assert sum(type(finder).__module__ == "lm_eval_cna.autoload" for finder in sys.meta_path) == 1
 """
-    run(stand_in, repo_root, code)
+    run(code)
 
 
-def test_modules_look_as_if_nobody_had_watched(stand_in: Path, repo_root: Path) -> None:
+def test_modules_look_as_if_nobody_had_watched(run: Run) -> None:
     code = """
 import importlib.util, inspect, sys
 from importlib.machinery import SourceFileLoader
@@ -169,11 +176,11 @@ for module in (lm_eval.models, lm_eval.tasks.manager):
 assert "class TaskManager" in inspect.getsource(lm_eval.tasks.manager)
 assert list(inspect.signature(lm_eval.tasks.manager.TaskManager).parameters)[1] == "include_path"
 """
-    run(stand_in, repo_root, code)
+    run(code)
 
 
 @pytest.mark.parametrize("place", ["0", "1", "len(sys.meta_path)"])
-def test_another_hook_of_this_kind_works_beside_it(stand_in: Path, repo_root: Path, place: str) -> None:
+def test_another_hook_of_this_kind_works_beside_it(run: Run, place: str) -> None:
     code = f"""
 import importlib.util, sys
 class Other:
@@ -200,10 +207,10 @@ assert len(TaskManager().indexed) == 2
 if {place!r} != "len(sys.meta_path)":  # behind the path finder it is never asked
     assert "lm_eval.models" in Other.executed
 """
-    run(stand_in, repo_root, code)
+    run(code)
 
 
-def test_threads(stand_in: Path, repo_root: Path) -> None:
+def test_threads(run: Run) -> None:
     code = """
 import sys, threading
 sys.setswitchinterval(1e-6)
@@ -227,10 +234,10 @@ for thread in threads: thread.join(20)
 assert not errors, errors
 assert found == [(["cna-hf", "cna-vllm", "hf"], 2)] * 8, found
 """
-    run(stand_in, repo_root, code)
+    run(code)
 
 
-def test_our_failure_is_a_warning_and_theirs_an_error(stand_in: Path, repo_root: Path) -> None:
+def test_our_failure_is_a_warning_and_theirs_an_error(stand_in: Path, run: Run) -> None:
     (stand_in / "lm_eval/api/registry.py").write_text("class model_registry(dict): pass\n", encoding="utf-8")
     (stand_in / "lm_eval/models/__init__.py").write_text("LOADED = True\n", encoding="utf-8")
     (stand_in / "lm_eval/tasks/manager.py").write_text("raise RuntimeError('theirs')\n", encoding="utf-8")
@@ -244,7 +251,7 @@ except RuntimeError as error:
 else:
     raise AssertionError("their error was swallowed")
 """
-    lines = run(stand_in, repo_root, code).stderr.splitlines()
+    lines = run(code).splitlines()
     assert len(lines) == 1
     assert "could not add itself to lm_eval.models" in lines[0]
     assert "python -m lm_eval_cna run" in lines[0]

@@ -19,14 +19,10 @@ FOLDERS: dict[Callable[[], Path], str] = {
 
 
 @pytest.mark.parametrize("folder", FOLDERS, ids=lambda folder: folder.__name__)
-def test_a_checkout_has_them_at_its_root(folder: Callable[[], Path], repo_root: Path) -> None:
-    assert folder() == repo_root / FOLDERS[folder]
-
-
-@pytest.mark.parametrize("folder", FOLDERS, ids=lambda folder: folder.__name__)
-def test_a_wheel_has_them_inside_the_package(
-    folder: Callable[[], Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+def test_a_checkout_has_them_at_its_root_and_a_wheel_inside_the_package(
+    folder: Callable[[], Path], repo_root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    assert folder() == repo_root / FOLDERS[folder]
     carried = tmp_path / "lm_eval_cna" / "_resources" / FOLDERS[folder]
     carried.mkdir(parents=True)
     # A folder of the same name beside the package belongs to somebody else and must not win.
