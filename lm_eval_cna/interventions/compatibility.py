@@ -109,8 +109,7 @@ def shape_of(architecture: Architecture) -> ModelInfo:
 def identity_of(model: Any, id: str | None = None, revision: str | None = None) -> tuple[str | None, str | None]:
     """A model's name and revision for a header: the given ones, or else those of its configuration."""
     config = getattr(model, "config", None)
-    said = getattr(config, "_name_or_path", None), getattr(config, "_commit_hash", None)
-    return id or said[0] or None, revision or said[1]
+    return id or getattr(config, "_name_or_path", None) or None, revision or getattr(config, "_commit_hash", None)
 
 
 def describe_model(

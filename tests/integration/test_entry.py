@@ -113,3 +113,9 @@ def test_exit_status(
     assert run_lm_eval(["--model", "cna-hf"]) == status
     assert sys.argv == before
     assert capsys.readouterr().err == words
+
+
+def test_a_bug_keeps_its_traceback(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("lm_eval.__main__.cli_evaluate", lambda: 1 // 0)
+    with pytest.raises(ZeroDivisionError):
+        run_lm_eval([])
