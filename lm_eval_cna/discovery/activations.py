@@ -37,17 +37,11 @@ def mean_activations(
     pad: int = 0,
     progress: Progress = silent,
 ) -> Means:
-    """Average what the prompts' last tokens show, group by group.
+    """Average what the prompts' last tokens show, group by group; see `Means` for what can be read.
 
-    Args:
-        architecture: the model.
-        rows: token ids of the prompts.
-        groups: the group of each prompt, from 0 to n - 1, none empty (0 positive and 1 negative, or finer for
-            cross-validation).
-        read: what to read; see `Means`.
-        batch_size: prompts per forward pass, sorted by length and padded on the left; halved if memory runs out.
-        pad: token id for padding, which is masked.
-        progress: called after each batch with the number of prompts done.
+    `groups` gives the group of each prompt, from 0 to n - 1, none empty (0 positive and 1 negative, or finer for
+    cross-validation). Prompts are sorted by length and padded on the left with a masked token. The batch size is halved
+    if memory runs out.
 
     Raises:
         ConfigError: an argument is out of range.

@@ -37,10 +37,9 @@ class Means:
     def merged(self, into: Sequence[int | None]) -> Means:
         """The means over unions of groups.
 
-        Args:
-            into: for each group, the number of the new group that it joins, or None to leave it out. New groups are
-                numbered from 0, and none is empty. If a group is left out, the result has no magnitudes, which are
-                means over all prompts.
+        `into` gives for each group the number of the new group that it joins, or None to leave it out. New groups are
+        numbered from 0, and none is empty. If a group is left out, the result has no magnitudes, which are means over
+        the prompts of all groups.
         """
         weights = torch.zeros((1 + max(new for new in into if new is not None), len(into)), dtype=torch.float64)
         for group, (new, count) in enumerate(zip(into, self.counts, strict=True)):

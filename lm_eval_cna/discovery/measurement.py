@@ -86,13 +86,8 @@ class Measurement:
     ) -> Circuit:
         """The circuit of the neurons of largest |value|, largest first, without the universal ones.
 
-        Args:
-            method: the method that chose the values.
-            values: one a neuron, [neurons]; they become the neurons' deltas.
-            fraction: size as a share of the model's neurons; 0.001 where neither size is given.
-            top_k: size in neurons, instead of `fraction`.
-            excluded_layers: layers to leave out.
-            name: by default the contrast set's.
+        Values are one a neuron, [neurons], and become the neurons' deltas. The size is a share of the model's neurons
+        (`fraction`, 0.001 where neither is given) or a number (`top_k`). The name is by default the contrast set's.
 
         Raises:
             ConfigError: both sizes are given, or a size or layer is out of range.

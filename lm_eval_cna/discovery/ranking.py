@@ -27,12 +27,8 @@ def rank_neurons(
 ) -> tuple[Neuron, ...]:
     """The k neurons of largest |delta|, largest first; ties go by layer, expert and index.
 
-    Args:
-        delta: a value for every neuron, [neurons].
-        layout: the position of each neuron.
-        k: the size of the circuit.
-        excluded_layers: layers to leave out.
-        universal: neurons to leave out, before the top k is taken.
+    Deltas are [neurons], in the layout's order. Excluded layers and universal neurons are left out before the top k is
+    taken.
 
     Raises:
         ConfigError: k is under 1 or above the number of neurons left, or a layer is not in the model.

@@ -61,12 +61,7 @@ class _SettingTable:
 class RowSteering:
     """A model whose batch rows follow different settings, until this context manager is left.
 
-    Call `assign` before the first forward pass, and again when the batch's rows change.
-
-    Args:
-        model: a transformers model.
-        settings: the settings that rows can follow; rows name them by position.
-        architecture: of `model`, if it is known already.
+    Call `assign` before the first forward pass, and again when the batch's rows change. Rows name settings by position.
 
     Raises:
         InterventionError: a setting's intervention does not fit the model.

@@ -15,14 +15,11 @@ from itertools import combinations
 from statistics import fmean
 from typing import Any
 
-import torch
-
 from lm_eval_cna.contrast.contrast_set import ContrastSet, prompts_sha256
 from lm_eval_cna.contrast.splits import NEGATIVE, POSITIVE, Split
 from lm_eval_cna.discovery import ranking
 from lm_eval_cna.discovery.circuit_size import size_of
 from lm_eval_cna.discovery.controls import draw_neurons
-from lm_eval_cna.discovery.means import Means
 from lm_eval_cna.discovery.measurement import Measurement, Settings, measure
 from lm_eval_cna.discovery.methods import cna
 from lm_eval_cna.interventions.circuit import Circuit
@@ -31,7 +28,7 @@ from lm_eval_cna.interventions.stability import Fold, Stability
 from lm_eval_cna.steering.modes import Mode
 from lm_eval_cna.steering.setting import Setting
 from lm_eval_cna.transformer.decoder import find_architecture
-from lm_eval_cna.transformer.neurons import Neuron, NeuronLayout, positions
+from lm_eval_cna.transformer.neurons import Neuron, positions
 from lm_eval_cna.validation.first_token_kl import harmless_kl
 
 
@@ -111,6 +108,8 @@ def assess(
             batch_size=settings.batch_size,
         )
         left_out = measurement.by_group.merged([g.label if g.fold == fold else None for g in split.groups])
+        assert left_out.neurons is not None
+        difference, layout = ranking.mean_difference(left_out.neurons), measurement.architecture.layout
         folds.append(
             Fold(
                 positive=len(prompts[POSITIVE]),
@@ -119,7 +118,11 @@ def assess(
                 circuit_sha256=own.sha256,
                 of_whole=_jaccard(own.neurons, circuit.neurons),
                 delta_seen=fmean(abs(_delta(neuron)) for neuron in own.neurons),
-                delta_left_out=_delta_left_out(own.neurons, left_out, measurement.architecture.layout),
+                # Signed so that the direction in which the circuit was found is positive.
+                delta_left_out=fmean(
+                    math.copysign(1.0, _delta(neuron)) * float(difference[layout.position(neuron.place)])
+                    for neuron in own.neurons
+                ),
                 kl=kl.values,
                 kl_whole=kl_whole.values,
                 kl_random=kl_random.values,
@@ -184,9 +187,11 @@ def _shuffled(measurement: Measurement, circuit: Circuit) -> list[tuple[Neuron, 
     assert measurement.split is not None and measurement.by_group is not None
     found = []
     for fold in range(measurement.split.folds):
-        halves = _halves(measurement.by_group, measurement.split, fold)
-        if halves is None:
+        into = [2 * g.label + g.shuffled if g.fold != fold else None for g in measurement.split.groups]
+        if not set(into) >= {0, 1, 2, 3}:  # a half has no prompt
             return None
+        halves = measurement.by_group.merged(into).neurons  # of the positive prompts, then of the negative ones
+        assert halves is not None
         delta = (halves[0] - halves[1] + halves[2] - halves[3]) / 2
         found.append(
             ranking.rank_neurons(
@@ -198,19 +203,6 @@ def _shuffled(measurement: Measurement, circuit: Circuit) -> list[tuple[Neuron, 
             )
         )
     return found
-
-
-def _halves(means: Means, split: Split, fold: int) -> torch.Tensor | None:
-    """Means, without one fold, of the halves of the positive and of the negative prompts; None if a half is empty."""
-    into = [2 * g.label + g.shuffled if g.fold != fold else None for g in split.groups]
-    return means.merged(into).neurons if set(into) >= {0, 1, 2, 3} else None
-
-
-def _delta_left_out(neurons: Sequence[Neuron], means: Means, layout: NeuronLayout) -> float:
-    """A circuit's mean delta on prompts that it was not found on, signed so that the expected direction is positive."""
-    assert means.neurons is not None
-    difference = ranking.mean_difference(means.neurons)
-    return fmean(math.copysign(1.0, _delta(n)) * float(difference[layout.position(n.place)]) for n in neurons)
 
 
 def _delta(neuron: Neuron) -> float:

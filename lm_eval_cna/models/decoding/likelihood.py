@@ -37,16 +37,10 @@ Request = tuple[Any, list[int], list[int]]
 def score_tokens(
     lm: HFLM, requests: Sequence[Request], *, disable_tqdm: bool = False, override_bs: int | None = None
 ) -> list[Score]:
-    """HFLM's `_loglikelihood_tokens` with shared prefixes, for a model that `can_share`.
+    """HFLM's `_loglikelihood_tokens` with shared prefixes, for a model that `can_share`, steered or not.
 
-    Args:
-        lm: the model, steered or not.
-        requests: each a key for lm-eval's response cache or None, tokens of the context, tokens of the continuation.
-        disable_tqdm: draw no progress bar.
-        override_bs: batch size if the model's is "auto".
-
-    Returns:
-        For each request, the continuation's log-likelihood and whether greedy decoding would have said it.
+    Each request is a key for lm-eval's response cache or None, the tokens of its context and those of its continuation.
+    Returns the continuation's log-likelihood, and whether greedy decoding would have said it.
 
     Raises:
         ConfigError: a continuation is empty or longer than the model's context, or a context is empty.

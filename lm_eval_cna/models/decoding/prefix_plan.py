@@ -88,15 +88,9 @@ class _Node:
 
 
 def plan(texts: Sequence[Text], *, rows: int, pass_cost: float) -> list[Block]:
-    """Decide which prefixes are read once.
+    """Decide which prefixes of distinct texts are read once, in batches of at most `rows` rows.
 
-    Args:
-        texts: distinct sequences, in any order.
-        rows: the most rows of a batch.
-        pass_cost: what a forward pass costs beside its tokens, in tokens.
-
-    Returns:
-        Blocks that together hold every text once; the one without an outer prefix, if any, comes last.
+    Returns blocks that together hold every text once; the one without an outer prefix, if any, comes last.
 
     Example:
         >>> few_shot = list(range(100))

@@ -28,13 +28,10 @@ ROWS = "rows"
 def score_settings(
     lm: CNAHFLM, requests: Sequence[tuple[str, str]], settings: Sequence[Setting], *, mode: str = "auto"
 ) -> list[list[Score]]:
-    """Score requests under each setting, as `lm.loglikelihood` would.
+    """Score requests (context, continuation) under each setting, as `lm.loglikelihood` would.
 
-    Args:
-        lm: the model; it is steered afterwards as it was before.
-        requests: (context, continuation), as in lm-eval.
-        settings: in any order; the baseline may be among them.
-        mode: "auto", "fold" or "hook" as in `lm_eval_cna.steering.apply`, or "rows" to steer with `RowSteering`.
+    Settings may stand in any order, the baseline among them. `mode` is one of `lm_eval_cna.steering.apply`, or "rows"
+    to steer with `RowSteering`. Afterwards the model is steered as it was before.
 
     Returns:
         For each setting, the log-likelihood and greedy flag of each request.
