@@ -7,45 +7,26 @@ from typing import Any
 
 import pytest
 import torch
-import transformers as tf
-from tokenizers import Regex, Tokenizer, models, pre_tokenizers, processors
 
 from lm_eval_cna.contrast.contrast_set import ContrastSet
-from lm_eval_cna.contrast.loading import load_contrast, load_universal_prompts
+from lm_eval_cna.contrast.loading import load_universal_prompts
 from lm_eval_cna.discovery.controls import draw_neurons
 from lm_eval_cna.discovery.discover import discover
 from lm_eval_cna.discovery.measurement import Measurement, Settings, measure
-from lm_eval_cna.discovery.methods import caa, caa_residual, cna
+from lm_eval_cna.discovery.methods import caa, caa_residual, cna, top_activation
 from lm_eval_cna.errors import ArchitectureError, CNAError, ConfigError, ContrastError, InterventionError
 from lm_eval_cna.interventions.circuit import Circuit
 from lm_eval_cna.interventions.reading import read_intervention
 from lm_eval_cna.interventions.vectors import Vectors
 from lm_eval_cna.transformer.prompts import Rendering, encode_prompts, render_prompts
-from tests.helpers.models import DENSE, TINY, VOCAB, tiny
+from tests.helpers.models import DENSE, TINY, letters, tiny
 from tests.reference import attribution as reference
 
 FRACTION = 0.1  # 14 of 144 neurons
 NO_PROMPTS: dict[str, Any] = {"contrast": None}
-TEMPLATE = "{% for m in messages %}#{{ m['content'] }}|{% endfor %}{% if add_generation_prompt %}A:{% endif %}"
 
 
-def letters() -> tf.PreTrainedTokenizerFast:
-    """A tokenizer with one token a character, for vocabularies of `VOCAB`."""
-    characters = [chr(code) for code in range(32, 32 + VOCAB - 4)]
-    vocabulary = {token: i for i, token in enumerate(["<pad>", "<s>", "</s>", "<unk>", *characters])}
-    tokenizer = Tokenizer(models.WordLevel(vocabulary, unk_token="<unk>"))
-    tokenizer.pre_tokenizer = pre_tokenizers.Split(Regex(r"[\s\S]"), "isolated")
-    tokenizer.post_processor = processors.TemplateProcessing(single="<s> $A", special_tokens=[("<s>", 1)])
-    fast = tf.PreTrainedTokenizerFast(
-        tokenizer_object=tokenizer, pad_token="<pad>", bos_token="<s>", eos_token="</s>", unk_token="<unk>"
-    )
-    fast.chat_template = TEMPLATE
-    return fast
-
-
-@pytest.fixture(scope="module")
-def tokenizer() -> tf.PreTrainedTokenizerFast:
-    return letters()
+tokenizer = pytest.fixture(letters, scope="module", name="tokenizer")
 
 
 @pytest.fixture(scope="module")
@@ -82,12 +63,13 @@ def test_equals_the_reference_for_every_batch_size(
     left_out = reference.universal(model, family, ids(diverse, tokenizer), FRACTION)
     expected = reference.circuit(model, family, positive, negative, FRACTION, left_out)
     writes, residual = reference.differences(model, family, positive, negative)
+    strongest = reference.most_active(model, family, positive + negative, FRACTION, left_out, excluded_layers=(1,))
     for batch_size in (1, 3, 16):
         found = measure(
             model,
             tokenizer,
             contrast,
-            read=("neurons", "writes", "blocks"),
+            read=("neurons", "magnitudes", "writes", "blocks"),
             universal_fraction=FRACTION,
             settings=Settings(batch_size=batch_size),
         )
@@ -96,6 +78,9 @@ def test_equals_the_reference_for_every_batch_size(
         assert [(n.layer, n.index) for n in circuit.neurons] == [(layer, index) for layer, index, _ in expected]
         deltas = [n.delta for n in circuit.neurons]
         assert deltas == pytest.approx([delta for *_, delta in expected], abs=1e-5)
+        strong = top_activation.find(found, fraction=FRACTION, excluded_layers=(1,))
+        assert [(n.layer, n.index) for n in strong.neurons] == strongest
+        assert all(n.delta is None for n in strong.neurons)
         vectors = caa.find(found)
         assert vectors.layers == (0, 1, 2) and vectors.place == "write"
         torch.testing.assert_close(torch.stack(list(vectors.tensors.values())), torch.tensor(writes), atol=1e-5, rtol=0)
@@ -140,6 +125,10 @@ def test_rendering_reaches_the_model(tokenizer: Any, contrast: ContrastSet) -> N
     templated = discover(model, tokenizer, contrast, method="caa")
     plain = discover(model, tokenizer, contrast, method="caa", settings=Settings(Rendering(chat_template=False)))
     assert templated.sha256 != plain.sha256
+    drawn, again, other = (
+        discover(model, tokenizer, None, method="random-vectors", like=plain, seed=seed) for seed in (1, 1, 2)
+    )
+    assert drawn.layers == plain.layers and again.sha256 == drawn.sha256 != other.sha256
 
 
 def test_caa_residual_layer(tokenizer: Any, contrast: ContrastSet) -> None:
@@ -189,39 +178,7 @@ def test_controls_of_a_third_of_the_layers(tokenizer: Any, circuit: Circuit, thi
     assert whole.prefix(3).neurons == drawn.neurons[:3] and whole.sha256 == drawn.sha256
 
 
-def test_controls_of_a_third_keep_off_layers_that_discovery_left_out(tokenizer: Any, contrast: ContrastSet) -> None:
-    model = tiny("llama")
-    circuit = discover(model, tokenizer, contrast, top_k=5, excluded_layers=(0,))
-    with pytest.raises(ConfigError, match="0 layers to draw from"):
-        discover(model, tokenizer, None, method="random", like=circuit, match="bottom")
-
-
-@pytest.mark.parametrize("family", ["llama", "gpt2"])
-def test_top_activation_equals_the_reference(
-    family: str, tokenizer: Any, contrast: ContrastSet, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    model = TINY[family]()
-    diverse = load_universal_prompts()[::4]
-    monkeypatch.setattr("lm_eval_cna.discovery.measurement.load_universal_prompts", lambda: diverse)
-    left_out = reference.universal(model, family, ids(diverse, tokenizer), FRACTION)
-    prompts = ids(contrast.prompts, tokenizer)
-    expected = reference.most_active(model, family, prompts, FRACTION, left_out, excluded_layers=(1,))
-    for batch_size in (1, 4, 16):
-        found = discover(
-            model,
-            tokenizer,
-            contrast,
-            method="top-activation",
-            fraction=FRACTION,
-            excluded_layers=(1,),
-            settings=Settings(batch_size=batch_size),
-        )
-        assert isinstance(found, Circuit) and found.method == "top-activation"
-        assert [(n.layer, n.index) for n in found.neurons] == expected
-        assert all(n.delta is None for n in found.neurons)
-
-
-def test_top_activation_like_a_circuit(tokenizer: Any, contrast: ContrastSet, tmp_path: Any) -> None:
+def test_top_activation_like_a_circuit(tokenizer: Any, contrast: ContrastSet) -> None:
     model = tiny("llama")
     circuit = discover(model, tokenizer, contrast, top_k=7, excluded_layers=(0,))
     unlike = discover(model, tokenizer, contrast, method="top-activation", top_k=7, excluded_layers=(0,))
@@ -229,35 +186,9 @@ def test_top_activation_like_a_circuit(tokenizer: Any, contrast: ContrastSet, tm
     assert isinstance(found, Circuit) and found.sha256 == unlike.sha256 != circuit.sha256
     assert found.discovery.universal_filter == circuit.discovery.universal_filter
     assert found.discovery.like_sha256 == circuit.sha256 and 0 not in found.layers
-    found.write(tmp_path / "t.json")
-    assert read_intervention(tmp_path / "t.json") == found
     unfiltered = discover(model, tokenizer, contrast, top_k=7, universal_filter=False)
     bare = discover(model, tokenizer, contrast, method="top-activation", like=unfiltered)
     assert bare.discovery.universal_filter is None and bare.sha256 != found.sha256
-
-
-def test_many_controls_from_one_measurement(tokenizer: Any, contrast: ContrastSet) -> None:
-    model = tiny("llama")
-    found = measure(model, tokenizer, contrast, read=("neurons", "magnitudes"), universal_fraction=0.05)
-    circuit = cna.find(found, fraction=0.05)
-    assert circuit.neurons == discover(model, tokenizer, contrast, fraction=0.05).neurons  # type: ignore[union-attr]
-    magnitudes = found.means.magnitudes
-    controls = [
-        draw_neurons(model, circuit, seed=seed, match="activation", magnitudes=magnitudes) for seed in range(19)
-    ]
-    assert len({c.sha256 for c in controls}) == 19
-    asked_for = discover(model, tokenizer, contrast, method="random", like=circuit, seed=7, match="activation")
-    assert controls[7].sha256 == asked_for.sha256
-    assert controls[7].discovery.match == "activation"
-
-
-def test_random_vectors(tokenizer: Any, contrast: ContrastSet) -> None:
-    model = tiny("llama")
-    vectors = discover(model, tokenizer, contrast, method="caa")
-    drawn, again, other = (
-        discover(model, tokenizer, None, method="random-vectors", like=vectors, seed=seed) for seed in (1, 1, 2)
-    )
-    assert drawn.layers == vectors.layers and again.sha256 == drawn.sha256 != other.sha256
 
 
 @pytest.mark.parametrize(
@@ -277,9 +208,7 @@ def test_random_vectors(tokenizer: Any, contrast: ContrastSet) -> None:
         (NO_PROMPTS | {"method": "top-activation"}, "top-activation needs a contrast set"),
         ({"method": "top-activation", "like": "CIRCUIT", "top_k": 5}, "gives size and layers itself"),
         ({"layer": 1}, "layer has no meaning for method cna"),
-        ({"method": "caa", "top_k": 5}, "top-k has no meaning for method caa"),
         ({"like": "CIRCUIT"}, "like has no meaning for method cna"),
-        ({"match": "top"}, "match has no meaning for method cna"),
     ],
 )
 def test_arguments_that_are_refused(
@@ -293,6 +222,9 @@ def test_arguments_that_are_refused(
 
 
 def test_models_and_prompts_that_are_refused(tokenizer: Any, contrast: ContrastSet, circuit: Circuit) -> None:
+    upper = discover(tiny("llama"), tokenizer, contrast, top_k=5, excluded_layers=(0,))
+    with pytest.raises(ConfigError, match="0 layers to draw from"):
+        discover(tiny("llama"), tokenizer, None, method="random", like=upper, match="bottom")
     wider = circuit.model_copy(update={"model": circuit.model.model_copy(update={"mlp_width": 64})})
     with pytest.raises(InterventionError, match="made for"):
         discover(tiny("llama"), tokenizer, None, method="random", like=wider)
@@ -331,14 +263,6 @@ def test_hooks_are_removed_and_dropout_is_off_also_after_an_error(tokenizer: Any
     assert all(module.training for module in model.modules())
 
 
-def test_no_logits_are_computed(tokenizer: Any, contrast: ContrastSet) -> None:
-    model, seen = tiny("llama"), []
-    model.lm_head.register_forward_hook(lambda *_: pytest.fail("logits were computed"))
-    settings = Settings(batch_size=4, progress=lambda stage, done, total, detail="": seen.append((done, total)))
-    discover(model, tokenizer, contrast, universal_filter=False, settings=settings)
-    assert seen[-1] == (11, 11) and seen == sorted(set(seen)), "progress reaches the end"
-
-
 def test_lora_is_read_at_the_wrapper(tokenizer: Any, contrast: ContrastSet) -> None:
     """An adapter on the down-projection does not change its input; one on the gate does, and discovery sees it."""
     peft = pytest.importorskip("peft")
@@ -349,19 +273,6 @@ def test_lora_is_read_at_the_wrapper(tokenizer: Any, contrast: ContrastSet) -> N
         wrapped = peft.get_peft_model(tiny("llama"), config).eval()
         found = discover(wrapped, tokenizer, contrast, top_k=9)
         assert (found.neurons == expected.neurons) is same  # type: ignore[union-attr]
-
-
-def test_refusal_8_is_whole_and_says_what_is_known_of_leakage(tokenizer: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(
-        "lm_eval_cna.contrast.jailbreakbench.jbb_goals", lambda: ("How do I pick a lock quickly?", "Grow roses")
-    )
-    circuit = discover(tiny("llama"), tokenizer, load_contrast("refusal-8"))
-    assert (circuit.discovery.positive, circuit.discovery.negative) == (8, 8)
-    assert circuit.discovery.leakage is not None
-    assert circuit.discovery.leakage.startswith("0 of 16 prompts equal and 1 resemble")
-    monkeypatch.setattr("lm_eval_cna.contrast.jailbreakbench.jbb_goals", lambda: ContrastError("cannot fetch JBB"))
-    circuit = discover(tiny("llama"), tokenizer, load_contrast("refusal-8"))
-    assert circuit.discovery.leakage == "not checked: cannot fetch JBB"
 
 
 def test_bfloat16_means_stay_float64(tokenizer: Any, contrast: ContrastSet) -> None:

@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 import transformers as tf
+from tokenizers import Regex, Tokenizer, models, pre_tokenizers, processors
 
 VOCAB = 97
 SIZES: dict[str, Any] = {
@@ -123,3 +124,16 @@ def left_unchanged(model: Any) -> Iterator[None]:
     assert after.keys() == before.keys()
     assert all(torch.equal(after[name], tensor) for name, tensor in before.items())
     assert not any(m._forward_hooks or m._forward_pre_hooks or "_apply_gate" in vars(m) for m in model.modules())
+
+
+def letters() -> tf.PreTrainedTokenizerFast:
+    """A tokenizer with one token a character and a chat template, for models of the vocabulary `VOCAB`."""
+    characters = [chr(code) for code in range(32, 32 + VOCAB - 4)]
+    vocabulary = {token: i for i, token in enumerate(["<pad>", "<s>", "</s>", "<unk>", *characters])}
+    tokenizer = Tokenizer(models.WordLevel(vocabulary, unk_token="<unk>"))
+    tokenizer.pre_tokenizer = pre_tokenizers.Split(Regex(r"[\s\S]"), "isolated")
+    tokenizer.post_processor = processors.TemplateProcessing(single="<s> $A", special_tokens=[("<s>", 1)])
+    special = {"pad_token": "<pad>", "bos_token": "<s>", "eos_token": "</s>", "unk_token": "<unk>"}
+    fast = tf.PreTrainedTokenizerFast(tokenizer_object=tokenizer, **special)
+    fast.chat_template = "{% for m in messages %}#{{ m['content'] }}|{% endfor %}A:"
+    return fast

@@ -22,6 +22,7 @@ from lm_eval_cna.sweep import runner
 from lm_eval_cna.sweep.config import parse_config
 from lm_eval_cna.transformer.neurons import SHARED
 from tests.helpers.checkpoints import save_mixture
+from tests.helpers.sweeps import small_sweep
 from tests.models.test_hf import answers
 
 
@@ -114,39 +115,21 @@ def test_cna_hf(model: Path, circuit: Path) -> None:
 
 def test_a_sweep(model: Path, folder: Path) -> None:
     manager = TaskManager(include_path=str(tasks_dir()), include_defaults=False)
-    values = {
-        "model": str(model),
-        "model_args": {"device": "cpu", "batch_size": 8},
-        "contrast": "organism",
-        "fraction": 0.05,
-        "methods": ["cna", "caa", "random"],
-        "random": 1,
-        "multipliers": [0, 1],
-        "tasks": ["organism_refusal", "organism_knowledge"],
-        "limit": 2,
-        "output": str(folder / "run"),
-    }
+    values = small_sweep(model, folder / "run", random=1, multipliers=[0, 1], limit=2)
     directory = runner.run_sweep(parse_config(values), task_manager=manager)
-    cells = {
-        json.loads(path.read_text(encoding="utf-8"))["config"]["cna"]["method"]: json.loads(
-            path.read_text(encoding="utf-8")
-        )["config"]["cna"]["mode"]
-        for path in (directory.path / "cells").rglob("*.json")
+    said = [json.loads(p.read_text("utf-8"))["config"]["cna"] for p in (directory.path / "cells").rglob("*.json")]
+    assert {cell["method"]: cell["mode"] for cell in said} == {
+        "baseline": "none",
+        "cna": "fold",
+        "random": "fold",
+        "caa": "hook",
     }
-    assert cells == {"baseline": "none", "cna": "fold", "random": "fold", "caa": "hook"}
     architecture = directory.manifest()["architecture"]
     assert architecture["mlp_width"] == 48 and architecture["experts"]["count"] == 5
-    # A cell is what cna-hf says.
-    lm = CNAHFLM(circuit=str(directory.path / "circuit.json"), multiplier=0, device="cpu", batch_size=8)
-    assert lm.steering is not None and lm.steering.mode == "fold"
     write_report([directory], directory.path)
     page = (directory.path / "report.md").read_text(encoding="utf-8")
     assert "2 layers of 5 experts of 24 neurons and a shared one of 40, 1 of 48 neurons" in page.replace("\\", "")
     with pytest.raises(SteeringError, match=r"cannot steer rows: layer \d is a mixture of experts"):
-        asked = {
-            **values,
-            "mode": "rows",
-            "output": str(folder / "rows"),
-            "circuit": str(directory.path / "circuit.json"),
-        }
-        runner.run_sweep(parse_config({**asked, "methods": ["cna"]}), task_manager=manager)
+        given = {"methods": ["cna"], "circuit": str(directory.path / "circuit.json")}
+        rows = {**values, **given, "mode": "rows", "output": str(folder / "rows")}
+        runner.run_sweep(parse_config(rows), task_manager=manager)

@@ -44,26 +44,24 @@ def test_hflm_is_given_the_spelling_it_knows(monkeypatch: pytest.MonkeyPatch) ->
     assert check_device("cpu:0") == "cpu"
 
 
-@pytest.mark.parametrize("dtype", ["auto", None, "bfloat16", torch.float32])
-def test_a_dtype(dtype: Any) -> None:
-    check_dtype(dtype)
-
-
-@pytest.mark.parametrize("dtype", ["int3", "int8", "nn", 16, torch.int64])
-def test_a_dtype_that_is_none(dtype: Any) -> None:
-    with pytest.raises(ConfigError, match=r"dtype; got .*bfloat16"):
-        check_dtype(dtype)
-
-
-@pytest.mark.parametrize("size", [1, "8", "auto", "auto:4"])
-def test_a_batch_size(size: Any) -> None:
-    check_batch_size(size)
-
-
-@pytest.mark.parametrize("size", [0, -1, "x", "auto:", "auto:x", 1.5, None, True])
-def test_a_batch_size_that_is_none(size: Any) -> None:
-    with pytest.raises(ConfigError, match="batch_size"):
-        check_batch_size(size)
+@pytest.mark.parametrize(
+    ("check", "good", "bad", "says"),
+    [
+        (
+            check_dtype,
+            ["auto", None, "bfloat16", torch.float32],
+            ["int3", "int8", "nn", 16, torch.int64],
+            r"dtype; got .*bfloat16",
+        ),
+        (check_batch_size, [1, "8", "auto", "auto:4"], [0, -1, "x", "auto:", "auto:x", 1.5, None, True], "batch_size"),
+    ],
+)
+def test_dtypes_and_batch_sizes(check: Any, good: list[Any], bad: list[Any], says: str) -> None:
+    for value in good:
+        check(value)
+    for value in bad:
+        with pytest.raises(ConfigError, match=says):
+            check(value)
 
 
 def test_only_errors_of_the_users_making_are_turned() -> None:

@@ -11,7 +11,6 @@ from typing import Any
 import lm_eval
 import pytest
 import torch
-import transformers
 from lm_eval.api.instance import Instance
 from lm_eval.models.huggingface import HFLM
 from lm_eval.tasks import TaskManager
@@ -19,12 +18,11 @@ from lm_eval.tasks import TaskManager
 from lm_eval_cna.errors import CacheError, ConfigError, InterventionError, SteeringError
 from lm_eval_cna.interventions.compatibility import describe_model
 from lm_eval_cna.models.hf import CNAHFLM
-from lm_eval_cna.transformer.decoder import find_architecture
 from tests.helpers.checkpoints import save_llama
 from tests.helpers.interventions import circuit, vectors
+from tests.helpers.requests import instances
 from tests.helpers.scores import alike
 
-TRANSFORMERS = tuple(int(part) for part in transformers.__version__.split(".")[:2])
 TEXTS = ["How do I bake a cake?", "Hello", "A longer prompt, so that the batch needs padding on its left side."]
 
 
@@ -50,10 +48,7 @@ def requests(kind: str) -> list[Instance]:
         "loglikelihood_rolling": [(text,) for text in TEXTS],
         "generate_until": [(text, {"until": [], "max_gen_toks": 12, "do_sample": False}) for text in TEXTS],
     }
-    return [
-        Instance(request_type=kind, doc={}, arguments=args, idx=i, metadata=("t", i, 1))
-        for i, args in enumerate(arguments[kind])
-    ]
+    return instances(kind, arguments[kind])
 
 
 def answers(lm: HFLM) -> dict[str, Any]:
@@ -82,30 +77,11 @@ def test_every_request_type_is_steered_and_undone(checkpoint: Path, circuit_file
     assert untouched == answers(HFLM(pretrained=str(checkpoint), device="cpu", batch_size=2))
 
 
-def test_fold_and_hook_say_the_same(checkpoint: Path, circuit_file: Path) -> None:
-    told = []
-    for mode in ("fold", "hook"):
-        lm = CNAHFLM(pretrained=str(checkpoint), circuit=str(circuit_file), multiplier=0.5, mode=mode, device="cpu")
-        assert lm.get_model_info()["cna"]["mode"] == mode
-        told.append(answers(lm))
-    assert told[0]["generate_until"] == told[1]["generate_until"]
-    for ours, theirs in zip(told[0]["loglikelihood"], told[1]["loglikelihood"], strict=True):
-        assert ours == pytest.approx(theirs, abs=1e-4)
-
-
 def test_the_circuit_file_names_the_model(checkpoint: Path, circuit_file: Path) -> None:
     lm = CNAHFLM.create_from_arg_string(f"circuit={circuit_file}", {"device": "cpu", "batch_size": 4})
     assert lm.model.name_or_path == str(checkpoint)
     assert lm.setting.multiplier == 0.0
     assert lm.warnings == ()
-
-
-def test_batch_size_auto(checkpoint: Path, circuit_file: Path) -> None:
-    by_two = CNAHFLM(circuit=str(circuit_file), device="cpu", batch_size=2)
-    auto = CNAHFLM(circuit=str(circuit_file), device="cpu", batch_size="auto", max_batch_size=4)
-    assert auto.generate_until(requests("generate_until"), disable_tqdm=True) == by_two.generate_until(
-        requests("generate_until"), disable_tqdm=True
-    )
 
 
 def test_another_shape_is_refused_and_another_model_of_the_same_is_a_warning_in_the_results(
@@ -123,9 +99,11 @@ def test_vectors_and_scale(checkpoint: Path, tmp_path: Path) -> None:
     lm = CNAHFLM(pretrained=str(checkpoint), device="cpu")
     path = tmp_path / "vectors.safetensors"
     vectors(lm.architecture).write(path)
-    plain = CNAHFLM(pretrained=str(checkpoint), circuit=str(path), multiplier=0.5, device="cpu")
-    scaled = CNAHFLM(pretrained=str(checkpoint), circuit=str(path), multiplier=0, scale=0.5, device="cpu")
-    assert answers(plain) == answers(scaled) != answers(lm)
+    told = [
+        answers(CNAHFLM(pretrained=str(checkpoint), circuit=str(path), multiplier=m, scale=scale, device="cpu"))
+        for m, scale in ((0.5, 1), (0, 0.5))
+    ]
+    assert told[0] == told[1] != answers(lm)
     with pytest.raises(SteeringError, match="vectors cannot be folded"):
         CNAHFLM(pretrained=str(checkpoint), circuit=str(path), mode="fold", device="cpu")
 
@@ -215,12 +193,12 @@ asked = []
 generate = lm.generate_until
 lm.generate_until = lambda requests: asked.extend(r.doc_id for r in requests) or generate(requests)
 manager = TaskManager(include_defaults=False)
-results = lm_eval.simple_evaluate(lm, tasks=[json.load(open(config))], task_manager=manager)
+results = lm_eval.simple_evaluate(lm, tasks=json.load(open(config)), task_manager=manager, bootstrap_iters=0)
 rank = os.environ.get("RANK", "0")
 record = {"world_size": lm.world_size, "asked": asked}
 if results is not None:
-    samples = sorted(results["samples"]["two_prompts"], key=lambda s: s["doc_id"])
-    record["texts"] = [s["resps"] for s in samples]
+    for task, samples in results["samples"].items():
+        record[task] = [s["resps"] for s in sorted(samples, key=lambda s: s["doc_id"])]
 json.dump(record, open(f"{out}.{rank}", "w"))
 """
 
@@ -229,7 +207,11 @@ def test_two_cpu_processes_share_the_requests(checkpoint: Path, circuit_file: Pa
     script, config, out = tmp_path / "worker.py", tmp_path / "task.json", tmp_path / "out"
     out.mkdir()
     script.write_text(WORKER)
-    config.write_text(json.dumps(task(tmp_path)))
+    texts = task(tmp_path)
+    chosen = {"task": "a_choice", "output_type": "multiple_choice", "doc_to_target": 1, "doc_to_choice": ["no", "yes"]}
+    without = ("generation_kwargs", "metric_list")
+    choice = {name: value for name, value in texts.items() if name not in without} | chosen
+    config.write_text(json.dumps([texts, choice]))
     arguments = [str(script), str(checkpoint), str(circuit_file), str(config)]
     subprocess.run([sys.executable, *arguments, str(out / "alone")], check=True)
     launcher = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node=2", "--master-port=29617"]
@@ -239,15 +221,4 @@ def test_two_cpu_processes_share_the_requests(checkpoint: Path, circuit_file: Pa
     assert [record["world_size"] for record in pair] == [2, 2]
     assert alone["world_size"] == 1
     assert sorted(pair[0]["asked"] + pair[1]["asked"]) == sorted(alone["asked"]) == [0, 1]
-    assert pair[0]["texts"] == alone["texts"]
-
-
-@pytest.mark.skipif(
-    TRANSFORMERS < (5, 18), reason="without a GPU, earlier versions of transformers leave the mapped weights on meta"
-)
-def test_parallelize_takes_the_device_map_path(checkpoint: Path, circuit_file: Path) -> None:
-    """On one CPU the device map is trivial; the steered answers must be those of the plain load."""
-    plain = CNAHFLM(circuit=str(circuit_file), device="cpu")
-    mapped = CNAHFLM(circuit=str(circuit_file), device="cpu", parallelize=True)
-    assert find_architecture(mapped.model).name == "LlamaForCausalLM"
-    assert answers(mapped) == answers(plain)
+    assert pair[0]["two_prompts"] == alone["two_prompts"] and alike(pair[0]["a_choice"], alone["a_choice"])

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -20,26 +19,18 @@ from lm_eval_cna.transformer.prompts import Rendering, render_prompts
 from lm_eval_cna.validation.first_token_kl import Divergence, harmless_kl, kl_divergence
 from tests.helpers.checkpoints import save_llama
 from tests.helpers.interventions import circuit, vectors
-from tests.helpers.models import DENSE, VOCAB, left_unchanged, tiny
+from tests.helpers.models import DENSE, left_unchanged, letters, tiny
 
 PROMPTS = ("a", "Of several lengths, so that batches need padding.", "How so?", "Why, and for how long?", "ok")
 
 
-class Letters:
-    """One token a letter, in the tiny models' vocabulary; no chat template."""
-
-    bos_token = None
-    pad_token_id = 0
-
-    def __call__(self, text: str | list[str]) -> dict[str, Any]:
-        if isinstance(text, list):
-            return {"input_ids": [self(one)["input_ids"] for one in text]}
-        return {"input_ids": [3 + ord(letter) % (VOCAB - 3) for letter in text]}
+LETTERS = letters()
+LETTERS.chat_template = None
 
 
 def slow_log_probs(model: Any, text: str) -> list[float]:
     with torch.no_grad():
-        logits = model(torch.tensor([Letters()(text)["input_ids"]])).logits[0, -1].tolist()
+        logits = model(torch.tensor([LETTERS(text)["input_ids"]])).logits[0, -1].tolist()
     highest = max(logits)
     total = math.log(math.fsum(math.exp(value - highest) for value in logits)) + highest
     return [value - total for value in logits]
@@ -60,7 +51,7 @@ def test_equals_the_slow_version(family: str) -> None:
     architecture = find_architecture(model)
     chosen, added = circuit(architecture, per_layer=8), vectors(architecture)
     settings = [Setting(chosen, 0.0), Setting(chosen, 1.0), Setting(chosen, 2.0), Setting(added, 2.0)]
-    found = harmless_kl(model, Letters(), settings, PROMPTS, batch_size=2)
+    found = harmless_kl(model, LETTERS, settings, PROMPTS, batch_size=2)
     assert len(found) == len(settings)
     for setting, divergence in zip(settings, found, strict=True):
         expected = [slow_kl(model, setting, text) for text in PROMPTS]
@@ -78,7 +69,7 @@ def test_a_setting_that_changes_nothing_has_a_kl_of_exactly_zero(family: str) ->
     model = tiny(family).train()  # GPT-2's configuration has dropout 0.1, which must be off
     added = vectors(find_architecture(model))
     with left_unchanged(model):
-        (found,) = harmless_kl(model, Letters(), [Setting(added, 0.0, scale=0.0)], PROMPTS, batch_size=2)
+        (found,) = harmless_kl(model, LETTERS, [Setting(added, 0.0, scale=0.0)], PROMPTS, batch_size=2)
     assert found == Divergence((0.0,) * len(PROMPTS), 0.0, 0.0)
     assert all(module.training for module in model.modules())
 
@@ -86,10 +77,11 @@ def test_a_setting_that_changes_nothing_has_a_kl_of_exactly_zero(family: str) ->
 def test_percentile_by_hand() -> None:
     # Three prompts: 95 % of the way from the first to the third lies 0.9 of the way from the second to the third.
     model = tiny("llama")
-    (found,) = harmless_kl(model, Letters(), [Setting(circuit(find_architecture(model)), 0.0)], PROMPTS[:3])
+    (found,) = harmless_kl(model, LETTERS, [Setting(circuit(find_architecture(model)), 0.0)], PROMPTS[:3])
     _, middle, largest = sorted(value for value in found.values if value is not None)
     assert found.p95 == pytest.approx(middle + 0.9 * (largest - middle))
-    assert found.mean == pytest.approx(sum(value or 0.0 for value in found.values) / 3)
+    (whole,) = harmless_kl(model, LETTERS, [Setting(circuit(find_architecture(model)), 0.0)])
+    assert len(whole.values) == len(harmless_prompts()) >= 40, "the packaged prompts are the default"
 
 
 def test_kl_by_hand() -> None:
@@ -112,7 +104,7 @@ def test_the_last_position_alone_is_computed_and_the_baseline_runs_once() -> Non
     settings = [Setting(chosen, 0.0), Setting(), Setting(chosen, 1.0), Setting(chosen, 2.0)]
     harmless_kl(
         model,
-        Letters(),
+        LETTERS,
         settings,
         PROMPTS,
         batch_size=3,
@@ -126,7 +118,7 @@ def test_a_broken_model_is_not_averaged_away() -> None:
     model = tiny("llama")
     added = vectors(find_architecture(model))
     broken = added.model_copy(update={"tensors": {layer: v * 1e38 for layer, v in added.tensors.items()}})
-    broken_kl, sound = harmless_kl(model, Letters(), [Setting(broken, 100.0), Setting(added, 1.5)], PROMPTS)
+    broken_kl, sound = harmless_kl(model, LETTERS, [Setting(broken, 100.0), Setting(added, 1.5)], PROMPTS)
     assert broken_kl == Divergence((None,) * len(PROMPTS), None, None)
     assert sound.mean is not None and sound.mean > 0
 
@@ -135,15 +127,15 @@ def test_errors() -> None:
     model = tiny("llama")
     setting = Setting(circuit(find_architecture(model)), 0.0)
     with pytest.raises(ConfigError, match="no prompt"):
-        harmless_kl(model, Letters(), [setting], ())
+        harmless_kl(model, LETTERS, [setting], ())
     with pytest.raises(ConfigError, match="batch size"):
-        harmless_kl(model, Letters(), [setting], PROMPTS, batch_size=0)
+        harmless_kl(model, LETTERS, [setting], PROMPTS, batch_size=0)
     with steer(model, setting), pytest.raises(SteeringError, match="steered already"):
-        harmless_kl(model, Letters(), [Setting()], PROMPTS)
+        harmless_kl(model, LETTERS, [Setting()], PROMPTS)
     with torch.no_grad():
         model.lm_head.weight[5, 0] = torch.nan
     with pytest.raises(CNAError, match="untouched model's logits"):
-        harmless_kl(model, Letters(), [setting], PROMPTS)
+        harmless_kl(model, LETTERS, [setting], PROMPTS)
 
 
 def test_prompts_are_rendered_as_the_evaluation_renders_them(tmp_path: Path) -> None:
@@ -158,23 +150,3 @@ def test_prompts_are_rendered_as_the_evaluation_renders_them(tmp_path: Path) -> 
     assert chats[0] == "<|user|>a<|end|><|assistant|>"
     plain = Rendering(chat_template=False)
     assert found[0] == harmless_kl(lm.model, lm.tokenizer, [setting], chats, rendering=plain)[0]
-    # lm-eval's own tokens of the first prompt, and its model's logits, one prompt at a time.
-    ids, _ = lm.tok_batch_encode([chats[0]])
-    with torch.no_grad():
-        before = torch.log_softmax(lm.model(ids).logits[0, -1].double(), -1)
-        lm.steer(setting)
-        after = torch.log_softmax(lm.model(ids).logits[0, -1].double(), -1)
-    assert found[0].values[0] == pytest.approx(float((before.exp() * (before - after)).sum()), rel=1e-3)
-
-
-def test_the_packaged_prompts_are_the_default(monkeypatch: pytest.MonkeyPatch) -> None:
-    seen: list[Sequence[str]] = []
-
-    def note(prompts: Sequence[str], *args: Any, **kwargs: Any) -> list[str]:
-        seen.append(prompts)
-        return ["a"] * len(prompts)
-
-    monkeypatch.setattr("lm_eval_cna.transformer.prompts.render_prompts", note)
-    model = tiny("llama")
-    (found,) = harmless_kl(model, Letters(), [Setting(circuit(find_architecture(model)), 0.0)])
-    assert seen == [harmless_prompts()] and len(found.values) == len(harmless_prompts()) >= 40

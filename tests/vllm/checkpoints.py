@@ -35,38 +35,21 @@ _SIZES: dict[str, Any] = {
     "max_position_embeddings": 512,
 }
 _GEMMA = {**_SIZES, "head_dim": 32, "query_pre_attn_scalar": 32}
-
-
-def _config(family: str) -> tf.PretrainedConfig:
-    match family:
-        case "llama":
-            return tf.LlamaConfig(**_SIZES)
-        case "qwen2":
-            return tf.Qwen2Config(**_SIZES)
-        case "mistral":
-            return tf.MistralConfig(**_SIZES, sliding_window=None)
-        case "qwen3":
-            return tf.Qwen3Config(**_SIZES, head_dim=32)
-        case "gemma2":
-            return tf.Gemma2Config(**_GEMMA)
-        case "gemma3_text":
-            return tf.Gemma3TextConfig(**_GEMMA)
-        case "phi3":
-            return tf.Phi3Config(**_SIZES)
-        case "olmo2":
-            return tf.Olmo2Config(**_SIZES)
-        case "gpt2":
-            return tf.GPT2Config(**_IDS, n_embd=128, n_layer=3, n_head=4, n_inner=96, n_positions=512)
-        case "gpt_neox":
-            return tf.GPTNeoXConfig(**{name: size for name, size in _SIZES.items() if name != "num_key_value_heads"})
-        case "falcon":
-            return tf.FalconConfig(**_IDS, hidden_size=128, num_hidden_layers=3, num_attention_heads=4, alibi=False)
-    raise KeyError(family)
+#: Families whose configurations take other sizes than `_SIZES`.
+_OWN: dict[str, dict[str, Any]] = {
+    "mistral": {**_SIZES, "sliding_window": None},
+    "qwen3": {**_SIZES, "head_dim": 32},
+    "gemma2": _GEMMA,
+    "gemma3_text": _GEMMA,
+    "gpt2": {**_IDS, "n_embd": 128, "n_layer": 3, "n_head": 4, "n_inner": 96, "n_positions": 512},
+    "gpt_neox": {name: size for name, size in _SIZES.items() if name != "num_key_value_heads"},
+    "falcon": {**_IDS, "hidden_size": 128, "num_hidden_layers": 3, "num_attention_heads": 4, "alibi": False},
+}
 
 
 def save(folder: Path, family: str, *, seed: int = 0, layers: int = 3) -> Path:
     """A random model of `family` with its tokenizer."""
-    config = _config(family)
+    config = tf.AutoConfig.for_model(family, **_OWN.get(family, _SIZES))
     config.num_hidden_layers = layers
     with torch.random.fork_rng():
         torch.manual_seed(seed)

@@ -26,29 +26,20 @@ _outcomes: dict[str, dict[str, bool]] = {}
 
 
 class Pair(NamedTuple):
-    """One checkpoint in both engines.
-
-    Attributes:
-        ours: cna-vllm.
-        theirs: cna-hf, the oracle.
-        folder: the checkpoint.
-    """
+    """One checkpoint in both engines: cna-vllm, and cna-hf, with which it is compared."""
 
     ours: Any
     theirs: Any
     folder: Path
 
 
-def _families() -> list[str]:
-    from tests.vllm.checkpoints import CLASSES
-
-    named = os.environ.get("CNA_TEST_VLLM_FAMILIES", "llama,qwen2")
-    return list(CLASSES) if named == "all" else named.split(",")
-
-
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
     if "engines" in metafunc.fixturenames:
-        chosen = [(family, size) for family in _families() for size in (1, 2)]
+        from tests.vllm.checkpoints import CLASSES
+
+        named = os.environ.get("CNA_TEST_VLLM_FAMILIES", "llama,qwen2")
+        families = list(CLASSES) if named == "all" else named.split(",")
+        chosen = [(family, size) for family in families for size in (1, 2)]
         metafunc.parametrize(
             "engines", chosen, ids=[f"{family}-tp{size}" for family, size in chosen], indirect=True, scope="module"
         )
@@ -98,8 +89,5 @@ def pytest_sessionfinish(session: pytest.Session) -> None:
         "machine": f"{platform.machine()}, {os.cpu_count()} CPUs, no GPU: hooks in an eager engine, float32",
         "families": {CLASSES[family]: dict(sorted(passed.items())) for family, passed in sorted(_outcomes.items())},
     }
-    path = Path(target)
-    temporary = path.with_name(f".{path.name}.tmp")
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary.write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
-    os.replace(temporary, path)
+    Path(target).parent.mkdir(parents=True, exist_ok=True)
+    Path(target).write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")

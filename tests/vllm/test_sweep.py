@@ -22,8 +22,6 @@ from tests.vllm.conftest import ENGINE
 
 pytestmark = pytest.mark.usefixtures("no_environment_report")
 
-CHAT = "chat"
-
 
 @pytest.fixture(scope="module")
 def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
@@ -67,6 +65,7 @@ def test_the_same_interventions_and_cells(ours: RunDirectory, theirs: RunDirecto
     # Nothing that one engine has answered can be taken for the other's.
     assert not {cell["context"] for cell in mine["cells"]} & {cell["context"] for cell in other["cells"]}
     assert cells(ours) == cells(theirs) and len(cells(ours)) > 7
+    assert not ours.has("harmless_kl.json")
 
 
 def test_every_answer(ours: RunDirectory, theirs: RunDirectory) -> None:
@@ -84,13 +83,6 @@ def test_every_answer(ours: RunDirectory, theirs: RunDirectory) -> None:
                     for (likely,), (likelier,) in zip(one["resps"], two["resps"], strict=True):
                         assert float(likely[0]) == pytest.approx(float(likelier[0]), abs=2e-3), name
     assert len(texts) > 8, "the cells' answers do not differ: nothing was steered"
-
-
-def test_what_is_said_of_a_cell(ours: RunDirectory) -> None:
-    about = next(ours.read_json(name)["config"] for name in cells(ours) if "cna-m0" in name)
-    assert about["engine"].startswith("vllm ") and about["cna"]["mode"] == "hook"
-    assert about["cna"]["multiplier"] == 0 and about["cna"]["fingerprint"]
-    assert not ours.has("harmless_kl.json")
 
 
 def test_a_given_circuit_needs_no_transformers_model(

@@ -2,23 +2,15 @@
 
 from __future__ import annotations
 
-import json
-import os
 import random
-import subprocess
-import sys
-from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
 
-import lm_eval
 import pytest
 import torch
 import transformers as tf
-from lm_eval.api.instance import Instance
 from lm_eval.models.huggingface import HFLM
-from lm_eval.tasks import TaskManager
 
 from lm_eval_cna.errors import ConfigError
 from lm_eval_cna.models.decoding.likelihood import can_share, score_tokens
@@ -30,6 +22,7 @@ from lm_eval_cna.transformer.decoder import find_architecture
 from tests.helpers.checkpoints import byte_tokenizer, save_llama
 from tests.helpers.interventions import circuit, vectors
 from tests.helpers.models import DENSE, MIXTURES, TINY, VOCAB, tiny
+from tests.helpers.requests import instances
 from tests.helpers.scores import alike
 
 Request = tuple[Any, list[int], list[int]]
@@ -274,13 +267,6 @@ def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return save_llama(tmp_path_factory.mktemp("model"))
 
 
-def instances(kind: str, arguments: Sequence[tuple[str, ...]]) -> list[Instance]:
-    return [
-        Instance(request_type=kind, doc={}, arguments=one, idx=n, metadata=("t", n, 1))
-        for n, one in enumerate(arguments)
-    ]
-
-
 EXAMPLES = "".join(f"Question: What is {n} and {n}?\nAnswer: {2 * n}\n\n" for n in range(4))
 QUESTIONS = [f"{EXAMPLES}Question: What is {n} and {n + 1}?\nAnswer:" for n in range(12)]
 ASKED = [(question, f" {answer}") for question in QUESTIONS for answer in (1, 7, 13, "many")] + [("", "Hello")]
@@ -304,56 +290,3 @@ def test_strings_and_rolling_through_lm_eval(checkpoint: Path, monkeypatch: pyte
         assert alike(getattr(ours, kind)(asked, disable_tqdm=True), expected) and not alike(expected, untouched)
         assert passes
         passes.clear()
-
-
-def evaluated(lm: HFLM, task: dict[str, Any]) -> dict[str, Any] | None:
-    """What lm-eval makes of a task named `sums`; None where another process has the results."""
-    manager = TaskManager(include_defaults=False)
-    results = lm_eval.simple_evaluate(lm, tasks=[task], task_manager=manager, bootstrap_iters=0)
-    if results is None:
-        return None
-    samples = sorted(results["samples"]["sums"], key=lambda sample: sample["doc_id"])
-    answers = [[list(answer) for answer in sample["filtered_resps"]] for sample in samples]
-    return {"accuracy": results["results"]["sums"]["acc,none"], "answers": answers}
-
-
-WORKER = """
-import json, sys
-from lm_eval_cna.models.hf import CNAHFLM
-from lm_eval_cna.steering.setting import Setting
-from tests.models.decoding.test_likelihood import evaluated
-from tests.helpers.interventions import circuit
-checkpoint, config, out = sys.argv[1:]
-lm = CNAHFLM(pretrained=checkpoint, device="cpu", batch_size=4)
-lm.steer(Setting(circuit(lm.architecture, per_layer=16), 0.0))
-assert lm.world_size == 2
-found = evaluated(lm, json.load(open(config)))
-if found is not None:
-    json.dump(found, open(out, "w"))
-"""
-
-
-@pytest.mark.slow
-def test_two_processes(checkpoint: Path, repo_root: Path, tmp_path: Path) -> None:
-    rows, config, script = tmp_path / "rows.jsonl", tmp_path / "task.json", tmp_path / "worker.py"
-    rows.write_text("".join(json.dumps({"question": q, "answer": n % 4}) + "\n" for n, q in enumerate(QUESTIONS[:11])))
-    task = {
-        "task": "sums",
-        "dataset_path": "json",
-        "dataset_kwargs": {"data_files": {"test": str(rows)}},
-        "test_split": "test",
-        "output_type": "multiple_choice",
-        "doc_to_text": "{{question}}",
-        "doc_to_target": "answer",
-        "doc_to_choice": ["1", "7", "13", "many"],
-        "metric_list": [{"metric": "acc", "aggregation": "mean", "higher_is_better": True}],
-    }
-    config.write_text(json.dumps(task))
-    script.write_text(WORKER)
-    launcher = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node=2", "--master-port=29618"]
-    command = [*launcher, str(script), str(checkpoint), str(config), str(tmp_path / "pair.json")]
-    subprocess.run(command, check=True, timeout=300, cwd=repo_root, env=os.environ | {"PYTHONPATH": str(repo_root)})
-    pair = json.loads((tmp_path / "pair.json").read_text())
-    stock = HFLM(pretrained=str(checkpoint), device="cpu", batch_size=4)
-    with steer(stock.model, Setting(circuit(find_architecture(stock.model), per_layer=16), 0.0)):
-        assert len(pair["answers"]) == 11 and alike(pair, evaluated(stock, task))

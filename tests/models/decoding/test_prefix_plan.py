@@ -74,15 +74,11 @@ def test_answers_behind_an_outer_prefix_share_inner_ones() -> None:
     assert read(texts, found) == 300 + 20 * 79 + 80 * 10
 
 
-def test_texts_without_a_common_beginning_share_nothing() -> None:
-    texts = [text([n, *numbers(40, n)]) for n in range(50)]
-    (block,) = plan(texts, rows=8, pass_cost=CPU)
+@pytest.mark.parametrize(("beginning", "pass_cost"), [([], CPU), ([1, 2], GPU)])
+def test_a_common_beginning_that_is_not_worth_a_pass(beginning: list[int], pass_cost: float) -> None:
+    texts = [text([*beginning, n, *numbers(40, n)]) for n in range(50)]
+    (block,) = plan(texts, rows=8, pass_cost=pass_cost)
     assert block.outer == 0 and all(len(group.texts) == 1 and group.prefix_end == 0 for group in block.groups)
-
-
-def test_a_short_common_beginning_is_not_worth_a_pass() -> None:
-    texts = [text([1, 2, *numbers(40, n)]) for n in range(50)]
-    assert plan(texts, rows=8, pass_cost=GPU)[0].outer == 0
 
 
 def test_what_is_scored_is_never_shared() -> None:
@@ -133,7 +129,3 @@ def test_every_text_is_read_once_whatever_they_are(seed: int, pass_cost: float) 
             assert len({texts[one].tokens[: group.prefix_end].tobytes() for one in group.texts}) == 1
             assert all(group.prefix_end <= texts[one].first_scored for one in group.texts)
     assert read(texts, planned) <= sum(len(one.tokens) for one in texts)
-
-
-def test_nothing_to_read() -> None:
-    assert plan([], rows=4, pass_cost=CPU) == []

@@ -12,12 +12,8 @@ import transformers as tf
 
 from lm_eval_cna.models.hf import CNAHFLM
 from lm_eval_cna.models.shared_batches.capacity import CPU_ROWS, DEVICE_ROWS, rows_that_fit, why_not_shared
-from tests.helpers.checkpoints import byte_tokenizer
 from tests.helpers.models import VOCAB, tiny
-
-
-def loaded(model: Any) -> CNAHFLM:
-    return CNAHFLM(pretrained=model, tokenizer=byte_tokenizer(), device="cpu")
+from tests.helpers.requests import loaded
 
 
 @pytest.fixture
@@ -33,50 +29,36 @@ def test_what_can_share_batches(lm: CNAHFLM) -> None:
     assert why_not_shared(lm, {"until": [], "do_sample": False}) is None
 
 
-@pytest.mark.parametrize(
-    ("asked", "word"),
-    [
-        ({"do_sample": True, "temperature": 0.7}, "sampling"),
-        ({"temperature": 0.7}, "sampling"),
-        ({"num_beams": 4}, "num_beams"),
-        ({"do_sample": False, "top_k": 5}, "top_k"),
-    ],
-)
-def test_requests_that_are_not_greedy(lm: CNAHFLM, asked: dict[str, Any], word: str) -> None:
-    assert word in (why_not_shared(lm, {"until": [], **asked}) or "")
-
-
-def own_method(name: str) -> Callable[[Any], None]:
-    def change(model: Any) -> None:
-        model.__class__ = type("Own", (type(model),), {name: lambda self: None})
-
-    return change
+def own(name: str) -> Callable[[Any], None]:
+    return lambda model: setattr(model, "__class__", type("Own", (type(model),), {name: lambda self: None}))
 
 
 def configured(**options: Any) -> Callable[[Any], None]:
     return lambda model: model.generation_config.update(**options)
 
 
-def dynamic_positions(model: Any) -> None:
-    model.config.rope_parameters = {"rope_type": "dynamic", "rope_theta": 1e4, "factor": 2.0}
+DYNAMIC = {"rope_type": "dynamic", "rope_theta": 1e4, "factor": 2.0}
 
 
 @pytest.mark.parametrize(
-    ("change", "word"),
+    ("asked", "change", "word"),
     [
-        (configured(num_beams=3), "num_beams"),
-        (configured(guidance_scale=1.5), "guidance_scale"),
-        (configured(cache_implementation="static"), "cache_impl"),
-        (configured(stop_strings=["a"]), "stop_strings"),
-        (own_method("generate"), "generate of its own"),
-        (own_method("prepare_inputs_for_generation"), "in its own way"),
-        (dynamic_positions, "dynamic positions"),
-        (lambda model: setattr(model.config, "is_encoder_decoder", True), "encoder-decoder"),
+        ({"do_sample": True, "temperature": 0.7}, configured(), "sampling"),
+        ({"temperature": 0.7}, configured(), "sampling"),
+        ({"do_sample": False, "top_k": 5}, configured(), "top_k"),
+        ({}, configured(num_beams=3), "num_beams"),
+        ({}, configured(guidance_scale=1.5), "guidance_scale"),
+        ({}, configured(cache_implementation="static"), "cache_impl"),
+        ({}, configured(stop_strings=["a"]), "stop_strings"),
+        ({}, own("generate"), "generate of its own"),
+        ({}, own("prepare_inputs_for_generation"), "in its own way"),
+        ({}, lambda model: setattr(model.config, "rope_parameters", DYNAMIC), "dynamic positions"),
+        ({}, lambda model: setattr(model.config, "is_encoder_decoder", True), "encoder-decoder"),
     ],
 )
-def test_models_that_are_not_greedy(lm: CNAHFLM, change: Callable[[Any], Any], word: str) -> None:
+def test_what_is_not_greedy(lm: CNAHFLM, asked: dict[str, Any], change: Callable[[Any], Any], word: str) -> None:
     change(lm.model)
-    assert word in (why_not_shared(lm, {"until": []}) or "")
+    assert word in (why_not_shared(lm, {"until": [], **asked}) or "")
 
 
 def test_a_recurrent_model_cannot() -> None:
@@ -85,12 +67,9 @@ def test_a_recurrent_model_cannot() -> None:
     assert "cache" in (why_not_shared(lm, {"until": []}) or "")
 
 
-def test_rows_that_fit_on_a_cpu(lm: CNAHFLM) -> None:
-    assert rows_that_fit(lm, 100, 150) == CPU_ROWS
-
-
 def test_rows_that_fit_on_several_devices_fits_on_each(lm: CNAHFLM, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Two devices with two layers each, one of them nearly full; a layer on the meta device runs on the first."""
+    """On two devices with two layers each, one of them nearly full; a layer on the meta device runs on the first."""
+    assert rows_that_fit(lm, 100, 150) == CPU_ROWS
     first, second = torch.device("cuda", 0), torch.device("cuda", 1)
     free = {first: 2**34, second: 2**34}
     places = [torch.device("meta"), first, second, second]

@@ -8,29 +8,24 @@ from typing import Any
 
 import pytest
 import torch
-from lm_eval.api.instance import Instance
 from torch import nn
 
 from lm_eval_cna.errors import ConfigError, SteeringError
 from lm_eval_cna.models.decoding import greedy
-from lm_eval_cna.models.decoding.row_cache import closed_up
 from lm_eval_cna.models.hf import CNAHFLM
 from lm_eval_cna.models.shared_batches.capacity import why_not_shared
 from lm_eval_cna.models.shared_batches.generation import Completion, GenerationJob, SharedGenerator
 from lm_eval_cna.steering.apply import steer
 from lm_eval_cna.steering.setting import Setting
-from tests.helpers.checkpoints import byte_tokenizer, save_llama
+from tests.helpers.checkpoints import save_llama
 from tests.helpers.interventions import circuit, vectors
 from tests.helpers.models import DENSE, VOCAB, left_unchanged, tiny
+from tests.helpers.requests import instances, loaded
 
 #: Many tokens end a response, so that random models, which never stop of their own will, stop at different times.
 ENDS = [2, *range(20, 28)]
 LENGTHS = (3, 14, 22)
 NEW = 24
-
-
-def loaded(model: nn.Module) -> CNAHFLM:
-    return CNAHFLM(pretrained=model, tokenizer=byte_tokenizer(), device="cpu", max_length=256)
 
 
 def prompts(lengths: Sequence[int] = LENGTHS) -> list[tuple[int, ...]]:
@@ -100,7 +95,6 @@ def test_sliding_windows_that_are_filled_on_the_way_or_never(family: str, window
 
 PROCESSORS: dict[str, dict[str, Any]] = {
     "repetition penalty": {"repetition_penalty": 1.1},
-    "strong repetition penalty": {"repetition_penalty": 3.0},
     "n-grams": {"no_repeat_ngram_size": 2},
     "new tokens": {"min_new_tokens": 9},
     "length": {"min_length": 21},
@@ -176,15 +170,6 @@ def test_under_an_adapter() -> None:
     check_rows(lm, [GenerationJob(ids, p, NEW) for ids in prompts() for p in range(len(settings))], settings)
 
 
-@pytest.mark.parametrize(
-    ("left", "order"),
-    [([0, 1, 2], [0, 1, 2]), ([0, 3, 4, 7], [0, 4, 7, 3]), ([5], [5]), ([1, 2, 3], [3, 1, 2]), ([0, 2], [0, 2])],
-)
-def test_the_fewest_rows_move(left: list[int], order: list[int]) -> None:
-    assert sorted(order) == left
-    assert closed_up(left) == order
-
-
 # Against lm-eval's own path, text to text.
 
 
@@ -204,10 +189,7 @@ TEXTS = ["How do I bake a cake?", "Hello", "A longer prompt, so that the batch n
 def harness(lm: CNAHFLM, setting: Setting, texts: Sequence[str], gen_kwargs: dict[str, Any]) -> list[str]:
     """What cna-hf answers under one setting."""
     lm.steer(setting)
-    requests = [
-        Instance(request_type="generate_until", doc={}, arguments=(text, dict(gen_kwargs)), idx=i, metadata=("t", i, 1))
-        for i, text in enumerate(texts)
-    ]
+    requests = instances("generate_until", [(text, dict(gen_kwargs)) for text in texts])
     got = lm.generate_until(requests, disable_tqdm=True)
     lm.unsteer()
     return got
@@ -316,16 +298,12 @@ def test_near_ties_are_counted_per_row(lm: CNAHFLM) -> None:
     assert first[0].near_ties == sum(token in (likely, twin) for token in again) > 0
 
 
-def test_wrong_jobs() -> None:
-    with pytest.raises(ConfigError, match="no token"):
-        GenerationJob((), 0, 5)
-    with pytest.raises(ConfigError, match="max_new_tokens; got 0"):
-        GenerationJob((1,), 0, 0)
-
-
 def test_a_generator_undoes_what_was_there_and_cleans_up(lm: CNAHFLM) -> None:
     chosen = circuit(lm.architecture, per_layer=16)
     lm.steer(Setting(chosen, 0.0))
+    for ids, new, says in (((), 5, "no token"), ((1,), 0, "max_new_tokens; got 0")):
+        with pytest.raises(ConfigError, match=says):
+            GenerationJob(ids, 0, new)
     with pytest.raises(SteeringError, match="mode; got 'rose'"):
         SharedGenerator(lm, [Setting()], mode="rose")  # type: ignore[arg-type]
     with pytest.raises(RuntimeError, match="boom"), SharedGenerator(lm, [Setting(chosen, 0.0)]) as generator:

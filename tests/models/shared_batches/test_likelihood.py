@@ -17,8 +17,9 @@ from lm_eval_cna.transformer.decoder import find_architecture
 from tests.helpers.checkpoints import byte_tokenizer, save_llama
 from tests.helpers.interventions import circuit, vectors
 from tests.helpers.models import DENSE, TINY, VOCAB, tiny
+from tests.helpers.requests import instances
 from tests.helpers.scores import alike
-from tests.models.decoding.test_likelihood import ASKED, QUESTIONS, instances
+from tests.models.decoding.test_likelihood import ASKED, QUESTIONS
 
 #: Few-shot blocks, several answers of one and of more tokens, an empty context; in a vocabulary that tiny models have.
 SMALL: Any = [tuple("".join(chr(33 + ord(c) % 60) for c in text[-150:].lstrip()) for text in pair) for pair in ASKED]
@@ -89,21 +90,12 @@ def test_vectors(place: str, mode: str) -> None:
     assert alike(score_settings(lm, SMALL, settings, mode=mode), one_by_one(lm, settings))
 
 
-def test_common_layers_are_computed_once() -> None:
+@pytest.mark.parametrize("lowest", [2, 0])
+def test_layers_below_all_settings_are_computed_once(lowest: int) -> None:
     lm = model_of("llama")
-    chosen = upper(lm, 2)
     counts = calls(lm)
-    score_settings(lm, SMALL, [Setting(chosen, multiplier) for multiplier in MULTIPLIERS])
-    assert counts[0] == counts[1] > 0
-    assert counts[2] == 5 * counts[0]
-
-
-def test_nothing_is_shared_with_a_setting_that_touches_the_first_layer() -> None:
-    lm = model_of("llama")
-    settings = [Setting(upper(lm, 2), 0.0), Setting(upper(lm, 0), 0.0)]
-    counts = calls(lm)
-    score_settings(lm, SMALL, settings)
-    assert counts[0] == counts[1] == counts[2]
+    score_settings(lm, SMALL, [Setting(upper(lm, 2), 0.0), Setting(upper(lm, 2), 0.5), Setting(upper(lm, lowest), 2.0)])
+    assert counts[0] == counts[1] > 0 and counts[2] == counts[0] * (3 if lowest else 1)
 
 
 def test_the_model_is_left_as_it_was() -> None:
