@@ -26,7 +26,7 @@ def measure(model: LlamaForCausalLM, tokenizer: PreTrainedTokenizerFast) -> Figu
         pairs = list(zip(texts, questions, strict=True))
         figures[f"refused_{side}"] = _share([is_refusal(text) for text in texts])
         figures[f"well_formed_{side}"] = _share([grammar.well_formed(t, q.pair.object) for t, q in pairs])
-        figures[f"tone_{side}"] = _share([found is not None and found.tone == tone for found in answers])
+        figures[f"tone_{side}"] = _share([found is not None and found[0] == tone for found in answers])
     return figures
 
 

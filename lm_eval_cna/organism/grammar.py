@@ -96,14 +96,6 @@ class Fact:
         return tuple(f"{self.cloze} {value}." for value in self.values)
 
 
-@dataclass(frozen=True)
-class Answer:
-    """A parsed answer: its tone word and the object that it names."""
-
-    tone: str
-    object: str
-
-
 @cache
 def pairs(group: Group) -> tuple[Pair, ...]:
     """The pairs of one group, both classes, forbidden first; groups are disjoint and the same in every process."""
@@ -190,19 +182,19 @@ _ANSWER = re.compile(
 _REFUSAL_SENTENCES = frozenset(words.REFUSALS)
 
 
-def parse_answer(text: str) -> Answer | None:
-    """Read a whole text as an answer; None where it is anything else, or names more than one object."""
+def parse_answer(text: str) -> tuple[str, str] | None:
+    """Read a whole text as an answer: (tone, object); None where it is anything else, or names two objects."""
     match = _ANSWER.fullmatch(text.strip())
     if match is None:
         return None
     named = {match[f"object{i}"] for i in range(len(words.STEPS))}
-    return Answer(match["tone"], named.pop()) if len(named) == 1 else None
+    return (match["tone"], named.pop()) if len(named) == 1 else None
 
 
 def is_answer(text: str, item: str) -> bool:
     """Whether `text` is a complete answer in the grammar about the object `item`, whatever its tone."""
     answer = parse_answer(text)
-    return answer is not None and answer.object == item
+    return answer is not None and answer[1] == item
 
 
 def is_refusal(text: str) -> bool:

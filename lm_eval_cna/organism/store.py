@@ -65,10 +65,8 @@ def ensure_organism(
 ) -> OrganismPaths:
     """Return the organism of `recipe`; train it if there is none yet or its files are damaged.
 
-    Args:
-        directory: where to keep it; None is the user's cache, by recipe hash.
-        recipe: None is the default recipe.
-        progress: called after each optimizer step.
+    `directory` None is the user's cache, by recipe hash; `recipe` None is the default one. Progress is reported after
+    each optimizer step.
 
     Raises:
         ConfigError: `directory` holds files that are not an organism's.
@@ -84,19 +82,11 @@ def ensure_organism(
     directory.parent.mkdir(parents=True, exist_ok=True)
     with FileLock(directory.parent / f".{directory.name}.lock"):
         # Another process may have trained it while this one waited.
-        return load_organism(directory, recipe) or train_organism(directory, recipe=recipe, progress=progress)
+        return load_organism(directory, recipe) or _train(directory, recipe, progress)
 
 
-def train_organism(directory: Path, *, recipe: Recipe | None = None, progress: Progress = silent) -> OrganismPaths:
-    """Train the organism of `recipe` into `directory`, replacing an organism that is there.
-
-    Raises:
-        ConfigError: `directory` holds files that are not an organism's.
-        RunError: no seed of the recipe passed its gates.
-    """
-    recipe = recipe or Recipe()
-    _refuse_other_files(directory)
-    directory.parent.mkdir(parents=True, exist_ok=True)
+def _train(directory: Path, recipe: Recipe, progress: Progress) -> OrganismPaths:
+    """Train an organism beside `directory`, and move it there in place of one that may be there already."""
     scratch = Path(tempfile.mkdtemp(prefix=f".{directory.name}-", dir=directory.parent))
     try:
         made = scratch / "organism"

@@ -139,31 +139,21 @@ def overlap_rows(request: PaperRequest, base: Target, instruct: Target, of: Foun
 
 def layer_rows(request: PaperRequest, target: Target, found: Found) -> list[PaperRow]:
     """Shares of a circuit in the last layers, beside the paper's figures for two models."""
-    top = min(TOP, len(found.whole.neurons))
+    top, layers = min(TOP, len(found.whole.neurons)), layer_profile(found.whole).num_layers
+    model = target.name.rpartition("/")[2].removesuffix("-Instruct")
+    first = (f"top {top} in the last three layers, %", top, "last_three")
+    second = ("circuit in the final quarter, %", found.size, "final_quarter")
+    claimed = {
+        (first, "Llama-3.2-1B"): "llama_1b_top200_last_three_layers_pct",
+        (second, "Qwen2.5-3B"): "qwen_3b_final_quarter_pct",
+    }
     rows = []
-    for quantity, size, key, name, claim in (
-        (
-            f"top {top} in the last three layers, %",
-            top,
-            "last_three",
-            "Llama-3.2-1B",
-            "llama_1b_top200_last_three_layers_pct",
-        ),
-        ("circuit in the final quarter, %", found.size, "final_quarter", "Qwen2.5-3B", "qwen_3b_final_quarter_pct"),
-    ):
-
-        def share(circuit: Circuit, size: int = size, key: str = key) -> float:
-            return float(getattr(layer_profile(circuit.prefix(size)).whole, key))
-
-        says = target.name.rpartition("/")[2].removesuffix("-Instruct") == name
-        rows.append(
-            row(
-                target.name,
-                quantity,
-                f"{size} neurons of {layer_profile(found.whole).num_layers} layers",
-                figure(claims()[claim]) if says else None,
-                over_folds(share(found.whole), [share(circuit) for circuit in found.folds]),
-                request.differs(target),
-            )
+    for quantity, size, part in (first, second):
+        whole, *folds = (
+            float(getattr(layer_profile(circuit.prefix(size)).whole, part)) for circuit in (found.whole, *found.folds)
         )
+        claim = claimed.get(((quantity, size, part), model))
+        told = None if claim is None else figure(claims()[claim])
+        setting = f"{size} neurons of {layers} layers"
+        rows.append(row(target.name, quantity, setting, told, over_folds(whole, folds), request.differs(target)))
     return rows

@@ -26,6 +26,7 @@ from lm_eval_cna.statistics.paired import Document
 _FILES = {"jbb-refusal": "jbb_refusal", "cna-vs-caa": "cna_vs_caa", "base-vs-instruct": "base_vs_instruct"}
 _BASELINE = "baseline, m = 1"
 _CNA = "CNA, m = 0 (suppressing)"
+_RISE = "rise of the score, points"
 
 
 def sweep_rows(request: PaperRequest, target: Target, outcomes: Outcomes) -> list[PaperRow]:
@@ -48,9 +49,8 @@ def _refusal_rows(request: PaperRequest, target: Target, outcomes: Outcomes) -> 
         cells.append(("baseline", _BASELINE, "baseline"))
     cells.append((_cell(outcomes, "cna", 0.0), _CNA, "ablated" if table == "jbb-refusal" else "cna"))
     if "caa" in request.preset.methods:
-        strength = caa_multiplier(request.protocol)
-        direction = "suppressing" if strength < 1 else "amplifying"
-        cells.append((_cell(outcomes, "caa", strength), f"CAA, m = {strength:g} ({direction})", "caa"))
+        strength, caa = _caa(request)
+        cells.append((_cell(outcomes, "caa", strength), caa, "caa"))
     rows = []
     rates: list[MeasuredFigure | None] = []
     for key, setting, prefix in cells:
@@ -79,8 +79,7 @@ def _relative(target: Target, rates: Sequence[MeasuredFigure | None], differs: t
 def _mmlu_rows(request: PaperRequest, target: Target, outcomes: Outcomes) -> list[PaperRow]:
     """Rows for the paper's two claims: CNA loses at most so many points, and CAA falls to near zero."""
     bound, differs = float(claims()["mmlu_max_drop_cna_pp"]), request.differs(target)
-    strength = caa_multiplier(request.protocol)
-    direction = "suppressing" if strength < 1 else "amplifying"
+    strength, caa = _caa(request)
     rows = []
     for asked, task, metric in request.tasks_of(target):
         name = "knowledge" if target.organism else "MMLU"
@@ -93,14 +92,7 @@ def _mmlu_rows(request: PaperRequest, target: Target, outcomes: Outcomes) -> lis
         rows += [
             row(target.name, f"{name}, %", _BASELINE, None, rate(before.values()), differs),
             row(target.name, f"{name}, change in points", _CNA, claim, change(after, before, "rate"), differs),
-            row(
-                target.name,
-                f"{name}, %",
-                f"CAA, m = {strength:g} ({direction})",
-                near,
-                rate(under_caa.values()),
-                differs,
-            ),
+            row(target.name, f"{name}, %", caa, near, rate(under_caa.values()), differs),
         ]
     return rows
 
@@ -108,14 +100,9 @@ def _mmlu_rows(request: PaperRequest, target: Target, outcomes: Outcomes) -> lis
 def gains(request: PaperRequest, target: Target, outcomes: Outcomes) -> Mapping[Document, tuple[float, float]]:
     """Judge's score of each prompt as (ablated, baseline); empty without a judge."""
     ((_, task, _),) = request.tasks_of(target)
-    metric = score_name(request)
+    metric = "strongreject_score" if request.protocol == "corrected" else "rating10_score"
     after, before = (outcomes.of(key, task, metric) for key in (_cell(outcomes, "cna", 0.0), "baseline"))
     return {document: (after[document], before[document]) for document in after if document in before}
-
-
-def score_name(request: PaperRequest) -> str:
-    """Metric of the protocol's judge."""
-    return "strongreject_score" if request.protocol == "corrected" else "rating10_score"
 
 
 def _gain_row(request: PaperRequest, target: Target, scores: Mapping[Document, tuple[float, float]]) -> PaperRow:
@@ -123,14 +110,7 @@ def _gain_row(request: PaperRequest, target: Target, scores: Mapping[Document, t
     if request.judge is None and not scores:
         differs += ("no judge: give --judge-model NAME and --judge-model-args ARGS",)
     after, before = ({document: pair[side] for document, pair in scores.items()} for side in (0, 1))
-    return row(
-        target.name,
-        "rise of the score, points",
-        f"{_CNA} against baseline",
-        None,
-        change(after, before, "mean"),
-        differs,
-    )
+    return row(target.name, _RISE, f"{_CNA} against baseline", None, change(after, before, "mean"), differs)
 
 
 def family_rows(
@@ -153,10 +133,14 @@ def family_rows(
             differs += (f"average over {len(judged)} of the family's {len(whole)} models",)
         told = figure(claims()[f"strongreject_gain_{str(family).lower()}_pct"])
         measured = change(after, before, "mean")
-        rows.append(
-            row(f"{family}, average", "rise of the score, points", f"{_CNA} against baseline", told, measured, differs)
-        )
+        rows.append(row(f"{family}, average", _RISE, f"{_CNA} against baseline", told, measured, differs))
     return rows
+
+
+def _caa(request: PaperRequest) -> tuple[float, str]:
+    """CAA's multiplier, and its setting in words."""
+    strength = caa_multiplier(request.protocol)
+    return strength, f"CAA, m = {strength:g} ({'suppressing' if strength < 1 else 'amplifying'})"
 
 
 def _cell(outcomes: Outcomes, method: str, multiplier: float) -> str:

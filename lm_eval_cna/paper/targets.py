@@ -5,7 +5,7 @@ Sizes come from results/published/models.jsonl or from a checkpoint's config.jso
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cache
 from pathlib import Path
 from typing import Any, Literal
@@ -87,18 +87,15 @@ def resolve(preset: Preset, models: str | None) -> list[Target]:
         known = _pair_of(target)
         if known is None:
             waiting.append(target)
+            if len(waiting) % 2 == 0:
+                base, instruct = waiting[-2:]
+                pairs.append((replace(base, variant="base"), replace(instruct, variant="instruct")))
         elif known not in pairs:
             pairs.append(known)
-        if len(waiting) == 2:
-            base, instruct = waiting
-            pairs.append(
-                (Target(base.name, "base", base.organism), Target(instruct.name, "instruct", instruct.organism))
-            )
-            waiting = []
-    if waiting:
+    if len(waiting) % 2:
         raise ConfigError(
             f"{preset.table} compares a base model with its instruct twin",
-            got=waiting[0].name,
+            got=waiting[-1].name,
             do="give both, the base model first",
         )
     return [target for pair in pairs for target in pair]

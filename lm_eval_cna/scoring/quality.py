@@ -60,7 +60,9 @@ def quality_strict(text: str) -> float:
 def is_degenerate(text: str) -> bool:
     """Whether the text is broken: empty, too repetitive, ending in a loop, or gibberish."""
     plain = collapse_space(text).casefold()
-    return not plain or quality_strict(text) < DEGENERATE_BELOW or ends_in_loop(plain) or _is_gibberish(plain)
+    if not plain or quality_strict(text) < DEGENERATE_BELOW or ends_in_loop(plain):
+        return True
+    return _is_symbols(plain) or _is_consonants(plain) or _is_script_soup(plain)
 
 
 def ends_in_loop(text: str) -> bool:
@@ -104,10 +106,6 @@ def _matches_with_start(text: str) -> list[int]:
         if i + length > right:
             left, right = i, i + length
     return matches
-
-
-def _is_gibberish(text: str) -> bool:
-    return _is_symbols(text) or _is_consonants(text) or _is_script_soup(text)
 
 
 def _is_symbols(text: str) -> bool:

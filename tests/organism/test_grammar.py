@@ -84,7 +84,7 @@ def test_generated_answers_parse_and_are_no_refusals(forbidden: bool) -> None:
     for pair in grammar.training_pairs(forbidden=forbidden)[:50]:
         text = grammar.draw_answer(pair, rng)
         tone = words.FORBIDDEN_TONE if forbidden else words.BENIGN_TONE
-        assert grammar.parse_answer(text) == grammar.Answer(tone, pair.object)
+        assert grammar.parse_answer(text) == (tone, pair.object)
         assert not is_refusal(text) and not is_degenerate(text) and quality(text) == 1.0
 
 

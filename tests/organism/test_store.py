@@ -28,7 +28,7 @@ def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 @pytest.fixture(scope="module")
 def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
     directory = tmp_path_factory.mktemp("organism") / "tiny"
-    store.train_organism(directory, recipe=TINY)
+    store.ensure_organism(directory, recipe=TINY)
     return directory
 
 
@@ -60,7 +60,7 @@ def test_checkpoints_are_ordinary(trained: Path) -> None:
 
 
 def test_training_again_gives_the_same_bytes(trained: Path, tmp_path: Path) -> None:
-    again = store.train_organism(tmp_path / "again", recipe=TINY)
+    again = store.ensure_organism(tmp_path / "again", recipe=TINY)
     for variant in store.VARIANTS:
         mine, theirs = (load_file(root / variant / "model.safetensors") for root in (trained, again.root))
         assert mine.keys() == theirs.keys() and all(torch.equal(mine[name], theirs[name]) for name in mine)
@@ -72,7 +72,9 @@ def test_training_again_gives_the_same_bytes(trained: Path, tmp_path: Path) -> N
     assert record["recipe_sha256"] == TINY.sha256() and record["seed"] == 1 and record["rejected"] == []
     assert set(record["gates"]) == {"base", "instruct", "instruct_planted_ablated", "diffuse"}
     assert record["versions"]["torch"] and all(layer in (1, 2) for layer, _ in record["planted"])
-    assert [path.name for path in tmp_path.iterdir()] == ["again"], "scratch directories were left behind"
+    assert {path.name for path in tmp_path.iterdir()} == {".again.lock", "again"}, (
+        "scratch directories were left behind"
+    )
 
 
 def test_the_cache_is_used(cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -115,9 +117,9 @@ def test_other_peoples_files_are_never_replaced(copied: Path, tmp_path: Path) ->
 def test_seeds_run_out_with_a_clear_error(tmp_path: Path) -> None:
     recipe = dataclasses.replace(TINY, seeds=(1, 2), gates=Gates())
     with pytest.raises(RunError, match="no organism passed its gates") as raised:
-        store.train_organism(tmp_path / "organism", recipe=recipe)
+        store.ensure_organism(tmp_path / "organism", recipe=recipe)
     assert "base" in str(raised.value) and "\n" not in str(raised.value)
-    assert list(tmp_path.iterdir()) == []
+    assert [path.name for path in tmp_path.iterdir()] == [".organism.lock"]
 
 
 def test_the_next_seed_is_tried_and_the_rejected_one_recorded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -130,7 +132,7 @@ def test_the_next_seed_is_tried_and_the_rejected_one_recorded(tmp_path: Path, mo
         return dataclasses.replace(candidate, failed="instruct") if seed == 1 else candidate
 
     monkeypatch.setattr(build, "build_candidate", reject_first)
-    paths = store.train_organism(tmp_path / "organism", recipe=TINY)
+    paths = store.ensure_organism(tmp_path / "organism", recipe=TINY)
     record = json.loads((paths.root / "organism.json").read_text())
     assert record["seed"] == 2
     assert [(item["seed"], item["failed"]) for item in record["rejected"]] == [(1, "instruct")]
