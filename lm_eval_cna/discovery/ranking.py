@@ -35,8 +35,8 @@ def rank_neurons(
 
     Example:
         >>> layout = NeuronLayout.dense(layers=2, width=2)
-        >>> [neuron.place for neuron in rank_neurons(torch.tensor([0.1, -3.0, 2.0, 0.0]), layout, k=2)]
-        [(0, 1), (1, 0)]
+        >>> tuple(neuron.place for neuron in rank_neurons(torch.tensor([0.1, -3.0, 2.0, 0.0]), layout, k=2))
+        ((0, 1), (1, 0))
     """
     layers = layout.num_layers
     outside = [layer for layer in excluded_layers if not 0 <= layer < layers]

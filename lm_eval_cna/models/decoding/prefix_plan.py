@@ -95,8 +95,9 @@ def plan(texts: Sequence[Text], *, rows: int, pass_cost: float) -> list[Block]:
     Example:
         >>> few_shot = list(range(100))
         >>> texts = [Text(np.array([*few_shot, 200 + n]), first_scored=100) for n in range(10)]
-        >>> [block.outer for block in plan(texts, rows=4, pass_cost=16.0)]
-        [100]
+        >>> (block,) = plan(texts, rows=4, pass_cost=16.0)
+        >>> block.outer
+        100
     """
     if not texts:
         return []
