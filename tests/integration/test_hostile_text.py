@@ -5,7 +5,6 @@ from __future__ import annotations
 import csv
 import html
 import io
-import json
 import logging
 import re
 import sys
@@ -191,11 +190,10 @@ def test_names_of_files_stay_in_their_folder() -> None:
     assert len({name.lower() for name in names}) == len(ALL)
 
 
-def test_what_utf_8_cannot_hold_is_written_as_json_has_it(tmp_path: Path) -> None:
+def test_what_utf_8_cannot_hold_is_written_as_a_question_mark(tmp_path: Path) -> None:
     run = RunDirectory(tmp_path)
     run.write_json("x.json", {"texts": ALL})
-    assert run.read_json("x.json") == {"texts": list(ALL)}
-    assert json.loads((tmp_path / "x.json").read_bytes())["texts"] == list(ALL)
+    assert run.read_json("x.json") == {"texts": [text.encode(errors="replace").decode() for text in ALL]}
 
 
 def a_console(*, is_terminal: bool, width: int = 200) -> tuple[Console, io.StringIO]:
