@@ -40,7 +40,8 @@ def discover(
     like: Annotated[str | None, typer.Option(help="What a control is matched to.")] = None,
     seed: Annotated[int, typer.Option(help="Seed of a control, or of the split into folds.")] = 0,
     folds: Annotated[
-        int | None, typer.Option(min=2, help="Also find cna's circuit without each of so many folds of the prompts.")
+        int | None,
+        typer.Option(min=2, help="Split the prompts into this many folds, and find cna's circuit without each."),
     ] = None,
     match: Annotated[
         MatchChoice,
