@@ -164,10 +164,6 @@ def make_baseline(directory: RunDirectory, *, tolerances: Tolerances | None = No
 
     Raises:
         RunError: the directory is no finished run, one of its files is damaged, or nothing was steered in it.
-
-    Example:
-        >>> baseline = make_baseline(RunDirectory(Path("runs/demo")))  # doctest: +SKIP
-        >>> write_baseline(Path("baseline.json"), baseline)  # doctest: +SKIP
     """
     outcomes = read_outcomes(directory)
     protocol = read_protocol(directory, outcomes)

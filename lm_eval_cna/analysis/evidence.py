@@ -118,19 +118,10 @@ def collect(
 ) -> Evidence:
     """Compute the statistics of a finished run.
 
-    Args:
-        directory: of a sweep.
-        judge: start of the judge's fingerprint if several judged the run.
-        budget: what counts as damage; by default mean quality under 0.95 or more than 5 points more degenerate texts.
-        level: confidence level of all intervals.
+    `judge` is the start of a judge's fingerprint, for a run that several judged.
 
     Raises:
         RunError: the directory is no run, has no baseline cell, or one of its files is damaged.
-
-    Example:
-        >>> evidence = collect(RunDirectory(Path("runs/demo")))  # doctest: +SKIP
-        >>> evidence.find("cna-m0", "jbb_refusal", "refusal_rate").paired.effect  # doctest: +SKIP
-        -0.62
     """
     budget = budget or DamageBudget()
     outcomes = read_outcomes(directory, judge=judge)

@@ -79,22 +79,11 @@ def leaderboard(
     direction: Direction = "lower",
     budget: DamageBudget | None = None,
 ) -> Leaderboard:
-    """Rank finished runs of one protocol.
-
-    Args:
-        directories: the runs.
-        task: task whose refusal rate is ranked; by default the first that measures one.
-        direction: whether steering should lower or raise refusal.
-        budget: the accepted damage.
+    """Rank finished runs of one protocol by the refusal rate of a task, by default the first that measures one.
 
     Raises:
         RunError: there is no run, one is unfinished or damaged, the protocols differ, or no run measures refusal on
             the task.
-
-    Example:
-        >>> found = leaderboard(find_runs(Path("runs")))  # doctest: +SKIP
-        >>> found.rows[0].method, found.rows[0].effect  # doctest: +SKIP
-        ('cna', -0.62)
     """
     if not directories:
         raise RunError("a leaderboard without runs")

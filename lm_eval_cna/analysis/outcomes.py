@@ -65,17 +65,10 @@ class Outcomes:
 def read_outcomes(directory: RunDirectory, *, judge: str | None = None) -> Outcomes:
     """Read the per-prompt values of a run.
 
-    Args:
-        directory: of a sweep.
-        judge: start of the judge's fingerprint if several judged the run; by default the judge of the summary.
+    `judge` is the start of a judge's fingerprint, for a run that several judged; by default the judge of the summary.
 
     Raises:
         RunError: the directory is no run, one of its files is damaged, or there is no verdict by that judge.
-
-    Example:
-        >>> outcomes = read_outcomes(RunDirectory(Path("runs/demo")))  # doctest: +SKIP
-        >>> outcomes.of("baseline", "jbb_refusal", "refusal_rate")  # doctest: +SKIP
-        {0: 1.0, 1: 1.0, 2: 0.0}
     """
     plan = read_plan(directory)
     values: dict[tuple[str, str, str], Values] = {}

@@ -91,11 +91,7 @@ OF_A_RANKING = (
 
 
 def read_protocol(directory: RunDirectory, outcomes: Outcomes) -> Protocol:
-    """The protocol of a finished run.
-
-    Args:
-        directory: of a sweep.
-        outcomes: values of the same run, which name its judge.
+    """The protocol of a finished run; its outcomes name the judge.
 
     Raises:
         RunError: the directory is no finished run, or one of its files is damaged.
@@ -136,14 +132,7 @@ def model_name(model: str) -> str:
 
 
 def differences(one: Protocol, other: Protocol, fields: Iterable[str], *, names: tuple[str, str]) -> list[str]:
-    """Say in which fields two protocols differ, one clause per field.
-
-    Args:
-        one: the first protocol.
-        other: the second protocol.
-        fields: fields to compare.
-        names: names of the two in the clauses.
-    """
+    """Say in which fields two protocols differ, one clause per field; the clauses call the two by `names`."""
     found = []
     for field in fields:
         if field == "circuit" and not (one.circuit and other.circuit):

@@ -94,11 +94,6 @@ def check_run(directory: RunDirectory, baseline: Baseline) -> Check:
     Raises:
         RunError: the directory is no finished run, or one of its files is damaged.
         ConfigError: the run has another protocol than the baseline.
-
-    Example:
-        >>> found = check_run(RunDirectory(Path("runs/new")), read_baseline(Path("baseline.json")))  # doctest: +SKIP
-        >>> found.passed  # doctest: +SKIP
-        True
     """
     outcomes = read_outcomes(directory)
     protocol = read_protocol(directory, outcomes)

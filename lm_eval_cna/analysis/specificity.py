@@ -66,12 +66,7 @@ class Standing(AnalysisRecord):
 
 
 def standings(evidence: Evidence, outcomes: Outcomes) -> tuple[Standing, ...]:
-    """The circuit's effects on claimed metrics at the multipliers where a control other than `random` was run.
-
-    Args:
-        evidence: statistics of a run.
-        outcomes: values per prompt of the same run.
-    """
+    """The circuit's effects on claimed metrics at the multipliers where a control other than `random` was run."""
     cells = outcomes.cells
     found = []
     for row in evidence.comparisons:

@@ -85,12 +85,7 @@ class Stable(AnalysisRecord):
 
 
 def judge(record: Stability, *, level: float = LEVEL) -> Stable:
-    """Summarise a stability record.
-
-    Args:
-        record: the measured values.
-        level: confidence level of the intervals.
-    """
+    """Summarise a stability record."""
     folds = record.folds
     gone = sum(None in values for fold in folds for values in zip(fold.kl, fold.kl_whole, fold.kl_random, strict=True))
     figures = Stable(

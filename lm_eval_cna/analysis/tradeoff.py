@@ -91,17 +91,7 @@ class TradeOff(AnalysisRecord):
 
 
 def trade_off(evidence: Evidence, task: str, *, metric: str = "refusal_rate") -> TradeOff:
-    """Compare the effects on a metric with their damage.
-
-    Args:
-        evidence: statistics of a run, with the damage budget.
-        task: task whose metric should change.
-        metric: name of that metric.
-
-    Example:
-        >>> trade_off(evidence, "jbb_refusal").best("lower").multiplier  # doctest: +SKIP
-        0.0
-    """
+    """Compare the effects on a metric of a task with their damage."""
     budget, rows = evidence.budget, by_cell_task_metric(evidence.comparisons)
     asked = [task, *dict.fromkeys(row.task for row in evidence.comparisons if row.task != task)]
     capabilities: dict[str, list[Comparison]] = {}

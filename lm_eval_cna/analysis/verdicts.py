@@ -75,13 +75,7 @@ class Verdict(Subject):
 
 
 def verdict(claim: Claim, *, broken: str | None = None, level: float = 0.95) -> Verdict:
-    """Say what a comparison shows.
-
-    Args:
-        claim: the statistics.
-        broken: how the cell's text is broken on this task, from `is_broken`; None if it is not.
-        level: confidence level of the interval.
-    """
+    """Say what a comparison shows; `broken` is what `is_broken` says of the cell's text on this task."""
     is_effect, null = claim.p_holm <= ALPHA, claim.null
     finding: Finding = "none"
     if is_effect and (null is None or not null.testable):
@@ -114,13 +108,6 @@ def is_broken(
     budget: DamageBudget,
 ) -> str | None:
     """Say whether the steered text is broken: quality below the budget, or more degenerate texts than it allows.
-
-    Args:
-        quality: mean quality in the cell; None where the task has no text.
-        quality_before: the baseline's.
-        degenerate: share of degenerate texts in the cell.
-        degenerate_before: the baseline's.
-        budget: what is accepted.
 
     Returns:
         The start of a sentence, or None. If the baseline's own quality is below the budget, the text is broken only

@@ -17,16 +17,7 @@ _ACROSS = 3
 
 
 def draw(panels: Sequence[Panel], *, title: str, stem: Path) -> list[Path]:
-    """Draw panels side by side.
-
-    Args:
-        panels: panels of the figure.
-        title: title above them.
-        stem: path of the files without suffix; the folder is made.
-
-    Returns:
-        The files written, `stem`.png first, then .pdf; none without panels.
-    """
+    """Draw panels side by side into `stem`.png and `stem`.pdf; returns these two, or none without panels."""
     from matplotlib.figure import Figure
 
     if not panels:

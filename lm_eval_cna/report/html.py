@@ -18,12 +18,7 @@ from lm_eval_cna.report.svg import drawing
 
 
 def page(found: Contents, samples: dict[str, Any] | None) -> str:
-    """The report as HTML.
-
-    Args:
-        found: its contents.
-        samples: data of the sample browser; None for a page without one.
-    """
+    """The report as HTML; without `samples`, the data of the sample browser, the page has no sample browser."""
     style, script = source("report.css"), source("report.js")
     templates = environment()
     templates.filters |= {"drawing": drawing, "paragraphs": _paragraphs}

@@ -11,12 +11,7 @@ from lm_eval_cna.report.tables import Table
 
 
 def document(found: Contents, figures: Mapping[str, Sequence[str]]) -> str:
-    """The report as Markdown.
-
-    Args:
-        found: its contents.
-        figures: slug of a run or "layers" -> paths of its PNG files, relative to the report.
-    """
+    """The report as Markdown; `figures` maps the slug of a run, or "layers", to paths relative to the report."""
     parts = [f"# {markdown(found.title)}", found.preface, "## Verdicts"]
     for part in found.parts:
         parts += _verdicts(part)

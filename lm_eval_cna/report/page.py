@@ -52,10 +52,6 @@ def write_report(
     Raises:
         RunError: a run is unfinished or damaged, or the report cannot be written.
         InterventionError: a run's circuit is damaged.
-
-    Example:
-        >>> write_report(find_runs(Path("runs/demo")), Path("runs/demo"))  # doctest: +SKIP
-        PosixPath('runs/demo/report.md')
     """
     runs = read_runs(directories, budget or DamageBudget())
     found = contents(runs, preface=preface)

@@ -45,11 +45,7 @@ class Texts:
 
 
 def browser_data(runs: Sequence[Run], *, most: int = MOST_CHARACTERS) -> dict[str, Any]:
-    """Data for the script of the page.
-
-    Args:
-        runs: the runs.
-        most: characters of text after which control seeds but the first are left out.
+    """Data for the script of the page; beyond `most` characters of text, control seeds but the first are left out.
 
     Returns:
         `texts`; `outcomes`, their names; `left_out`, control cells without samples; `groups`, one per task of a run:

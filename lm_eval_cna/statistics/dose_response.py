@@ -48,12 +48,8 @@ class Trend(AnalysisRecord):
         return None if self.slope == 0 else self.slope > 0
 
 
-def trend(doses: Mapping[float, Mapping[Document, float]], *, seed: int = SEED) -> Trend | None:
-    """Test for a trend over multipliers.
-
-    Args:
-        doses: multiplier -> document -> value.
-        seed: of the random permutations, which only values other than 0 and 1 need.
+def trend(doses: Mapping[float, Mapping[Document, float]]) -> Trend | None:
+    """Test for a trend over multipliers; `doses` maps multiplier -> document -> value.
 
     Returns:
         None with fewer than three multipliers, or if no document has a value at every multiplier.
@@ -81,28 +77,24 @@ def trend(doses: Mapping[float, Mapping[Document, float]], *, seed: int = SEED) 
         left_out=len(seen) - len(common),
         slope=float(np.polynomial.polynomial.polyfit(multipliers, means, 1)[1]) if moved else 0.0,
         monotone=bool(np.all(steps >= -1e-12) or np.all(steps <= 1e-12)),
-        p=page_p(values, seed=seed),
+        p=page_p(values),
     )
 
 
-def page_p(values: Floats, *, seed: int = SEED) -> float:
+def page_p(values: Floats) -> float:
     """Two-sided p of Page's test, conditional on ties.
 
     The test ranks the values of each prompt and sums (place of the multiplier) * rank over prompts and multipliers. It
     uses the order of the multipliers, not their spacing. If the multiplier did nothing, every order of a prompt's
     values would be equally likely. With values of 0 and 1 that distribution is computed exactly; otherwise 9,999
-    permutations are drawn.
-
-    Args:
-        values: [prompts, multipliers], multipliers ascending.
-        seed: of the permutations.
+    permutations are drawn with a fixed seed. `values` are [prompts, multipliers], multipliers ascending.
     """
     rows = values[np.ptp(values, axis=1) > 0]  # a prompt with one value throughout is the same in every order
     if len(rows) == 0:
         return 1.0
     if np.isin(rows, (0.0, 1.0)).all() and rows.shape[1] <= _MOST_EXACT:
         return _exact_p(rows.astype(np.int64))
-    return _drawn_p(rows, seed)
+    return _drawn_p(rows)
 
 
 def _exact_p(rows: NDArray[np.int64]) -> float:
@@ -131,11 +123,11 @@ def _place_sums(count: int, ones: int) -> tuple[int, Floats]:
     return int(sums.min()), chances
 
 
-def _drawn_p(rows: Floats, seed: int) -> float:
+def _drawn_p(rows: Floats) -> float:
     ranks = stats.rankdata(rows, axis=1)
     places = np.arange(rows.shape[1]) - (rows.shape[1] - 1) / 2
     observed = abs(float((ranks @ places).sum()))
-    rng, extreme = np.random.default_rng(seed), 0
+    rng, extreme = np.random.default_rng(SEED), 0
     for _ in range(RESAMPLES):
         # Shuffling the places of every prompt is shuffling its ranks.
         extreme += abs(float((rng.permuted(ranks, axis=1) @ places).sum())) >= observed - 1e-9

@@ -96,11 +96,7 @@ def mcnemar_ps(gained: ArrayLike, lost: ArrayLike) -> Floats:
 def tango(gained: int, lost: int, n: int, *, level: float = LEVEL) -> Interval:
     """Tango's score interval of the difference of paired rates; it holds where no or every prompt is discordant, too.
 
-    Args:
-        gained: prompts where only the cell has the property.
-        lost: prompts where only the baseline has it.
-        n: all prompts.
-        level: confidence level.
+    Only the cell has the property on `gained` of the `n` prompts, only the baseline on `lost`.
 
     Raises:
         ConfigError: counts are negative or more than `n`, or there is no prompt.
@@ -147,7 +143,7 @@ def _score(difference: Floats, b: Floats, c: Floats, n: Floats) -> Floats:
         return np.asarray(np.where(away == 0, 0.0, away / np.sqrt(np.maximum(variance, 0.0))))
 
 
-def sign_flip_p(differences: Floats, *, seed: int = SEED) -> float:
+def sign_flip_p(differences: Floats) -> float:
     """Two-sided permutation p of a mean paired difference.
 
     Under the null hypothesis the sign of each difference is random. The observed signs count as one of the
@@ -158,7 +154,7 @@ def sign_flip_p(differences: Floats, *, seed: int = SEED) -> float:
     if len(moved) == 0:
         return 1.0
     observed = abs(moved.sum()) * (1 - 1e-12)  # sums of the same numbers in another order are equal up to rounding
-    rng, extreme, done = np.random.default_rng(seed), 0, 0
+    rng, extreme, done = np.random.default_rng(SEED), 0, 0
     while done < RESAMPLES:
         batch = min(RESAMPLES - done, max(1, 4_000_000 // len(moved)))
         signs = rng.integers(0, 2, size=(batch, len(moved)), dtype=np.int8) * 2 - 1

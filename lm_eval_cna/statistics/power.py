@@ -35,14 +35,8 @@ class Power(AnalysisRecord):
     """The smallest effect with that power, as a share of the prompts; None if no possible effect has it."""
 
 
-def mcnemar_power(n: int, forward: float, opposite: float, *, alpha: float = ALPHA) -> float:
-    """Probability that the exact McNemar test gives p <= alpha.
-
-    Args:
-        n: prompts.
-        forward: share of prompts that change one way.
-        opposite: share of prompts that change the other way.
-        alpha: level of the test.
+def mcnemar_power(n: int, forward: float, opposite: float) -> float:
+    """Probability that the exact McNemar test gives p <= 0.05 if these shares of n prompts change either way.
 
     Raises:
         ConfigError: a share is negative, their sum is above 1, or there is no prompt.
@@ -54,43 +48,33 @@ def mcnemar_power(n: int, forward: float, opposite: float, *, alpha: float = ALP
         return 0.0
     counts = np.arange(n + 1)
     # The test rejects if at most `most` of the discordant prompts are in the minority; -1 if it never does.
-    most = _critical(counts, alpha)
+    most = _critical(counts)
     share = forward / discordant
     reject = stats.binom.cdf(most, counts, share) + stats.binom.cdf(most, counts, 1 - share)
     return float(min(1.0, np.sum(stats.binom.pmf(counts, n, discordant) * reject)))
 
 
 @cache
-def smallest_effect(
-    n: int, *, opposite: float = 0.0, room: float = 1.0, alpha: float = ALPHA, target: float = TARGET
-) -> Power:
-    """The smallest effect with a given power.
-
-    Args:
-        n: prompts.
-        opposite: share of prompts that change against the effect; 0 is the best case.
-        room: the largest share that can change with the effect, such as the baseline's rate for an effect that
-            lowers it.
-        alpha: level of the test.
-        target: required power.
+def smallest_effect(n: int, *, opposite: float = 0.0) -> Power:
+    """The smallest effect that is seen four times in five, if a share of the prompts changes against it.
 
     Example:
         >>> round(smallest_effect(100).effect, 3)
         0.078
     """
-    most = min(room, 1.0 - opposite)
+    most = 1.0 - opposite
     found: float | None = None
 
     def lacking(effect: float) -> float:
-        return mcnemar_power(n, min(most, effect + opposite), opposite, alpha=alpha) - target
+        return mcnemar_power(n, min(most, effect + opposite), opposite) - TARGET
 
     if most > opposite and lacking(most - opposite) >= 0:
         # Power grows with the effect: one more prompt in its direction never raises p.
         found = float(optimize.brentq(lacking, 0.0, most - opposite, xtol=1e-6))
-    return Power(n=n, opposite=opposite, alpha=alpha, target=target, effect=found)
+    return Power(n=n, opposite=opposite, alpha=ALPHA, target=TARGET, effect=found)
 
 
-def _critical(discordant: NDArray[np.int64], alpha: float) -> NDArray[np.float64]:
+def _critical(discordant: NDArray[np.int64]) -> NDArray[np.float64]:
     """The largest minority counts whose p is at most alpha; -1 if there is none."""
-    first = stats.binom.ppf(alpha / 2, discordant, 0.5)  # the least count whose one-sided p reaches alpha / 2
-    return np.asarray(np.where(mcnemar_ps(first, discordant - first) <= alpha, first, first - 1))
+    first = stats.binom.ppf(ALPHA / 2, discordant, 0.5)  # the least count whose one-sided p reaches alpha / 2
+    return np.asarray(np.where(mcnemar_ps(first, discordant - first) <= ALPHA, first, first - 1))

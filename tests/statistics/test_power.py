@@ -41,7 +41,5 @@ def test_too_few_prompts_show_nothing() -> None:
     assert smallest_effect(5).effect is None
     assert mcnemar_power(5, 1.0, 0.0) == 0.0
     assert mcnemar_power(6, 1.0, 0.0) == 1.0
-    # A rate of 3 % leaves no room for an effect that would be seen.
-    assert smallest_effect(100, room=0.03).effect is None
     with pytest.raises(ConfigError):
         mcnemar_power(10, 0.8, 0.3)
