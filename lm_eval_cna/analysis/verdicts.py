@@ -215,11 +215,14 @@ def _value(value: float, kind: Kind) -> str:
     return f"{100 * value:.1f} %" if kind == "rate" else f"{value:.3f}"
 
 
+def p_value(p: float) -> str:
+    """A p value with two digits: "0.03" or "< 0.001"."""
+    return "< 0.001" if p < 0.001 else f"{float(f'{p:.2g}'):g}"
+
+
 def p_text(p: float) -> str:
     """A p value in words: "p = 0.03" or "p < 0.001"."""
-    if p < 0.001:
-        return "p < 0.001"
-    return f"p = {float(f'{p:.2g}'):g}"
+    return f"p {p_value(p)}" if p < 0.001 else f"p = {p_value(p)}"
 
 
 def _before(value: float | None, form: str) -> str:

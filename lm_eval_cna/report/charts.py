@@ -215,7 +215,7 @@ def size_panels(run: Run, palette: Palette) -> list[Panel]:
             for row in here:
                 if row.method == method and row.size and row.paired:
                     by_size.setdefault(row.size, []).append(100 * row.paired.effect)
-                    ends[row.size] = _ends(row.paired.interval, factor=100)
+                    ends[row.size] = scaled(row.paired.interval, 100)
             points = _line_points(by_size, None if control else ends)
             points = [replace(one, text=f"{label(method, int(one.x))}: {one.y:+.1f} points") for one in points]
             series += _line_series((method, None), points, palette, control=control)
@@ -242,9 +242,9 @@ def _over_multipliers(run: Run, task: str, metric: str, palette: Palette) -> lis
         by_multiplier: dict[float, list[float]] = {}
         for row in own:
             by_multiplier.setdefault(row.multiplier, []).append(row.value)
-        ends = {row.multiplier: _ends(row.interval) for row in own}
+        ends = {row.multiplier: scaled(row.interval) for row in own}
         if baseline is not None:
-            by_multiplier[1.0], ends[1.0] = [baseline.value], _ends(baseline.interval)
+            by_multiplier[1.0], ends[1.0] = [baseline.value], scaled(baseline.interval)
         seeds = {m: f", {len(values)} seeds" if control and m != 1 else "" for m, values in by_multiplier.items()}
         points = [
             replace(one, text=f"{label(method, size)}, m = {one.x:g}: {one.y:.3f}{seeds[one.x]}")
@@ -254,7 +254,8 @@ def _over_multipliers(run: Run, task: str, metric: str, palette: Palette) -> lis
     return _back_first(found)
 
 
-def _ends(interval: Interval | None, *, factor: float = 1) -> Ends:
+def scaled(interval: Interval | None, factor: float = 1) -> Ends:
+    """The ends of an interval times a factor; None twice without an interval."""
     return (None, None) if interval is None else (factor * interval.low, factor * interval.high)
 
 

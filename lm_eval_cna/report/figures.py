@@ -67,7 +67,7 @@ def _panel(axis: Any, panel: Panel) -> None:
         axis.axvspan(*panel.budget, color="#009e73", alpha=0.10, linewidth=0)
         axis.axhline(0, color="#6b7280", linewidth=0.8)
     for series in panel.series:
-        _SHAPES[series.style](axis, series)
+        _draw_series(axis, series)
     margin = 0.03 * (panel.y_range[1] - panel.y_range[0])
     axis.set_ylim(panel.y_range[0] - (0 if panel.y_range[0] == 0 and margin > 1 else margin), panel.y_range[1] + margin)
     if panel.categories:
@@ -86,79 +86,37 @@ def _panel(axis: Any, panel: Panel) -> None:
     axis.spines[["top", "right"]].set_visible(False)
 
 
-def _line(axis: Any, series: Series) -> None:
-    _bars_at(axis, series, color=_COLOURS[series.colour], marker="o")
-
-
-def _bars_at(axis: Any, series: Series, **style: Any) -> None:
-    x, y = _xy(series)
-    low = [point.y - point.low if point.low is not None else 0.0 for point in series.points]
-    high = [point.high - point.y if point.high is not None else 0.0 for point in series.points]
-    bars = [[max(0.0, end) for end in ends] for ends in (low, high)]
-    axis.errorbar(x, y, yerr=bars, ms=4, capsize=2, elinewidth=1, label=plain(series.name), **style)
-
-
-def _band(axis: Any, series: Series) -> None:
-    x, y = _xy(series)
-    low, high = ([end if end is not None else point.y for end, point in ends] for ends in _ends(series))
-    colour = _GREYS[-1 - series.colour]
-    axis.fill_between(x, low, high, color=colour, alpha=0.25, label=f"{plain(series.name)} (range)")
-    # A band of controls that all agree has no height; the line of their mean is still visible.
-    axis.plot(x, y, color=colour, linestyle="--", linewidth=1.3)
-
-
-def _points(axis: Any, series: Series) -> None:
-    # Points of several methods may coincide: larger ones are behind and show around the smaller.
-    place = series.colour % 4
-    axis.plot(
-        *_xy(series),
-        "o",
-        ms=5 + 2 * place,
-        zorder=3 - place / 10,
-        color=_COLOURS[series.colour],
-        label=plain(series.name),
-    )
-    for point in series.points:
-        if point.mark:
-            axis.annotate(
-                plain(point.mark), (point.x, point.y), (4, 4), textcoords="offset points", fontsize=7, parse_math=False
-            )
-
-
-def _ranges(axis: Any, series: Series) -> None:
-    colour = _GREYS[-1 - series.colour] if series.colour < 0 else _COLOURS[series.colour]
-    _bars_at(axis, series, color=colour, marker="o", linestyle="none")
-
-
-def _front(axis: Any, series: Series) -> None:
-    axis.plot(*_xy(series), color="#6b7280", linestyle=":", linewidth=1.3)
-
-
-def _stack(axis: Any, series: Series) -> None:
-    heights = [point.y - (point.low or 0.0) for point in series.points]
-    bottoms = [point.low or 0.0 for point in series.points]
-    x, colour = [point.x for point in series.points], _STACK[series.colour]
-    axis.bar(x, heights, bottom=bottoms, color=colour, width=0.8, label=plain(series.name))
-
-
-def _bars(axis: Any, series: Series) -> None:
-    axis.bar(*_xy(series), color=_COLOURS[series.colour], width=0.8, label=plain(series.name))
-
-
-def _xy(series: Series) -> tuple[list[float], list[float]]:
-    return [point.x for point in series.points], [point.y for point in series.points]
-
-
-def _ends(series: Series) -> tuple[list[tuple[float | None, Any]], list[tuple[float | None, Any]]]:
-    return [(point.low, point) for point in series.points], [(point.high, point) for point in series.points]
-
-
-_SHAPES = {
-    "line": _line,
-    "band": _band,
-    "points": _points,
-    "ranges": _ranges,
-    "front": _front,
-    "stack": _stack,
-    "bars": _bars,
-}
+def _draw_series(axis: Any, series: Series) -> None:
+    points, style, label = series.points, series.style, plain(series.name)
+    x, y = [point.x for point in points], [point.y for point in points]
+    low = [point.y if point.low is None else point.low for point in points]
+    high = [point.y if point.high is None else point.high for point in points]
+    colours = _STACK if style == "stack" else _COLOURS
+    colour = _GREYS[-1 - series.colour] if series.colour < 0 else colours[series.colour]
+    if style in ("line", "ranges"):
+        bars = [
+            [max(0.0, value - end) for value, end in zip(y, low, strict=True)],
+            [max(0.0, end - value) for value, end in zip(y, high, strict=True)],
+        ]
+        joined = "-" if style == "line" else "none"
+        axis.errorbar(
+            x, y, yerr=bars, ms=4, capsize=2, elinewidth=1, label=label, color=colour, marker="o", linestyle=joined
+        )
+    elif style == "band":
+        axis.fill_between(x, low, high, color=colour, alpha=0.25, label=f"{label} (range)")
+        # A band of controls that all agree has no height; the line of their mean is still visible.
+        axis.plot(x, y, color=colour, linestyle="--", linewidth=1.3)
+    elif style == "points":
+        # Points of several methods may coincide: larger ones are behind and show around the smaller.
+        place = series.colour % 4
+        axis.plot(x, y, "o", ms=5 + 2 * place, zorder=3 - place / 10, color=colour, label=label)
+        for point in points:
+            if point.mark:
+                at, text = (point.x, point.y), plain(point.mark)
+                axis.annotate(text, at, (4, 4), textcoords="offset points", fontsize=7, parse_math=False)
+    elif style == "front":
+        axis.plot(x, y, color=colour, linestyle=":", linewidth=1.3)
+    else:
+        bottoms = [point.low or 0.0 for point in points]
+        heights = [value - bottom for value, bottom in zip(y, bottoms, strict=True)]
+        axis.bar(x, heights, bottom=bottoms, color=colour, width=0.8, label=label)

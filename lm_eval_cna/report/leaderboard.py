@@ -6,13 +6,10 @@ import csv
 import io
 from pathlib import Path
 
-from markupsafe import Markup
-
-from lm_eval_cna import __version__
 from lm_eval_cna.analysis.leaderboard import Leaderboard, LeaderboardRow
 from lm_eval_cna.errors import RunError
 from lm_eval_cna.report.escape import csv_cell, item, markdown, plain, writable
-from lm_eval_cna.report.inline import environment, policy, source
+from lm_eval_cna.report.html import render
 from lm_eval_cna.report.markdown import markdown_table
 from lm_eval_cna.report.tables import NAMES, Entry, Table
 from lm_eval_cna.results.directory import RunDirectory
@@ -105,20 +102,7 @@ def as_csv(found: Leaderboard) -> str:
 
 def as_html(found: Leaderboard) -> str:
     """The leaderboard as one page that opens from disk and loads nothing."""
-    style, script = source("report.css"), source("report.js")
-    text = (
-        environment()
-        .get_template("leaderboard.html.jinja")
-        .render(
-            table=table_of(found),
-            remarks=remarks(found),
-            style=Markup(style),  # files of this package
-            script=Markup(script),
-            policy=policy(style, script),
-            version=__version__,
-        )
-    )
-    return writable(text)
+    return render("leaderboard.html.jinja", table=table_of(found), remarks=remarks(found))
 
 
 def check_output(output: Path) -> None:
@@ -143,26 +127,24 @@ def _entries(row: LeaderboardRow) -> tuple[Entry, ...]:
         Entry("none" if m is None else f"{m:g}{size}", m),
         _points(row.effect, row.interval),
         Entry("-" if standing is None else standing, standing),
-        Entry("-" if row.quality is None else f"{row.quality:.3f}", row.quality),
-        Entry("-" if row.degenerate is None else f"{100 * row.degenerate:.1f} %", row.degenerate),
-        _score(row.strongreject, row.strongreject_interval),
+        _number(row.quality, None, ".3f"),
+        _number(row.degenerate, None, ".1f", factor=100, after=" %"),
+        _number(row.strongreject, row.strongreject_interval, ".3f"),
         _points(row.capability, row.capability_interval, task),
         Entry(plain(row.run), plain(row.run)),
     )
 
 
 def _points(value: float | None, interval: Interval | None, after: str = "") -> Entry:
-    if value is None:
-        return Entry("-")
-    within = "" if interval is None else f" ({100 * interval.low:+.1f} to {100 * interval.high:+.1f})"
-    return Entry(f"{100 * value:+.1f}{within}{after}", value)
+    return _number(value, interval, "+.1f", factor=100, after=after)
 
 
-def _score(value: float | None, interval: Interval | None) -> Entry:
+def _number(value: float | None, interval: Interval | None, form: str, *, factor: float = 1, after: str = "") -> Entry:
     if value is None:
         return Entry("-")
-    within = "" if interval is None else f" ({interval.low:.3f} to {interval.high:.3f})"
-    return Entry(f"{value:.3f}{within}", value)
+    shown = [format(factor * one, form) for one in (value, *((interval.low, interval.high) if interval else ()))]
+    within = f" ({shown[1]} to {shown[2]})" if interval else ""
+    return Entry(f"{shown[0]}{within}{after}", value)
 
 
 def _percent(value: float | None) -> float | None:

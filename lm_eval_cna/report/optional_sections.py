@@ -3,20 +3,19 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 from lm_eval_cna.analysis.sparsity import size_curves
 from lm_eval_cna.analysis.specificity import RIVALS, TOP, Standing, standings
-from lm_eval_cna.analysis.stability import judge
+from lm_eval_cna.analysis.stability import Stable, judge
 from lm_eval_cna.analysis.verdicts import change_text, count, metric_name
 from lm_eval_cna.interventions.methods import THIRDS, third_of_layers
 from lm_eval_cna.interventions.profile import overlap
 from lm_eval_cna.report import charts
 from lm_eval_cna.report.charts import Palette, Panel, Point, Series
-from lm_eval_cna.report.interventions import Rows
 from lm_eval_cna.report.run import Run
 from lm_eval_cna.report.stability import FOLD_HEAD, fold_rows, pair_rows, stability_rows
-from lm_eval_cna.report.tables import Entry, Table, change, label, p_value
+from lm_eval_cna.report.tables import Entry, Table, change, label, p_of_controls, without_empty, word
 from lm_eval_cna.statistics.paired import Kind, Paired
 
 #: Short names of the kinds of random neurons, for an axis.
@@ -59,14 +58,15 @@ def special(run: Run, palette: Palette) -> Special:
     largest = max((one.size or 0 for one in found), default=0)
     shown = [one for one in found if (one.size or 0) == largest]
     size_panels = tuple(charts.size_panels(run, palette))
+    validated = None if run.stability is None else judge(run.stability, level=run.evidence.level)
     return Special(
         rivals=(*_overlap(run), *_layers(run, shown), *(text for one in shown for text in one.texts)),
         rival_panels=tuple(_panel(one, palette) for one in shown),
         rival_tables=(_standings(run, found),) if found else (),
         sizes=tuple(curve.text for curve in size_curves(run.evidence)) if size_panels else (),
         size_panels=size_panels,
-        folds=() if run.stability is None else judge(run.stability, level=run.evidence.level).texts,
-        fold_tables=tuple(_folds(run)),
+        folds=() if validated is None else validated.texts,
+        fold_tables=tuple(_folds(run, validated)),
     )
 
 
@@ -106,9 +106,7 @@ def _span(layers: range) -> str:
 
 def _panel(found: Standing, palette: Palette) -> Panel:
     factor = 100 if found.kind == "rate" else 1
-    effect, ends = factor * found.effect.effect, found.effect.interval
-    low, high = (None, None) if ends is None else (factor * ends.low, factor * ends.high)
-    circuit = Point(0, effect, low, high, f"circuit: {effect:+.3g}")
+    circuit = _point(0, "circuit", found.effect, factor)
     names, bands = ["circuit"], []
     for rival in found.rivals:
         mean, low, high = (factor * value for value in (rival.null.mean, rival.null.low, rival.null.high))
@@ -119,9 +117,7 @@ def _panel(found: Standing, palette: Palette) -> Panel:
     if bands:
         series.append(Series("random neurons, range over seeds", "ranges", -1, tuple(bands)))
     if found.strongest is not None:
-        theirs, ends = factor * found.strongest.effect.effect, found.strongest.effect.interval
-        low, high = (None, None) if ends is None else (factor * ends.low, factor * ends.high)
-        point = Point(len(names), theirs, low, high, f"{label(TOP, None)}: {theirs:+.3g}")
+        point = _point(len(names), label(TOP, None), found.strongest.effect, factor)
         series.append(Series(label(TOP, None), "ranges", palette.of(TOP, None), (point,)))
         names.append("active")
     values = [v for one in series for p in one.points for v in (p.y, p.low, p.high) if v is not None]
@@ -138,6 +134,11 @@ def _panel(found: Standing, palette: Palette) -> Panel:
     )
 
 
+def _point(at: int, name: str, paired: Paired, factor: float) -> Point:
+    effect = factor * paired.effect
+    return Point(at, effect, *charts.scaled(paired.interval, factor), f"{name}: {effect:+.3g}")
+
+
 def _standings(run: Run, found: Sequence[Standing]) -> Table:
     kinds = [kind for kind in RIVALS if any(rival.method == kind for one in found for rival in one.rivals)]
     head = ["task", "metric", "m", "neurons", "circuit"]
@@ -148,8 +149,8 @@ def _standings(run: Run, found: Sequence[Standing]) -> Table:
     for one in found:
         size = one.size or (len(run.circuit.neurons) if run.circuit is not None else None)
         entries = [
-            Entry(one.task, one.task),
-            Entry(one.metric, one.metric),
+            word(one.task),
+            word(one.metric),
             Entry(f"{one.multiplier:g}", one.multiplier),
             Entry("" if size is None else f"{size}", size),
             _change(one.effect, one.kind),
@@ -161,41 +162,31 @@ def _standings(run: Run, found: Sequence[Standing]) -> Table:
                 entries += [Entry(), Entry()]
                 continue
             low, high = (change_text(end, one.kind, unit=False) for end in (null.low, null.high))
-            entries.append(Entry(f"{low} to {high}", null.mean))
-            outside = f"{'outside' if null.outside(one.effect.effect) else 'inside'} {null.seeds}"
-            entries.append(Entry(p_value(null.p) if null.testable else outside, null.p))
+            entries += [Entry(f"{low} to {high}", null.mean), p_of_controls(null, one.effect.effect)]
         for paired in (None, None) if one.strongest is None else (one.strongest.effect, one.strongest.difference):
             entries.append(_change(paired, one.kind))
         rows.append(tuple(entries))
-    kept = [at for at in range(len(head)) if any(row[at].text for row in rows)]
-    return Table(
-        f"{run.slug}-special",
-        "The circuit against other neurons: change from the baseline, of rates in points; of random neurons the range",
-        tuple(head[at] for at in kept),
-        tuple(tuple(row[at] for at in kept) for row in rows),
-        words=2,
-    )
+    caption = "The circuit against other neurons: change from the baseline, of rates in points; of random neurons the"
+    return without_empty(Table(f"{run.slug}-special", f"{caption} range", tuple(head), tuple(rows), words=2))
 
 
 def _change(paired: Paired | None, kind: Kind) -> Entry:
-    return Entry() if paired is None else Entry(change(paired.effect, paired.interval, kind), paired.effect)
+    return Entry() if paired is None else change(paired.effect, paired.interval, kind)
 
 
-def _folds(run: Run) -> list[Table]:
-    if run.stability is None:
+def _folds(run: Run, found: Stable | None) -> list[Table]:
+    record = run.stability
+    if record is None or found is None:
         return []
-    found = judge(run.stability, level=run.evidence.level)
-    head, pairs = pair_rows(run.stability)
-    whole = f"The circuit over {found.folds} folds of {run.stability.contrast}: mean and range"
-    tables = [
-        _table("stability", whole, ("measure", "value"), stability_rows(found)),
-        _table(
-            "folds", "Each fold's circuit on the prompts that it was found without", FOLD_HEAD, fold_rows(run.stability)
-        ),
-        _table("fold-pairs", "Overlap of the folds' circuits", head, pairs),
+    head, pairs = pair_rows(record)
+    whole = f"The circuit over {found.folds} folds of {record.contrast}: mean and range"
+    each = "Each fold's circuit on the prompts that it was found without"
+    tables = (
+        ("stability", whole, ("measure", "value"), stability_rows(found)),
+        ("folds", each, FOLD_HEAD, fold_rows(record)),
+        ("fold-pairs", "Overlap of the folds' circuits", head, pairs),
+    )
+    return [
+        Table(f"{run.slug}-{name}", caption, columns, tuple(tuple(map(word, row)) for row in rows))
+        for name, caption, columns, rows in tables
     ]
-    return [replace(table, name=f"{run.slug}-{table.name}") for table in tables]
-
-
-def _table(name: str, caption: str, head: tuple[str, ...], rows: Rows) -> Table:
-    return Table(name, caption, head, tuple(tuple(Entry(text, text) for text in row) for row in rows))

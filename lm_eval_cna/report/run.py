@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import shlex
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -19,20 +18,10 @@ from lm_eval_cna.interventions.stability import Stability, read_stability, stabi
 from lm_eval_cna.report.escape import slug
 from lm_eval_cna.results.directory import SELF_CHECK, RunDirectory
 from lm_eval_cna.results.reading import Manifest, check_hash, read_manifest, read_plan
-from lm_eval_cna.results.summary import RESPONSES, Summary, read_summary
+from lm_eval_cna.results.summary import Summary, read_summary
 
 CIRCUIT = "circuit.json"
 STRONGEST = "top-activation.json"
-
-
-@dataclass(frozen=True)
-class NearTies:
-    """Tokens whose two best candidates were so close that rounding could swap them."""
-
-    tokens: int
-    """Number of such tokens in all cells."""
-    responses: int
-    """Number of generated responses."""
 
 
 @dataclass(frozen=True)
@@ -78,13 +67,6 @@ class Run:
     def controlled(self) -> list[float]:
         """The multipliers of the controls."""
         return sorted({cell.multiplier for cell in self.manifest.plan.planned if cell.seed is not None})
-
-    @property
-    def near_ties(self) -> NearTies | None:
-        """Near-ties of all cells; None if nothing was generated."""
-        found = [row for row in self.summary.measured if (row.task, row.metric) == (RESPONSES, "near_ties")]
-        tokens = sum(row.value for row in found if math.isfinite(row.value))
-        return NearTies(round(tokens), sum(row.n for row in found)) if found else None
 
     @property
     def facts(self) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from itertools import combinations
@@ -24,7 +25,9 @@ from lm_eval_cna.report.tables import (
     results,
     trade_off_table,
     verdicts_of_judge,
+    word,
 )
+from lm_eval_cna.results.summary import RESPONSES
 
 #: Finding of a verdict -> its label.
 FINDINGS = {
@@ -220,10 +223,11 @@ def _powers(run: Run) -> list[str]:
 
 def _notes(run: Run) -> list[str]:
     notes = [] if run.self_check is None else [run.self_check]
-    if (ties := run.near_ties) is not None:
+    if ties := [row for row in run.summary.measured if (row.task, row.metric) == (RESPONSES, "near_ties")]:
+        tokens = sum(row.value for row in ties if math.isfinite(row.value))
         notes.append(
-            f"{ties.tokens:,} near-ties in {ties.responses:,} generated responses: tokens whose two best candidates "
-            "were so close that another batch or machine may choose the other one."
+            f"{tokens:,.0f} near-ties in {sum(row.n for row in ties):,} generated responses: tokens whose two best "
+            "candidates were so close that another batch or machine may choose the other one."
         )
     tasks = [task for task, metric in run.outcomes.questions() if metric == "outcome_complied"]
     judged = {task for task, metric in run.outcomes.questions() if metric == "outcome_evaded"}
@@ -241,7 +245,7 @@ def _notes(run: Run) -> list[str]:
 
 def _profile(runs: Sequence[Run]) -> Table | None:
     rows = [
-        tuple(Entry(text, text) for text in (run.name, *row[1:]))
+        tuple(map(word, (run.name, *row[1:])))
         for run in runs
         if run.circuit is not None
         for row in profile_rows([run.circuit])
@@ -265,7 +269,7 @@ def _overlaps(runs: Sequence[Run]) -> Table | None:
         names = ("first", "second", *(name for name, _ in found[2:]))
         head = max(head, ("runs", *names), key=len)
         pair = f"{first.name} and {second.name}"
-        rows.append((Entry(pair, pair), *(Entry(value, _number(value)) for _, value in found)))
+        rows.append((word(pair), *(Entry(value, _number(value)) for _, value in found)))
     filled = tuple((*row, *(Entry() for _ in range(len(head) - len(row)))) for row in rows)
     return Table("overlap", "What the circuits have in common", head, filled) if rows else None
 

@@ -9,10 +9,11 @@ from statistics import fmean
 from lm_eval_cna.analysis.evidence import CLAIMED, Comparison
 from lm_eval_cna.analysis.outcomes import unfiltered
 from lm_eval_cna.analysis.tradeoff import TradeOff, TradeoffPoint
-from lm_eval_cna.analysis.verdicts import change_text
+from lm_eval_cna.analysis.verdicts import change_text, p_value
 from lm_eval_cna.interventions.methods import METHODS
 from lm_eval_cna.report.run import Run
 from lm_eval_cna.results.summary import CellSummary
+from lm_eval_cna.statistics.null_distribution import Null
 from lm_eval_cna.statistics.paired import Kind
 from lm_eval_cna.statistics.rates import Interval, wilson
 
@@ -72,9 +73,14 @@ class Line:
     cells: tuple[str, ...]
 
     @property
-    def label(self) -> str:
-        """The method's name, and the circuit's size if the sweep has several."""
-        return label(self.method, self.size)
+    def start(self) -> tuple[Entry, Entry]:
+        """The first two entries of its row: the method, with the circuit's size if the sweep has several, and m."""
+        return word(label(self.method, self.size)), _multiplier(self.multiplier)
+
+
+def word(text: str) -> Entry:
+    """An entry that is sorted by its text."""
+    return Entry(text, text)
 
 
 def label(method: str, size: int | None) -> str:
@@ -101,14 +107,14 @@ def results(run: Run, task: str) -> Table:
             if metric in claimed:
                 entries += _tests(None if len(line.cells) > 1 else run.evidence.find(line.cells[0], task, metric))
         if any(entry.text for entry in entries):
-            rows.append((Entry(line.label, line.label), _multiplier(line.multiplier), *entries))
+            rows.append((*line.start, *entries))
     level = f"{100 * run.evidence.level:g} %"
     caption = f"{task}: value with {level} interval; change from the baseline, of rates in points"
     if any(len(line.cells) > 1 for line in lines(run, task)):
         caption += "; of controls the mean with the range over seeds"
     if any(line.size is not None for line in lines(run, task)):
         caption += "; in brackets the neurons of the circuit"
-    return _without_empty(Table(f"{run.slug}-{task}", caption, tuple(head), tuple(rows)))
+    return without_empty(Table(f"{run.slug}-{task}", caption, tuple(head), tuple(rows)))
 
 
 def outcome_shares(run: Run, task: str) -> Table | None:
@@ -116,14 +122,7 @@ def outcome_shares(run: Run, task: str) -> Table | None:
     metrics = [metric for metric in OUTCOMES if metric in _metrics(run, task)]
     if not metrics:
         return None
-    rows = tuple(
-        (
-            Entry(line.label, line.label),
-            _multiplier(line.multiplier),
-            *(_number(run, line, task, metric) for metric in metrics),
-        )
-        for line in lines(run, task)
-    )
+    rows = tuple((*line.start, *(_number(run, line, task, metric) for metric in metrics)) for line in lines(run, task))
     note = "" if "outcome_evaded" in metrics else "; without a judge, evasions count as complied"
     names = tuple(metric.removeprefix("outcome_") for metric in metrics)
     return Table(f"{run.slug}-{task}-outcomes", f"{task}: what the answers are{note}", ("method", "m", *names), rows)
@@ -141,7 +140,7 @@ def verdicts_of_judge(run: Run, task: str) -> Table | None:
             for name in ("n_unscored", metric, f"{metric}_lower", f"{metric}_upper")
         }
         entries = [_whole(found["n_unscored"]), *(_mean(values) for name, values in found.items() if "_un" not in name)]
-        rows.append((Entry(line.label, line.label), _multiplier(line.multiplier), *entries))
+        rows.append((*line.start, *entries))
     head = ("method", "m", "unscored", metric, "lower bound", "upper bound")
     caption = f"{task}: answers that the judge did not score; the bounds take every one as 0 and as 1"
     return Table(f"{run.slug}-{task}-judge", caption, head, tuple(rows))
@@ -171,16 +170,21 @@ def lines(run: Run, task: str) -> list[Line]:
     return [Line(method, m, size, tuple(found[method, size, m])) for method, size, m in keys]
 
 
-def change(effect: float, interval: Interval | None, kind: Kind = "rate") -> str:
+def change(effect: float | None, interval: Interval | None, kind: Kind = "rate") -> Entry:
     """A signed difference with its interval: points for a rate, the metric's own unit for a mean."""
+    if effect is None:
+        return Entry()
     values = (effect,) if interval is None else (effect, interval.low, interval.high)
     shown, *ends = (change_text(value, kind, unit=False) for value in values)
-    return f"{shown} ({ends[0]} to {ends[1]})" if ends else shown
+    return Entry(f"{shown} ({ends[0]} to {ends[1]})" if ends else shown, effect)
 
 
-def p_value(p: float) -> str:
-    """A p value with two digits."""
-    return "< 0.001" if p < 0.001 else f"{float(f'{p:.2g}'):g}"
+def p_of_controls(null: Null | None, effect: float) -> Entry:
+    """The p against controls; with too few of them for a test, whether the effect is outside their range."""
+    if null is None:
+        return Entry()
+    outside = f"{'outside' if null.outside(effect) else 'inside'} {null.seeds}"
+    return Entry(p_value(null.p) if null.testable else outside, null.p)
 
 
 def _metrics(run: Run, task: str) -> list[str]:
@@ -189,7 +193,7 @@ def _metrics(run: Run, task: str) -> list[str]:
     return sorted(names, key=lambda name: order.get(unfiltered(name), len(order)))
 
 
-def _without_empty(table: Table) -> Table:
+def without_empty(table: Table) -> Table:
     """The table without empty columns; the first two stay."""
     kept = [at for at in range(len(table.head)) if at < 2 or any(row[at].text for row in table.rows)]
     rows = tuple(tuple(row[at] for at in kept) for row in table.rows)
@@ -230,30 +234,22 @@ def _tests(row: Comparison | None) -> list[Entry]:
     if row is None or row.paired is None:
         return [Entry(), Entry(), Entry()]
     holm = Entry() if row.p_holm is None else Entry(p_value(row.p_holm), row.p_holm)
-    null = row.null
-    beside = Entry() if null is None else Entry(p_value(null.p), null.p)
-    if null is not None and not null.testable:
-        beside = Entry(f"{'outside' if null.outside(row.paired.effect) else 'inside'} {null.seeds}", null.p)
-    text = change(row.paired.effect, row.paired.interval, row.kind)
-    return [Entry(text, row.paired.effect), holm, beside]
+    effect = change(row.paired.effect, row.paired.interval, row.kind)
+    return [effect, holm, p_of_controls(row.null, row.paired.effect)]
 
 
 def _setting(setting: TradeoffPoint) -> tuple[Entry, ...]:
-    name = label(setting.method, setting.size)
-    lost = Entry()
-    if setting.loss is not None:
-        lost = Entry(change(setting.loss, setting.loss_interval), setting.loss)
     quality = Entry() if setting.quality is None else Entry(f"{setting.quality:.3f}", setting.quality)
     within = "yes" if setting.within else "no"
     if setting.broken_task is not None:
         within += f", text broken on {setting.broken_task}"
     front = " and ".join(f"to {way}" for way in setting.front)
     return (
-        Entry(name, name),
+        word(label(setting.method, setting.size)),
         _multiplier(setting.multiplier),
-        Entry(change(setting.effect, setting.interval), setting.effect),
+        change(setting.effect, setting.interval),
         quality,
-        lost,
+        change(setting.loss, setting.loss_interval),
         Entry(within, float(setting.within)),
         Entry(front, front or None),
     )
