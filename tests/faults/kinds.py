@@ -17,16 +17,17 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from datetime import UTC, datetime, tzinfo
+from functools import partial
 from pathlib import Path
 from typing import Literal, NamedTuple, Self
 
 import torch
 
 import lm_eval_cna.judging.ledger
-from lm_eval_cna.results.responses import STORE_NAME
 from lm_eval_cna.sweep import prepare
-from tests.faults.bench import LEDGER, STAGES, Bench, Ended, alike, answers, noted, sound_rows, wrap_forward
+from tests.faults.bench import LEDGER, STAGES, Bench, Ended, answers, sound_rows, wrap_forward
 from tests.helpers.judge_server import obliging
+from tests.helpers.scores import alike
 
 Verdict = Literal["survived", "lost", "wrong", "skipped"]
 
@@ -48,28 +49,16 @@ class Round(NamedTuple):
 
 
 Fault = Callable[[Round], Outcome]
-EVERY = ("discover", "sweep", "judge", "report", "check")
+EVERY = tuple(STAGES)
 _MS_RDONLY, _MS_REMOUNT = 1, 32
 
 
-def kill(a: Round) -> Outcome:
-    """Signal 9 at a random moment."""
+def stopped(a: Round, what: signal.Signals, statuses: tuple[int, ...]) -> Outcome:
+    """A signal at a random moment."""
     child = a.bench.start(a.command, a.folder)
-    child.wait(a.draw.uniform(0, 1.1 * a.bench.seconds[a.command]))
-    child.send(signal.SIGKILL)
-    child.end()
-    return _again(a)
-
-
-def interrupt(a: Round) -> Outcome:
-    """SIGINT at a random moment: exit status 130."""
-    child = a.bench.start(a.command, a.folder)
-    child.wait(a.draw.uniform(0.05, 1.0) * a.bench.seconds[a.command])
-    child.send(signal.SIGINT)
+    child.send(what, after=a.draw.uniform(0.05, 1.05) * a.bench.seconds[a.command])
     ended = child.end()
-    if ended.status not in (0, 130):
-        return Outcome("lost", f"SIGINT: {ended.reason}")
-    return _again(a)
+    return _again(a) if ended.status in statuses else Outcome("lost", f"{what.name}: {ended.reason}")
 
 
 def full_disk(a: Round) -> Outcome:
@@ -84,9 +73,7 @@ def full_disk(a: Round) -> Outcome:
         else:
             limit = a.draw.randrange(1, 40) * 1024
             ended = a.bench.run(a.command, a.folder, lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (limit, limit)))
-        if not (ended.status == 0 or ended.refused):
-            return Outcome("lost", f"full disk: {ended.reason}")
-        return _again(a)
+        return _again(a, first=ended)
 
 
 def read_only(a: Round) -> Outcome:
@@ -97,40 +84,30 @@ def read_only(a: Round) -> Outcome:
         _mount(a.folder, "", _MS_REMOUNT | _MS_RDONLY)
         ended = a.bench.run(a.command, a.folder)
         _mount(a.folder, "size=64m", _MS_REMOUNT)
-        if not ended.refused:
-            return Outcome("lost", f"read-only: {ended.reason}")
-        return _again(a)
+        return _again(a) if ended.refused else Outcome("lost", f"read-only: {ended.reason}")
 
 
-def truncate(a: Round) -> Outcome:
-    """A file of the run cut short."""
-    return _damaged(a, lambda data: data[: a.draw.randrange(len(data))])
+def truncated(data: bytes, draw: random.Random) -> bytes:
+    """The beginning."""
+    return data[: draw.randrange(len(data))]
 
 
-def flip(a: Round) -> Outcome:
-    """One to three flipped bits in a file of the run."""
-
-    def damage(data: bytes) -> bytes:
-        found = bytearray(data)
-        for _ in range(a.draw.randint(1, 3)):
-            found[a.draw.randrange(len(found))] ^= 1 << a.draw.randrange(8)
-        return bytes(found)
-
-    return _damaged(a, damage)
+def flipped(data: bytes, draw: random.Random) -> bytes:
+    """One to three flipped bits."""
+    found = bytearray(data)
+    for _ in range(draw.randint(1, 3)):
+        found[draw.randrange(len(found))] ^= 1 << draw.randrange(8)
+    return bytes(found)
 
 
-def digit(a: Round) -> Outcome:
-    """A digit of a file of the run that has become another one."""
-
-    def damage(data: bytes) -> bytes:
-        places = [place for place, byte in enumerate(data) if 48 <= byte <= 57]
-        if not places:
-            return data[:-1] + bytes([data[-1] ^ 1])
-        found, place = bytearray(data), a.draw.choice(places)
-        found[place] = 48 + (found[place] - 48 + a.draw.randint(1, 9)) % 10
-        return bytes(found)
-
-    return _damaged(a, damage)
+def another_digit(data: bytes, draw: random.Random) -> bytes:
+    """A digit that has become another one."""
+    places = [place for place, byte in enumerate(data) if 48 <= byte <= 57]
+    if not places:
+        return data[:-1] + bytes([data[-1] ^ 1])
+    found, place = bytearray(data), draw.choice(places)
+    found[place] = 48 + (found[place] - 48 + draw.randint(1, 9)) % 10
+    return bytes(found)
 
 
 def clock(a: Round) -> Outcome:
@@ -144,8 +121,8 @@ def clock(a: Round) -> Outcome:
 def two_writers(a: Round) -> Outcome:
     """The same command twice at a time."""
     first = a.bench.start(a.command, a.folder)
-    first.wait(a.draw.uniform(0, 0.8) * a.bench.seconds[a.command])
-    both = [a.bench.start(a.command, a.folder).end(), first.end()]
+    time.sleep(a.draw.uniform(0, 0.8) * a.bench.seconds[a.command])
+    both = [a.bench.run(a.command, a.folder), first.end()]
     for ended in both:
         if ended.status != 0 and not (ended.refused and "another process" in ended.error):
             return Outcome("lost", f"two writers: {ended.reason}")
@@ -162,9 +139,7 @@ def raises(a: Round) -> Outcome:
             ended = a.bench.run(a.command, a.folder)
         finally:
             a.bench.server.behave = obliging
-        if not (ended.status == 0 or ended.refused):
-            return Outcome("lost", ended.reason)
-        return _again(a)
+        return _again(a, first=ended)
     fatal, passes = a.draw.randrange(a.bench.passes[a.command]), itertools.count()
 
     def look(_rows: int) -> None:
@@ -193,15 +168,39 @@ def out_of_memory(a: Round) -> Outcome:
     return Outcome("survived") if near else Outcome("wrong", f"{most} rows fit: the numbers differ")
 
 
+def damaged(a: Round, damage: Callable[[bytes, random.Random], bytes]) -> Outcome:
+    """Damage a file of a finished run; a command notices and names it, or the numbers are right all the same."""
+    stage = "swept" if a.command == "judge" and a.draw.random() < 0.5 else "judged"
+    shutil.rmtree(a.folder)
+    a.bench.copy(stage, a.folder.name)
+    files = sorted(path for path in a.folder.rglob("*") if path.suffix in (".json", ".safetensors", ".sqlite"))
+    files = [path for path in files if path.parent != a.folder or path.name == LEDGER]
+    if a.command == "sweep":  # which reads nothing of what a judge said; `judge` and `report` have rounds of their own
+        files = [path for path in files if path.parent.name != "judged" and path.name != LEDGER]
+    # The many results files would have nearly every round.
+    few = [path for path in files if "cells" not in path.parts]
+    path = a.draw.choice(few if a.draw.random() < 0.75 else files)
+    path.write_bytes(damage(path.read_bytes(), a.draw))
+    said = f"{stage}: {path.relative_to(a.folder)}"
+    ended = a.bench.run(a.command, a.folder)
+    if ended.status == 0:
+        return _same(a, ended, stage="judged" if a.command != "judge" else stage, said=said)
+    if not ended.refused:
+        return Outcome("lost", f"{said}: {ended.reason}")
+    if path.name not in ended.error and str(path.parent.name) not in ended.error:
+        return Outcome("lost", f"{said} is not named: {ended.reason}")
+    return _repaired(a, path, said)
+
+
 #: Kind -> the fault, and the commands that it is tried on.
 KINDS: dict[str, tuple[Fault, tuple[str, ...]]] = {
-    "kill -9": (kill, EVERY),
-    "SIGINT": (interrupt, EVERY),
+    "kill -9": (partial(stopped, what=signal.SIGKILL, statuses=(0, -signal.SIGKILL)), EVERY),
+    "SIGINT": (partial(stopped, what=signal.SIGINT, statuses=(0, 130)), EVERY),
     "full disk": (full_disk, EVERY),
     "read-only": (read_only, EVERY),
-    "truncated": (truncate, EVERY[1:]),
-    "bit flipped": (flip, EVERY[1:]),
-    "digit changed": (digit, EVERY[1:]),
+    "truncated": (partial(damaged, damage=truncated), EVERY[1:]),
+    "bit flipped": (partial(damaged, damage=flipped), EVERY[1:]),
+    "digit changed": (partial(damaged, damage=another_digit), EVERY[1:]),
     "clock back": (clock, EVERY),
     "two writers": (two_writers, EVERY),
     "raises": (raises, EVERY[:3]),
@@ -209,15 +208,18 @@ KINDS: dict[str, tuple[Fault, tuple[str, ...]]] = {
 }
 
 
-def _again(a: Round) -> Outcome:
-    """Run the command again: it must do what is left, and come to the undisturbed numbers."""
+def _again(a: Round, *, first: Ended | None = None) -> Outcome:
+    """Run the command again, `first` having ended well or with a refusal: it must do what is left, and no more."""
+    if first is not None and not (first.status == 0 or first.refused):
+        return Outcome("lost", first.reason)
     rows, cells, known = sound_rows(a.folder / "run"), _cells(a.folder), answers(a.folder)
     asked = len(a.bench.server.asked)
-    with noted(a.bench.put) as written:
-        ended = a.bench.run(a.command, a.folder)
+    a.bench.written.write_text("")
+    ended = a.bench.run(a.command, a.folder)
+    written = {tuple(line.split()) for line in a.bench.written.read_text().splitlines()}
     if ended.status != 0:
         return Outcome("lost", f"again: {ended.reason}")
-    if lost := rows & set(written):
+    if lost := rows & written:
         return Outcome("lost", f"{len(lost)} of {len(rows)} responses were computed again")
     if not rows <= sound_rows(a.folder / "run"):
         return Outcome("lost", "responses are gone")
@@ -227,30 +229,6 @@ def _again(a: Round) -> Outcome:
     if a.command == "judge" and known + len(a.bench.server.asked) - asked != a.bench.questions:
         return Outcome("lost", f"{known} answers known, {len(a.bench.server.asked) - asked} asked again")
     return _same(a, ended)
-
-
-def _damaged(a: Round, damage: Callable[[bytes], bytes]) -> Outcome:
-    """Damage a file of a finished run; a command notices and names it, or the numbers are right all the same."""
-    stage = "swept" if a.command == "judge" and a.draw.random() < 0.5 else "judged"
-    shutil.rmtree(a.folder)
-    shutil.copytree(a.bench.stages[stage], a.folder)
-    files = sorted(path for path in a.folder.rglob("*") if path.suffix in (".json", ".safetensors", ".sqlite"))
-    files = [path for path in files if path.parent != a.folder or path.name == LEDGER]
-    if a.command == "sweep":  # which reads nothing of what a judge said; `judge` and `report` have rounds of their own
-        files = [path for path in files if path.parent.name != "judged" and path.name != LEDGER]
-    # The many results files would have nearly every round.
-    few = [path for path in files if "cells" not in path.parts]
-    path = a.draw.choice(few if a.draw.random() < 0.75 else files)
-    path.write_bytes(damage(path.read_bytes()))
-    said = f"{stage}: {path.relative_to(a.folder)}"
-    ended = a.bench.run(a.command, a.folder)
-    if ended.status == 0:
-        return Outcome(*_same(a, ended, stage="judged" if a.command != "judge" else stage, said=said))
-    if not ended.refused:
-        return Outcome("lost", f"{said}: {ended.reason}")
-    if path.name not in ended.error and str(path.parent.name) not in ended.error:
-        return Outcome("lost", f"{said} is not named: {ended.reason}")
-    return _repaired(a, path, said)
 
 
 def _repaired(a: Round, path: Path, said: str) -> Outcome:
@@ -311,6 +289,3 @@ def _disk(folder: Path) -> Iterator[bool]:
             ctypes.CDLL(None).umount2(os.fsencode(folder), 2)
         with suppress(OSError):
             shutil.rmtree(kept)
-
-
-__all__ = ["KINDS", "STORE_NAME", "Outcome", "Round"]

@@ -8,20 +8,27 @@ from __future__ import annotations
 import argparse
 import importlib.util
 import json
+import multiprocessing
 import os
 import platform
+import random
+import resource
 import shutil
-import signal
 import sys
 import tempfile
 import time
-import traceback
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
+from benchmarks.machine import ROOT, commit, describe, slug
+
 SCHEMA = "lm-eval-cna/fuzz/1"
+#: The most by which one input may raise the peak of the process's memory, MiB.
+MOST_MIB = 256
 _GRACE = 60  # seconds that a child may take beyond its time
+_OPTIONS = ("-timeout=20", "-rss_limit_mb=4096", f"-max_len={2**20}", "-verbosity=0")  # libFuzzer's
+_FORK = multiprocessing.get_context("fork")  # a child has everything imported
 
 
 def main() -> int:
@@ -34,8 +41,11 @@ def main() -> int:
             file=sys.stderr,
         )
         return 2
-    from benchmarks.machine import ROOT, commit, describe, slug
-    from tests.fuzz.worker import TARGETS, build  # what it imports is watched, so nothing else may import the package
+    import atheris  # type: ignore[import-not-found]
+
+    with atheris.instrument_imports(include=["lm_eval_cna"]):  # so nothing may have imported the package before
+        from tests.fuzz.good import build
+        from tests.fuzz.targets import TARGETS
 
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--seconds", type=int, default=60, help="for each reader")
@@ -76,61 +86,96 @@ def main() -> int:
 
 
 def row(name: str, good: Path, keep: Path, *, seconds: int, seed: int) -> dict[str, Any]:
-    """Fuzz one reader in a child; one that dies is a finding, and another goes on for the time that is left."""
-    total: dict[str, Any] = {"target": name, "inputs": 0, "seconds": 0.0, "slowest": 0.0, "growth_mib": 0.0}
-    findings: dict[tuple[str, str], dict[str, Any]] = {}
-    for attempt in range(5):
-        log = keep / f"{name.replace(' ', '-').replace(chr(39), '')}-{attempt}.json"
-        left = max(1, round(seconds - total["seconds"]))
-        folder = good.with_name(log.stem)
-        shutil.copytree(good, folder)
-        ended = _child(name, folder, log, seconds=left, seed=seed + attempt)
-        shutil.rmtree(folder)
-        kept = json.loads(log.read_text(encoding="utf-8")) if log.is_file() else {"findings": []}
-        for field in ("inputs", "seconds"):
-            total[field] += kept.get(field, 0)
-        for field in ("slowest", "growth_mib"):
-            total[field] = max(total[field], kept.get(field, 0.0))
-        findings |= {(found["kind"], found["where"]): found for found in kept["findings"]}
-        if ended is not None:
-            findings["died", ended] = {"kind": "died", "where": "", "text": ended, "input": ""}
-        if ended is None or not kept.get("inputs") or total["seconds"] >= seconds - 1:
-            break
-    return {**total, "findings": list(findings.values())}
+    """Fuzz one reader in a child, guided by the package's own branches; a child that dies is a finding."""
+    folder = Path(shutil.copytree(good, good.with_name("tried")))
+    mine = keep / name.replace(" ", "-").replace("'", "")
+    mine.mkdir()
+    seen = _FORK.Array("d", 3)
+    child = _FORK.Process(target=_fuzz, args=(name, folder, mine, seen), kwargs={"seconds": seconds, "seed": seed})
+    started = time.monotonic()
+    child.start()
+    child.join(seconds + _GRACE)
+    if child.is_alive():
+        child.kill()
+        child.join()
+    took = time.monotonic() - started
+    shutil.rmtree(folder)
+    findings = [json.loads(path.read_bytes()) for path in sorted(mine.glob("*.json"))]
+    if child.exitcode != 0:
+        lines = (mine / "stderr").read_text(errors="replace").splitlines()
+        why = next((line for line in lines if "ERROR: libFuzzer" in line), " ".join(lines[-3:])[-300:])
+        findings.append({"kind": "died", "where": "", "text": f"status {child.exitcode}: {why}", "input": ""})
+    inputs, slowest, growth = seen
+    total = {"target": name, "inputs": int(inputs), "seconds": took, "slowest": slowest, "growth_mib": growth}
+    return {**total, "findings": findings}
 
 
-def _child(name: str, folder: Path, log: Path, *, seconds: int, seed: int) -> str | None:
-    """Fuzz in a fork, which has everything imported; returns how it died, None where it did not."""
-    from tests.fuzz.worker import fuzz
+def _fuzz(name: str, folder: Path, keep: Path, seen: Any, *, seconds: int, seed: int) -> None:
+    """Fuzz one reader; does not return.
 
-    said = log.with_suffix(".err")
-    child = os.fork()
-    if child == 0:
-        try:
-            os.dup2(os.open(said, os.O_WRONLY | os.O_CREAT | os.O_TRUNC), 2)
-            fuzz(name, folder, log, seconds=seconds, seed=seed)
-        except BaseException:
-            traceback.print_exc()
-        os._exit(1)
-    until, killed = time.monotonic() + seconds + _GRACE, False
-    while True:
-        found, status = os.waitpid(child, os.WNOHANG)
-        if found:
-            break
-        if not killed and time.monotonic() > until:
-            os.kill(child, signal.SIGKILL)
-            killed = True
-        time.sleep(0.05)
-    if status == 0:
-        return None
-    lines = said.read_text(errors="replace").splitlines()
-    why = next((line for line in lines if "ERROR: libFuzzer" in line), " ".join(lines[-3:])[-300:])
-    return f"status {os.waitstatus_to_exitcode(status)}: {why}"
+    Findings do not end the run: each is kept once, with the input that it was seen with first.
+
+    Args:
+        name: of the reader.
+        folder: of good files, this process's own.
+        keep: an empty folder, for findings and their inputs.
+        seen: the number of inputs, the seconds of the slowest, and the growth of memory in MiB.
+        seconds: for how long.
+        seed: of libFuzzer.
+    """
+    import atheris
+
+    from tests.fuzz.mutate import mutated
+    from tests.fuzz.targets import TARGETS, Finding, check, put
+
+    os.dup2(os.open(keep / "stderr", os.O_WRONLY | os.O_CREAT), 2)
+    target = TARGETS[name]
+    path = folder / target.file
+    good = path.read_bytes()
+    corpus = keep / "corpus"
+    corpus.mkdir()
+    (corpus / "good").write_bytes(good)
+    known: set[tuple[str, str]] = set()
+    first = _peak_mib()
+    finding = check(target, path)
+    assert finding is None, f"the good file of {name}: {finding}"
+
+    def once(data: bytes) -> None:
+        put(path, data)
+        peak, started = _peak_mib(), time.process_time()
+        found = check(target, path)
+        took, grown = time.process_time() - started, _peak_mib() - peak
+        seen[:] = (seen[0] + 1, max(seen[1], took), _peak_mib() - first)
+        if found is None and grown > MOST_MIB:
+            found = Finding("memory", "", f"{grown:.0f} MiB more")
+        if found is not None and found[:2] not in known:
+            kept = keep / f"{len(known)}.input"
+            kept.write_bytes(data)
+            kept.with_suffix(".json").write_text(json.dumps({**found._asdict(), "input": kept.name}))
+            known.add(found[:2])
+
+    def mutate(data: bytes, longest: int, seed: int) -> bytes:
+        draw = random.Random(seed)
+        if draw.random() < 0.3:
+            return bytes(atheris.Mutate(data, longest))
+        # Not from what was mutated last alone: most of that is refused at the first byte.
+        return mutated(good if draw.random() < 0.4 else data, target.shape, draw)[:longest]
+
+    options = [f"-max_total_time={seconds}", f"-seed={seed}", f"-artifact_prefix={keep}/", *_OPTIONS]
+    atheris.Setup(["fuzz", *options, str(corpus)], once, custom_mutator=mutate)
+    atheris.Fuzz()
+
+
+def _peak_mib() -> float:
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
 
 
 def markdown(record: dict[str, Any]) -> str:
     """The table, and each finding."""
     machine, rows = record["machine"], record["rows"]
+    every = {"target": "all", "findings": [found for row in rows for found in row["findings"]]}
+    every |= {name: sum(row[name] for row in rows) for name in ("inputs", "seconds")}
+    every |= {name: max(row[name] for row in rows) for name in ("slowest", "growth_mib")}
     lines = [
         f"# Fuzzing on {machine['cpu']}",
         "",
@@ -142,20 +187,13 @@ def markdown(record: dict[str, Any]) -> str:
         "",
         "| reader | inputs | seconds | slowest input, ms | growth of peak memory, MiB | findings |",
         "|---|---|---|---|---|---|",
-        *(_line(row) for row in rows),
-        _line(
-            {
-                "target": "all",
-                "inputs": sum(row["inputs"] for row in rows),
-                "seconds": sum(row["seconds"] for row in rows),
-                "slowest": max(row["slowest"] for row in rows),
-                "growth_mib": max(row["growth_mib"] for row in rows),
-                "findings": [found for row in rows for found in row["findings"]],
-            }
+        *map(_line, [*rows, every]),
+        *(
+            f"- {row['target']}: {found['kind']} {found['where']}: {found['text']}"
+            for row in rows
+            for found in row["findings"]
         ),
     ]
-    for row in rows:
-        lines += [f"- {row['target']}: {found['kind']} {found['where']}: {found['text']}" for found in row["findings"]]
     return "\n".join(lines) + "\n"
 
 

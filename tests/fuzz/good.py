@@ -1,4 +1,4 @@
-"""A good file of every kind that may come from elsewhere, small, and without the seals that would refuse any change."""
+"""A good file of every kind that may come from elsewhere, small and without the checksum that refuses any change."""
 
 from __future__ import annotations
 
@@ -37,25 +37,32 @@ SPEC = (
     b"negative: {url: 'https://x/y.csv', sha256: " + b"a" * 64 + b", column: c, where: {k: v}}\n"
     b"exclude: [{dataset: a/b, revision: " + b"b" * 40 + b", column: c}]\n"
 )
-REPLY = '{"choices": [{"index": 0, "message": {"role": "assistant", "content": %s}}], "usage": {"total_tokens": 9}}'
+
+
+VERDICT = '{"id": "TAG", "refusal": 0, "convincingness": 4, "specificity": 3}'
+JUDGE = {"model": "local-chat-completions", "model_args": {"model": "n"}, "rubric": "strongreject", "backoff": 0.0}
+MESSAGE = {"role": "assistant", "content": f"It says little.\n{VERDICT}"}
+FILES = {
+    "contrast.jsonl": CONTRAST,
+    "contrast.yaml": SPEC,
+    "sweep.yaml": SWEEP,
+    "leaderboard.yaml": SWEEPS,
+    "prompts.jsonl": b'{"prompt": "a"}\n{"prompt": "b"}\n',
+    "prompts.txt": b"a\nb c\n",
+    "template.txt": b"Grade.\n\n{prompt}\n\n{response}\n",
+    "judge.json": json.dumps(JUDGE).encode(),
+    "reply.json": json.dumps({"choices": [{"index": 0, "message": MESSAGE}], "usage": {"total_tokens": 9}}).encode(),
+    "verdict.txt": MESSAGE["content"].encode(),
+    "reference.json": b'{"1,-1,2": 0.5, "0,-1,3": -0.25}',
+}
 KEY = "k" * 64
 
 
 def build(folder: Path) -> None:
     """Write one file of every kind into the folder."""
+    for name, data in FILES.items():
+        (folder / name).write_bytes(data)
     _interventions(folder)
-    (folder / "contrast.jsonl").write_bytes(CONTRAST)
-    (folder / "contrast.yaml").write_bytes(SPEC)
-    (folder / "sweep.yaml").write_bytes(SWEEP)
-    (folder / "leaderboard.yaml").write_bytes(SWEEPS)
-    (folder / "prompts.jsonl").write_bytes(b'{"prompt": "a"}\n{"prompt": "b"}\n')
-    (folder / "prompts.txt").write_bytes(b"a\nb c\n")
-    (folder / "template.txt").write_bytes(b"Grade.\n\n{prompt}\n\n{response}\n")
-    judge = {"model": "local-chat-completions", "model_args": {"model": "n"}, "rubric": "strongreject", "backoff": 0.0}
-    (folder / "judge.json").write_text(json.dumps(judge))
-    verdict = '{"id": "TAG", "refusal": 0, "convincingness": 4, "specificity": 3}'
-    (folder / "reply.json").write_text(REPLY % json.dumps(f"It says little.\n{verdict}"))
-    (folder / "verdict.txt").write_text(f"It says little.\n{verdict}")
     _run(folder / "run")
     write_baseline(folder / "baseline.json", make_baseline(RunDirectory(folder / "run")))
     (folder / "store").mkdir()
@@ -63,30 +70,26 @@ def build(folder: Path) -> None:
         store.put({("context", "a"): Response("text", 1, 0), ("context", "b"): Response((-1.5, True))})
         store._database.execute("PRAGMA journal_mode = DELETE")
     with Ledger(folder / "ledger.sqlite") as ledger:
-        ledger.add(KEY, judge="j", rubric="r", reply=verdict, verdict=JudgeVerdict(None, {}, "why"), attempts=1)
+        ledger.add(KEY, judge="j", rubric="r", reply=VERDICT, verdict=JudgeVerdict(None, {}, "why"), attempts=1)
         ledger._database.execute("PRAGMA journal_mode = DELETE")
-    for path in folder.rglob("*.json"):
-        _unseal(path)
+    for path in folder.rglob("*.json"):  # a checksum would refuse any change
+        document = json.loads(path.read_bytes())
+        if isinstance(document, dict):
+            document.pop("sha256", None)
+        path.write_text(json.dumps(document))
 
 
 def _interventions(folder: Path) -> None:
     circuit_of([(1, 2), (0, 3), (7, 5)]).write(folder / "circuit.json")
     universal = {"fraction": 0.1, "share": 0.8, "prompts": 3, "prompts_sha256": "p", "neurons": [[0, 1, 2]]}
+    sizes = {"count": 4, "width": 8, "shared_width": 16, "layers": [0, 1]}
+    found = {"contrast": "refusal", "fraction": 0.1, "versions": {"torch": "2"}, "universal_filter": universal}
     experts = {
         "schema": "lm-eval-cna/circuit/2",
         "method": "random",
         "name": "refusal",
-        "model": {
-            "num_layers": 4,
-            "mlp_width": 8,
-            "experts": {"count": 4, "width": 8, "shared_width": 16, "layers": [0, 1]},
-        },
-        "discovery": {
-            "contrast": "refusal",
-            "fraction": 0.1,
-            "versions": {"torch": "2"},
-            "universal_filter": universal,
-        },
+        "model": {"num_layers": 4, "mlp_width": 8, "experts": sizes},
+        "discovery": found,
         "neurons": [
             {"layer": 0, "expert": 1, "index": 2, "delta": 1.5},
             {"layer": 1, "expert": "shared", "index": 9, "delta": None},
@@ -94,7 +97,6 @@ def _interventions(folder: Path) -> None:
         ],
     }
     (folder / "experts.json").write_text(json.dumps(experts))
-    (folder / "reference.json").write_text(json.dumps({"1,-1,2": 0.5, "0,-1,3": -0.25}))
     tensors = {0: torch.ones(4), 1: torch.arange(4).float()}
     header = Vectors(method="caa", name="v", place="write", tensors=tensors).model_dump(by_alias=True, mode="json")
     named = {f"layer.{layer}": tensor for layer, tensor in tensors.items()}
@@ -145,10 +147,3 @@ def _run(path: Path) -> None:
     proven = {"prompts": 2, "identity": 0.0, "change": 1.5, "layers": [7], "columns_sha256": "c"}
     run.write_json("self_check.json", {"mode": "rows", "noise": 0.0, "interventions": {"circuit.json": proven}})
     write_evidence(run, collect(run))
-
-
-def _unseal(path: Path) -> None:
-    document = json.loads(path.read_bytes())
-    if isinstance(document, dict):
-        document.pop("sha256", None)
-    path.write_text(json.dumps(document))

@@ -10,7 +10,6 @@ import time
 import traceback
 from collections.abc import Callable, Iterable
 from contextlib import suppress
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -49,7 +48,7 @@ from lm_eval_cna.results.directory import RunDirectory
 from lm_eval_cna.results.responses import ResponseStore
 from lm_eval_cna.results.summary import read_summary
 from lm_eval_cna.scoring.strongreject import FORMS, parse_verdict, verdict_metrics
-from lm_eval_cna.sweep.config import SweepConfig, parse_config, read_config
+from lm_eval_cna.sweep.config import parse_config, read_config
 from lm_eval_cna.sweep.grid import plan_cells
 from lm_eval_cna.sweep.many_config import holds_runs, parse_runs
 from lm_eval_cna.sweep.prepare import self_check_result
@@ -61,27 +60,17 @@ _LONGEST_LINE = 3_000
 
 
 class Finding(NamedTuple):
-    """What a reader must not do.
-
-    Attributes:
-        kind: an exception's name, "slow", "memory" or "message".
-        where: the line of ours that it came from, to tell findings apart.
-        text: the rest.
-    """
+    """What a reader must not do: an exception, "slow", "memory" or "message", our line that it came from, and words."""
 
     kind: str
     where: str
     text: str
 
 
-@dataclass(frozen=True)
-class Target:
-    """A reader.
+class Target(NamedTuple):
+    """A reader: the good file that it reads, what kind of document that is for `tests.fuzz.mutate`, and a function.
 
-    Attributes:
-        file: the good file that it reads, in the folder of good files.
-        shape: what kind of document that is; see `tests.fuzz.mutate`.
-        read: reads the file and does what comes next.
+    The function reads the file and does what comes next.
     """
 
     file: str
@@ -139,24 +128,13 @@ def _contrast(path: Path) -> None:
 
 
 def _sweep(path: Path) -> None:
-    _plan(parse_config(read_config(path)))
-
-
-def _sweeps(path: Path) -> None:
+    """What a sweep or several do before they load anything: their plans as JSON, their cells, their judges."""
     values = read_config(path)
-    if holds_runs(values):
-        for config in parse_runs(values, dict):
-            _plan(config)
-    else:
-        _plan(parse_config(values))
-
-
-def _plan(config: SweepConfig) -> None:
-    """What a sweep does before it loads anything: its plan as JSON, its cells, its judge."""
-    json.dumps(config.model_dump(mode="json", exclude={"output"}))
-    assert all(cell.key for cell in plan_cells(config))
-    if config.judge is not None:
-        json.dumps(config.judge.public())
+    for config in parse_runs(values, dict) if holds_runs(values) else [parse_config(values)]:
+        json.dumps(config.model_dump(mode="json", exclude={"output"}))
+        assert all(cell.key for cell in plan_cells(config))
+        if config.judge is not None:
+            json.dumps(config.judge.public())
 
 
 def _judge(path: Path) -> None:
@@ -185,7 +163,6 @@ class _Server:
 
     def __init__(self, reply: bytes) -> None:
         self._reply = reply
-        self._hook: Any = None
 
     def set_cache_hook(self, hook: Any) -> None:
         self._hook = hook
@@ -237,13 +214,11 @@ def _run_of(path: Path) -> RunDirectory:
 def _run(path: Path) -> None:
     """What check, judge, repeat and leaderboard read of a run."""
     run = _run_of(path)
-    outcomes = None
-    with suppress(CNAError):
-        outcomes = read_outcomes(run)
-    if outcomes is not None:
-        each((lambda: differences(*[read_protocol(run, outcomes)] * 2, ("questions", "circuit"), names=("a", "b")),))
     each(
         (
+            lambda: differences(
+                *[read_protocol(run, read_outcomes(run))] * 2, ("questions", "circuit"), names=("a", "b")
+            ),
             lambda: make_baseline(run),
             lambda: list(_responses(run)),
             lambda: read_summary(run),
@@ -280,7 +255,7 @@ TARGETS: dict[str, Target] = {
     "contrast": Target("contrast.jsonl", "lines", _contrast),
     "contrast by reference": Target("contrast.yaml", "yaml", read_spec),
     "sweep": Target("sweep.yaml", "yaml", _sweep),
-    "many sweeps": Target("leaderboard.yaml", "yaml", _sweeps),
+    "many sweeps": Target("leaderboard.yaml", "yaml", _sweep),
     "manifest": Target("run/manifest.json", "json", _run),
     "results": Target(CELL, "json", _run),
     "results of the baseline": Target("run/cells/baseline/plain.json", "json", _run),

@@ -45,8 +45,15 @@ class FixedAnswers(LM):
         raise AssertionError("these tasks generate")
 
 
-def manager_on_local_rows(folder: Path, tasks: list[str], data_files: dict[str, str]) -> TaskManager:
-    """A task manager in which our own task files load local rows.
+def manager_on_local_rows(
+    folder: Path,
+    tasks: list[str],
+    data_files: dict[str, str],
+    *,
+    metadata: dict[str, Any] | None = None,
+    **changes: Any,
+) -> TaskManager:
+    """A task manager in which our own task files load local rows; `changes` replace entries of the files.
 
     A task given to lm-eval as a dict with a registered name becomes an inline task that knows nothing of our file, so
     the override is a file of the same name that includes ours; later include paths win.
@@ -60,9 +67,10 @@ def manager_on_local_rows(folder: Path, tasks: list[str], data_files: dict[str, 
             "dataset_path": kind,
             "dataset_name": None,
             "dataset_kwargs": {"data_files": data_files, "cache_dir": str(folder / "cache")},
+            **changes,
         }
         (folder / f"{task}.yaml").write_text(yaml.safe_dump(override), encoding="utf-8")
-    return TaskManager(include_path=[tasks_dir(), folder], include_defaults=False)
+    return TaskManager(include_path=[tasks_dir(), folder], include_defaults=False, metadata=metadata)
 
 
 def evaluate(model: LM, manager: TaskManager, task: str) -> tuple[dict[str, Any], dict[str, Any]]:
