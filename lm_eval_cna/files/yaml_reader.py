@@ -92,6 +92,8 @@ def _check_plain(node: yaml.Node) -> None:
     if node.tag not in _PLAIN:
         kind = node.tag.removeprefix(_TAG)
         raise ValueError(f"line {line}: a {kind:.40}, allowed: text, numbers, lists and mappings; quote text")
+    if isinstance(node, yaml.ScalarNode) and any("\ud800" <= character <= "\udfff" for character in node.value):
+        raise ValueError(f"line {line}: half of a surrogate pair, which cannot be hashed, tokenized or printed")
     if node.tag in _NUMBERS and len(node.value) > _LONGEST_NUMBER:
         raise ValueError(f"line {line}: a number of {len(node.value)} characters")
     if isinstance(node, yaml.MappingNode):
